@@ -1,0 +1,25 @@
+//! What is said on the wire between national backends and the Federation Gateway.
+//!
+//! This crate is pure: it parses, builds and verifies bytes, and knows neither network nor database. The
+//! gateway, the national backend's client and an auditor share it, so that all of them agree on every byte.
+//!
+//! - [`key`] and [`country`]: diagnosis keys, parsed once and valid by construction (spec §4.1).
+//! - [`media`] and [`wire`]: versioned media types, header names, paths, and the two formats of a batch
+//!   (spec §5.2).
+//! - [`batch_tag`]: the names of uploads and of batches (spec §4.2.8, §5.4.2).
+//! - [`canonical`]: the bytes that a batch signature covers, and the hash that identifies a key (spec §4.1.5).
+//! - [`signature`], [`certificate`], [`anchor`] and [`bundle`]: who signed, and why that may be believed
+//!   (spec §4.1.6, §6.1).
+//! - [`audit`]: what an auditor is told about a batch, and the arithmetic that checks it (spec §5.7).
+
+pub mod anchor;
+pub mod audit;
+pub mod batch_tag;
+pub mod bundle;
+pub mod canonical;
+pub mod certificate;
+pub mod country;
+pub mod key;
+pub mod media;
+pub mod signature;
+pub mod wire;
