@@ -1,0 +1,269 @@
+//! Audit entries and their verification (spec §5.7.2).
+//!
+//! An auditor holds what a country downloaded, the audit entries of the same batch, and the operator's trust
+//! anchor, all from different hands. [`verify_batch`] checks that they fit together.
+
+use std::fmt;
+use std::ops::Range;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::anchor::{AnchorError, TrustAnchor};
+use crate::canonical::CanonicalKeys;
+use crate::certificate::{Certificate, CertificateError, Thumbprint};
+use crate::country::Country;
+use crate::key::KeyBatch;
+use crate::signature::{self, SignatureError, SignaturePolicy};
+
+/// What an auditor is told about one upload of a batch. In JSON the fields have exactly the names that
+/// national backends read; all are always present.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntry {
+    /// The country that uploaded.
+    pub country: Country,
+    /// When the upload was stored; in JSON with milliseconds, `2026-11-22T10:15:30.123Z`.
+    #[serde(serialize_with = "milliseconds")]
+    pub uploaded_time: DateTime<Utc>,
+    /// The certificate of the uploading backend, as PEM.
+    pub uploader_certificate: String,
+    /// Its thumbprint.
+    pub uploader_thumbprint: Thumbprint,
+    /// The trust anchor's signature over its PEM text, in base64.
+    pub uploader_operator_signature: String,
+    /// The certificate that signed the upload, as PEM.
+    pub signing_certificate: String,
+    /// Its thumbprint.
+    pub uploader_signing_thumbprint: Thumbprint,
+    /// The trust anchor's signature over its PEM text, in base64.
+    pub signing_certificate_operator_signature: String,
+    /// How many keys were uploaded.
+    pub amount: u32,
+    /// The batch signature over those keys, as it was received.
+    pub batch_signature: String,
+}
+
+fn milliseconds<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+/// Why the entries as a whole do not fit the download, so that no entry can be told its keys.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The entries of the other countries announce more or fewer keys than were downloaded.
+    #[error("the audit entries announce {announced} keys, but the download has {downloaded}")]
+    Amounts {
+        /// The sum of the other countries' amounts.
+        announced: u64,
+        /// The keys in the download.
+        downloaded: u64,
+    },
+    /// The caller's own entry stands before one of another country.
+    #[error("audit entry {index} is the caller's own, but entries of other countries follow it")]
+    OwnEntryNotLast {
+        /// The position of the entry, counted from 0.
+        index: usize,
+    },
+}
+
+/// Which of an entry's two certificates is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The certificate that identified the uploading backend.
+    Uploader,
+    /// The certificate that signed the upload.
+    Signing,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Uploader => "uploader",
+            Self::Signing => "signing",
+        })
+    }
+}
+
+/// One thing that is wrong with an audit entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// A certificate is unreadable, or its subject has not exactly one country.
+    #[error("the {role} certificate is unusable: {error}")]
+    Certificate {
+        /// Which certificate.
+        role: Role,
+        /// What is wrong with it.
+        error: CertificateError,
+    },
+    /// A certificate has another thumbprint than the entry says.
+    #[error("the {role} certificate has thumbprint {actual}, but the entry names {named}")]
+    Thumbprint {
+        /// Which certificate.
+        role: Role,
+        /// As the entry says.
+        named: Thumbprint,
+        /// As the certificate says.
+        actual: Thumbprint,
+    },
+    /// A certificate belongs to another country than the entry.
+    #[error("the {role} certificate belongs to {country}")]
+    Country {
+        /// Which certificate.
+        role: Role,
+        /// The country in its subject.
+        country: Country,
+    },
+    /// The operator did not vouch for a certificate.
+    #[error("the {role} certificate is not vouched for: {error}")]
+    NotVouchedFor {
+        /// Which certificate.
+        role: Role,
+        /// Why its operator signature does not count.
+        error: AnchorError,
+    },
+    /// A key of the entry has another origin than the entry's country.
+    #[error("key {index} of the download belongs to the entry, but its origin is {origin}")]
+    Origin {
+        /// The position of the key in the download, counted from 0.
+        index: usize,
+        /// Its origin.
+        origin: Country,
+    },
+    /// The batch signature does not count for the entry's keys.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The batch signature was made with another certificate than the entry shows.
+    #[error("the batch signature was made with certificate {actual}, but the entry names {named}")]
+    OtherSigner {
+        /// As the entry says.
+        named: Thumbprint,
+        /// As the signature says.
+        actual: Thumbprint,
+    },
+}
+
+/// What the auditor finds about one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The entry's country.
+    pub country: Country,
+    /// Where the entry's keys stand in the download. `None` for the caller's own uploads: their keys are not
+    /// in its download, so only their certificates were checked.
+    pub keys: Option<Range<usize>>,
+    /// Whether the batch signature uses SHA-1, which the policy then allowed.
+    pub used_sha1: bool,
+    /// Everything that is wrong; empty when the entry holds.
+    pub failures: Vec<Failure>,
+}
+
+impl Verdict {
+    /// Whether nothing is wrong with the entry.
+    pub fn holds(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// The auditor's arithmetic (spec §5.7.2): the entries, walked with their amounts, must cut the downloaded keys
+/// exactly, and each piece must bear a batch signature by the certificate that the entry shows. The signer's
+/// certificate must have been valid when the upload was stored; certificates that expired or were revoked since
+/// still count. Answers with one verdict for each entry, in their order.
+///
+/// `caller` is the country that downloaded. Its own entries come last and have no keys in the download.
+///
+/// # Errors
+/// When the entries as a whole do not fit the download.
+pub fn verify_batch(
+    entries: &[AuditEntry],
+    downloaded: &KeyBatch,
+    caller: Country,
+    anchor: &TrustAnchor,
+    policy: SignaturePolicy,
+) -> Result<Vec<Verdict>, AuditError> {
+    let others = entries.iter().take_while(|entry| entry.country != caller).count();
+    if entries[others..].iter().any(|entry| entry.country != caller) {
+        return Err(AuditError::OwnEntryNotLast { index: others });
+    }
+    let announced = entries[..others].iter().map(|entry| u64::from(entry.amount)).sum();
+    let downloaded_keys = downloaded.len() as u64;
+    if announced != downloaded_keys {
+        return Err(AuditError::Amounts { announced, downloaded: downloaded_keys });
+    }
+    let mut keys = downloaded.iter().enumerate();
+    let mut start = 0;
+    let verdicts = entries.iter().enumerate().map(|(position, entry)| {
+        let mut verdict =
+            Verdict { country: entry.country, keys: None, used_sha1: false, failures: Vec::new() };
+        entry.check_certificates(anchor, &mut verdict.failures);
+        if position < others {
+            let end = start + entry.amount as usize;
+            verdict.keys = Some(start..end);
+            start = end;
+            let slice = keys.by_ref().take(entry.amount as usize).map(|(index, key)| {
+                if key.origin != entry.country {
+                    verdict.failures.push(Failure::Origin { index, origin: key.origin });
+                }
+                key
+            });
+            let slice: KeyBatch = slice.collect();
+            match entry.check_signature(&slice, policy) {
+                Ok(used_sha1) => verdict.used_sha1 = used_sha1,
+                Err(failure) => verdict.failures.push(failure),
+            }
+        }
+        verdict
+    });
+    Ok(verdicts.collect())
+}
+
+impl AuditEntry {
+    fn check_certificates(&self, anchor: &TrustAnchor, failures: &mut Vec<Failure>) {
+        let uploader = (
+            Role::Uploader,
+            &self.uploader_certificate,
+            self.uploader_thumbprint,
+            &self.uploader_operator_signature,
+        );
+        let signing = (
+            Role::Signing,
+            &self.signing_certificate,
+            self.uploader_signing_thumbprint,
+            &self.signing_certificate_operator_signature,
+        );
+        for (role, pem, named, operator_signature) in [uploader, signing] {
+            if let Err(error) = anchor.verify_operator_signature(pem, operator_signature) {
+                failures.push(Failure::NotVouchedFor { role, error });
+            }
+            let certificate = match Certificate::from_pem(pem) {
+                Ok(certificate) => certificate,
+                Err(error) => {
+                    failures.push(Failure::Certificate { role, error });
+                    continue;
+                }
+            };
+            let actual = certificate.thumbprint();
+            if actual != named {
+                failures.push(Failure::Thumbprint { role, named, actual });
+            }
+            match certificate.country() {
+                Ok(country) if country != self.country => failures.push(Failure::Country { role, country }),
+                Ok(_) => {}
+                Err(error) => failures.push(Failure::Certificate { role, error }),
+            }
+        }
+    }
+
+    /// Verifies the batch signature over the entry's keys, and says whether it uses SHA-1.
+    fn check_signature(&self, keys: &KeyBatch, policy: SignaturePolicy) -> Result<bool, Failure> {
+        let signed_bytes = CanonicalKeys::of(keys).signed_bytes();
+        let signed = signature::verify(&self.batch_signature, &signed_bytes, self.uploaded_time, policy)?;
+        let (named, actual) = (self.uploader_signing_thumbprint, signed.certificate.thumbprint());
+        if named != actual {
+            return Err(Failure::OtherSigner { named, actual });
+        }
+        Ok(signed.used_sha1)
+    }
+}
+
+#[cfg(test)]
+mod tests;
