@@ -23,3 +23,14 @@ pub mod key;
 pub mod media;
 pub mod signature;
 pub mod wire;
+
+#[cfg(test)]
+mod testing;
+
+/// The beginning of a text that somebody else sent, fit to be shown in an error: escaped and short, so that
+/// neither control characters nor megabytes reach a log.
+pub(crate) fn excerpt(text: &[u8]) -> String {
+    const LONGEST: usize = 40;
+    let shown = text[..text.len().min(LONGEST)].escape_ascii();
+    if text.len() > LONGEST { format!("\"{shown}…\"") } else { format!("\"{shown}\"") }
+}
