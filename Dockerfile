@@ -13,7 +13,6 @@ COPY certs certs
 COPY crates crates
 COPY migrations migrations
 COPY src src
-COPY tests tests
 COPY xtask xtask
 # The caches outlive the step, so a second build compiles only what changed. They are not part of the image: the program
 # is copied out.
