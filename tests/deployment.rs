@@ -292,7 +292,8 @@ fn what_the_image_is_built_from_exists_and_is_all_that_cargo_needs() {
         .output()
         .unwrap();
     assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
-    assert!(String::from_utf8_lossy(&metadata.stdout).contains("src/main.rs"), "the gateway itself is missing");
+    let main = build.path().join("src/main.rs").display().to_string();
+    assert!(String::from_utf8_lossy(&metadata.stdout).contains(&main), "the gateway itself is missing");
 
     let images = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM "));
     for image in images {
