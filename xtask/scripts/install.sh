@@ -18,7 +18,7 @@ flock 9 # two runs at once: the second one waits and finds everything there
 
 root=()
 if [ "$(id -u)" != 0 ]; then root=(sudo); fi
-if ! command -v mariadbd mariadb mariadb-install-db openssl >/dev/null; then
+if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-db && command -v openssl; } >/dev/null; then
   "${root[@]}" apt-get -qq update
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get -qq install -y --no-install-recommends mariadb-server-core mariadb-client-core openssl >/dev/null
@@ -34,6 +34,7 @@ printf '%s\n' 'Package: perl' 'Status: install ok installed' "Architecture: $(dp
 
 # The mirror that this machine already uses.
 mirror() {
+  # shellcheck disable=SC2016 # apt-get fills it in
   apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Created-By: Packages' | grep -v security | sort -u | sed -n 1p
 }
 debian=$(mirror)
