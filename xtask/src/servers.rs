@@ -181,4 +181,53 @@ mod tests {
         drop(reaper);
         assert!(!dir.exists());
     }
+
+    /// What a shell command prints; on failure, what it says of it. It runs with the servers' environment.
+    fn sh(servers: &Servers, command: &str) -> Outcome<String> {
+        let output =
+            Command::new("bash").args(["-euc", command]).envs(servers.environment()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    #[test]
+    fn the_servers_keep_what_the_tests_rely_on() {
+        if std::env::var_os("EFGS_TEST_DB_SCRIPT").is_none() {
+            println!("skipped: it starts database servers, which `cargo xtask test` does");
+            return;
+        }
+        let servers = Servers::start().unwrap();
+        for (name, port) in [("MARIADB", servers.mariadb_port), ("MYSQL", servers.mysql_port)] {
+            let app = |options: &str, sql: &str| {
+                let client = format!("mariadb --no-defaults -h127.0.0.1 -P{port} -uapp -papp-secret -N");
+                sh(&servers, &format!("{client} --ssl-ca=$EFGS_TEST_{name}_CA {options} -e '{sql}'"))
+            };
+            let tls = "--ssl-verify-server-cert";
+            let row = "CREATE DATABASE efgs_test_x; CREATE TABLE efgs_test_x.t (a INT PRIMARY KEY); INSERT INTO efgs_test_x.t VALUES (7)";
+            app(tls, row).unwrap();
+            for refused in
+                ["CREATE DATABASE other", "CREATE DATABASE efgsxtest", "SELECT COUNT(*) FROM mysql.user"]
+            {
+                let error = app(tls, refused).unwrap_err();
+                assert!(error.contains("denied"), "{name}: {refused}: {error}");
+            }
+            app("--skip-ssl", "SELECT 1").unwrap_err();
+
+            sh(&servers, &format!("$EFGS_TEST_DB_SCRIPT kill9 $EFGS_TEST_{name}_DIR")).unwrap();
+            app(tls, "SELECT 1").unwrap_err();
+            sh(&servers, &format!("$EFGS_TEST_DB_SCRIPT start $EFGS_TEST_{name}_DIR")).unwrap();
+            assert_eq!(
+                app(tls, "SELECT a FROM efgs_test_x.t").unwrap(),
+                "7",
+                "{name}: a committed row survives kill -9"
+            );
+            sh(&servers, &format!("$EFGS_TEST_DB_SCRIPT stop $EFGS_TEST_{name}_DIR")).unwrap();
+            app(tls, "SELECT 1").unwrap_err();
+            sh(&servers, &format!("$EFGS_TEST_DB_SCRIPT start $EFGS_TEST_{name}_DIR")).unwrap();
+        }
+        let (ports, dir) = ([servers.mariadb_port, servers.mysql_port], servers.reaper.dir.clone());
+        drop(servers);
+        assert!(!dir.exists());
+        assert_eq!(two_free(ports.into_iter()), Some(ports), "nobody listens any more");
+    }
 }
