@@ -1,0 +1,39 @@
+//! The gateway's database schema, for MySQL, MariaDB and SQLite.
+//!
+//! Each step is a module of its own and says both dialects side by side. Rules that every step keeps:
+//!
+//! * **Repeatable.** MySQL commits each DDL statement by itself, so a step can stop half-way, and two
+//!   instances can start at once: a statement that has already been carried out must not fail.
+//! * **Expand, then contract.** The version before must run on the schema after: add in one release, remove
+//!   in a later one.
+//! * **A primary key on every table** (Group Replication refuses others); no cascading foreign keys, because
+//!   expiry deletes millions of rows in small steps of its own.
+
+pub use sea_orm_migration::prelude::{MigratorTrait, SchemaManager};
+use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
+
+mod m0001_initial;
+
+/// All steps, oldest first.
+#[derive(Debug)]
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_initial::Migration)]
+    }
+}
+
+/// Carries out the statements of one step for the database at hand.
+async fn execute(manager: &SchemaManager<'_>, mysql: &[&str], sqlite: &[&str]) -> Result<(), DbErr> {
+    let statements = match manager.get_database_backend() {
+        DatabaseBackend::MySql => mysql,
+        DatabaseBackend::Sqlite => sqlite,
+        other => return Err(DbErr::Custom(format!("there is no schema for {other:?}"))),
+    };
+    for statement in statements {
+        manager.get_connection().execute_unprepared(statement).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! The composition root: the only place that knows everyone.
+
+use std::{future::Future, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
+
+use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, web};
+use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
+
+use crate::{
+    batching,
+    chain::{Chain, Link},
+    clock::Clock,
+    config::{Config, ConfigError},
+    download::Sealed,
+    encryption::Keyring,
+    expiry, http,
+    jobs::{self, Shutdown},
+    store::{Store, StoreError},
+    trust::{Caller, PeerIdentity, TlsError, TlsSetup, Trust},
+};
+
+/// What every feature shares.
+pub struct App {
+    /// The settings.
+    pub config: Config,
+    /// The time.
+    pub clock: Clock,
+    /// The database.
+    pub store: Store,
+    /// Who may call and sign.
+    pub trust: Trust,
+    /// Encryption at rest.
+    pub keyring: Keyring,
+    /// The batches.
+    pub chain: Chain,
+    /// Bodies that are ready to send.
+    pub sealed: Sealed,
+    /// Tells the batching job that an upload has come.
+    pub wake_batching: Notify,
+    metrics: Option<PrometheusHandle>,
+    runtime: Handle,
+}
+
+/// Why the gateway cannot start; every text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not right.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file of `[tls]` is not right.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The trust anchor is not usable.
+    #[error("`trust.anchor` ({path}): {reason}")]
+    Anchor {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The database is not usable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The schema is old, and `--no-migrate` was given.
+    #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
+    SchemaOutdated,
+    /// An address cannot be listened on.
+    #[error("cannot listen on `server.{key}` = {address}: {source}")]
+    Listen {
+        /// Which address.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The TLS library refuses its settings.
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+impl App {
+    /// Reads what the configuration names and prepares everything; nothing runs yet.
+    pub fn new(
+        config: Config,
+        clock: Clock,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Arc<Self>, StartError> {
+        let anchor =
+            |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
+        let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
+        let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
+        let store = Store::connect(&config.database, &config.database_url()?)?;
+        Ok(Arc::new(Self {
+            keyring: Keyring::load(&config.encryption)?,
+            trust: Trust::new(anchor, config.trust.refresh),
+            chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
+            sealed: Sealed::new(config.download.cache.as_u64()),
+            wake_batching: Notify::new(),
+            runtime: Handle::current(),
+            store,
+            clock,
+            metrics,
+            config,
+        }))
+    }
+
+    /// Runs something on the threads of the jobs rather than on those of the connections. It is brought to its
+    /// end even when the request that wanted it goes away.
+    pub async fn background<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, http::Error> {
+        self.runtime.spawn(work).await.map_err(|e| http::Error::Internal(e.to_string()))
+    }
+
+    /// Runs something that computes for long on a thread of its own.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, http::Error> {
+        self.runtime.spawn_blocking(work).await.map_err(|e| http::Error::Internal(e.to_string()))
+    }
+
+    /// The batch that a country asks for, and the one behind it.
+    pub async fn find_batch(
+        self: &Arc<Self>,
+        caller: &Caller,
+        date: chrono::NaiveDate,
+        tag: Option<BatchTag>,
+    ) -> Result<Link, http::Error> {
+        let end = self.config.participant(caller.country).chain;
+        Ok(self.chain.find(date, tag, end).await??)
+    }
+
+    /// Metrics in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        self.metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+    }
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Where the national backends' side listens.
+    pub address: SocketAddr,
+    /// Where the admin side listens.
+    pub admin_address: SocketAddr,
+    app: Arc<App>,
+    tls: Arc<TlsSetup>,
+    stop: tokio::sync::watch::Sender<bool>,
+    servers: Vec<ServerHandle>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Brings the schema up to date if `migrate`, then listens and starts the jobs.
+    pub async fn start(app: Arc<App>, migrate: bool) -> Result<Self, StartError> {
+        let tls = TlsSetup::load(&app.config.tls)?;
+        if migrate {
+            app.store.migrate().await?;
+        } else if !app.store.schema_is_current().await? {
+            return Err(StartError::SchemaOutdated);
+        }
+        app.trust.load(&app.store, app.clock.now()).await?;
+
+        let listen = |key: &'static str, address: SocketAddr| {
+            TcpListener::bind(address).map_err(|source| StartError::Listen { key, address, source })
+        };
+        let national = listen("listen", app.config.server.listen)?;
+        let admin = listen("admin_listen", app.config.server.admin_listen)?;
+        let local = |listener: &TcpListener, fallback| listener.local_addr().unwrap_or(fallback);
+        let address = local(&national, app.config.server.listen);
+        let admin_address = local(&admin, app.config.server.admin_listen);
+
+        let (stop, shutdown) = Shutdown::new();
+        let mut tasks = vec![
+            tokio::spawn(batching::run(app.clone(), shutdown.clone())),
+            tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
+            tokio::spawn(refresh_trust(app.clone(), shutdown)),
+        ];
+        let mut servers = Vec::new();
+        for server in [national_server(&app, &tls, national)?, admin_server(&app, admin)?] {
+            servers.push(server.handle());
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = server.await {
+                    tracing::error!(%error, "a listener stopped");
+                }
+            }));
+        }
+        for warning in app.config.warnings() {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(%address, %admin_address, "the gateway serves");
+        Ok(Self { address, admin_address, app, tls, stop, servers, tasks })
+    }
+
+    /// What the gateway works with.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Reads certificates and the registry again.
+    pub async fn reload(&self) {
+        match self.tls.reload(&self.app.config.tls) {
+            Ok(()) => tracing::info!("the TLS certificates were read again"),
+            Err(error) => tracing::error!(%error, "the TLS certificates stay as they were"),
+        }
+        if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
+            tracing::error!(%error, "the certificate registry could not be loaded");
+        }
+    }
+
+    /// Accepts nothing new, brings to its end what is under way, and returns when all is done.
+    pub async fn stop(self) {
+        for server in &self.servers {
+            server.stop(true).await;
+        }
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            drop(task.await);
+        }
+        self.app.store.clone().close().await;
+        tracing::info!("the gateway has stopped");
+    }
+}
+
+async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
+    let load = || app.trust.load(&app.store, app.clock.now());
+    jobs::repeat("trust", app.trust.pace(), shutdown, std::future::pending, load).await;
+}
+
+fn national_server(
+    app: &Arc<App>,
+    tls: &Arc<TlsSetup>,
+    listener: TcpListener,
+) -> Result<actix_web::dev::Server, StartError> {
+    let data = web::Data::from(app.clone());
+    let settings = &app.config.server;
+    let workers =
+        settings.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let timeout = settings.request_timeout;
+    let address = settings.listen;
+    let server = HttpServer::new(move || ActixApp::new().app_data(data.clone()).configure(http::routes))
+        .workers(workers)
+        .max_connections(settings.max_connections.div_ceil(workers))
+        .client_request_timeout(timeout)
+        .tls_handshake_timeout(timeout.min(Duration::from_secs(10)))
+        .client_disconnect_timeout(Duration::from_secs(1))
+        .keep_alive(Duration::from_secs(75))
+        .shutdown_timeout(timeout.as_secs().max(1))
+        .tcp_nodelay(true)
+        .disable_signals()
+        .on_connect(move |connection, extensions| {
+            let Some(stream) = connection
+                .downcast_ref::<actix_tls::accept::rustls_0_23::TlsStream<actix_web::rt::net::TcpStream>>()
+            else {
+                return;
+            };
+            let (tcp, session) = stream.get_ref();
+            // A client that stops reading does not hold its connection and what is buffered for it for ever.
+            if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
+                tracing::debug!(%error, "a connection has no time limit for unread data");
+            }
+            let leaf = session.peer_certificates().and_then(|chain| chain.first());
+            if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
+                extensions.insert(identity);
+            }
+        })
+        .listen_rustls_0_23(listener, tls.server_config()?)
+        .map_err(|source| StartError::Listen { key: "listen", address, source })?;
+    Ok(server.run())
+}
+
+fn admin_server(app: &Arc<App>, listener: TcpListener) -> Result<actix_web::dev::Server, StartError> {
+    let data = web::Data::from(app.clone());
+    let address = app.config.server.admin_listen;
+    let server =
+        HttpServer::new(move || ActixApp::new().app_data(data.clone()).configure(http::configure_admin))
+            .workers(1)
+            .max_connections(64)
+            .shutdown_timeout(1)
+            .disable_signals()
+            .listen(listener)
+            .map_err(|source| StartError::Listen { key: "admin_listen", address, source })?;
+    Ok(server.run())
+}

@@ -1,0 +1,94 @@
+//! What an auditor may see of a batch (spec §5.7).
+
+use actix_web::{HttpResponse, web};
+use chrono::NaiveDate;
+use efgs_protocol::{audit::AuditEntry, batch_tag::BatchTag, certificate::Thumbprint, country::Country};
+
+use crate::{
+    app::App,
+    chain::ChainError,
+    http::{Error, ErrorBody, reply},
+    store::AuditRow,
+    trust::Caller,
+};
+
+/// Why an audit is refused, beside what the chain says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The batch is older than the date that came with it.
+    #[error("the batch was formed on {formed}, before {date}")]
+    BeforeDate {
+        /// The batch's day.
+        formed: NaiveDate,
+        /// What was asked for.
+        date: NaiveDate,
+    },
+}
+
+/// Tells who uploaded and who signed what is in a batch (spec §5.7.2).
+///
+/// One entry per upload. The entries of the other countries come in the order of their keys in the download,
+/// so that walking them with their `amount` cuts the downloaded keys exactly; the caller's own, which are not
+/// in its download, come last. Each part verifies under its `batchSignature`; each certificate under its
+/// operator signature.
+#[utoipa::path(
+    get,
+    path = "/diagnosiskeys/audit/download/{date}/{batchTag}",
+    tag = "audit",
+    params(
+        ("date" = String, Path, description = "A UTC date, yyyy-MM-dd, at most 14 days ago and not after the batch's day.", example = "2026-11-22"),
+        ("batchTag" = String, Path, description = "The batch: its ObjectId or its name yyyyMMdd-N.", example = "20261122-1"),
+    ),
+    responses(
+        (status = 200, description = "One entry per upload.", body = Vec<crate::http::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::example_audit())),
+        (status = 400, description = "The date is not a date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date \"22.11.2026\" is not of the form yyyy-MM-dd", "code": "invalid-date"})),
+        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
+        (status = 404, description = "There is no such batch, or it was formed before the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no batch with this tag", "code": "batch-not-found"})),
+        (status = 410, description = "The date is before the retention.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"})),
+        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
+    )
+)]
+pub async fn audit(
+    caller: Caller,
+    path: web::Path<(String, String)>,
+    app: web::Data<App>,
+) -> Result<HttpResponse, Error> {
+    let app = app.into_inner();
+    let (date, tag) = path.into_inner();
+    let date = app.chain.date(&date)?;
+    let tag: BatchTag = tag.parse().map_err(|_| ChainError::Unknown)?;
+    let link = app.find_batch(&caller, date, Some(tag)).await.map_err(|error| match error {
+        Error::Chain(ChainError::BeforeDate { formed, date }) => {
+            AuditError::BeforeDate { formed, date }.into()
+        }
+        other => other,
+    })?;
+    let store = app.store.clone();
+    let rows = app.clone().background(async move { store.audit_rows(link.batch.id).await }).await??;
+    let (own, others): (Vec<_>, Vec<_>) =
+        rows.into_iter().partition(|row| row.country == caller.country.as_str());
+    let entries: Result<Vec<AuditEntry>, Error> = others.into_iter().chain(own).map(entry).collect();
+    Ok(reply::json(entries?))
+}
+
+fn entry(row: AuditRow) -> Result<AuditEntry, Error> {
+    let corrupt = || {
+        Error::Internal(format!(
+            "upload {} has a malformed country or thumbprint in the database",
+            row.upload_id
+        ))
+    };
+    let thumbprint = |bytes: &[u8]| bytes.try_into().map(Thumbprint::from_bytes).map_err(|_| corrupt());
+    Ok(AuditEntry {
+        country: Country::new(&row.country).map_err(|_| corrupt())?,
+        uploaded_time: row.uploaded_at,
+        uploader_thumbprint: thumbprint(&row.uploader_thumbprint)?,
+        uploader_signing_thumbprint: thumbprint(&row.signing_thumbprint)?,
+        uploader_certificate: row.uploader_certificate,
+        uploader_operator_signature: row.uploader_operator_signature,
+        signing_certificate: row.signing_certificate,
+        signing_certificate_operator_signature: row.signing_operator_signature,
+        amount: row.amount,
+        batch_signature: row.batch_signature,
+    })
+}

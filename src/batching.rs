@@ -1,0 +1,70 @@
+//! Forming batches from uploads (spec §4.2.8).
+//!
+//! Every `batching.interval` all that waits is put into batches; in between, a batch is formed as soon as it
+//! would be full. One instance at a time does it, under a lease; when the interval ends is kept in the
+//! database, so it makes no difference how many instances there are.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    app::App,
+    jobs::{self, Shutdown},
+    store::{BatchRecord, Formation, Job, Lease, StoreError},
+    telemetry,
+};
+
+/// How often to look whether there is something to do; an upload to this instance is noticed at once.
+const PACE: Duration = Duration::from_secs(1);
+
+/// The job, until the gateway stops.
+pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+    let pace = PACE.min(app.config.batching.interval);
+    jobs::repeat(Job::Batching.name(), pace, shutdown, || app.wake_batching.notified(), || turn(&app)).await;
+}
+
+/// One look: forms full batches when enough keys wait, and all when the interval is over.
+async fn turn(app: &App) -> Result<(), StoreError> {
+    let pending = app.store.pending().await?;
+    metrics::gauge!(telemetry::KEYS_WAITING).set(pending.keys as f64);
+    let due = app.store.is_due(Job::Batching).await?;
+    let full = pending.keys >= app.config.batching.max_keys as u64;
+    if !due && !full {
+        return Ok(());
+    }
+    let Some(lease) = app.store.acquire_lease(Job::Batching).await? else {
+        return Ok(());
+    };
+    jobs::under_lease(&app.store, lease, async |lease| {
+        // Asked again under the lease: another instance may have done it meanwhile.
+        let due = app.store.is_due(Job::Batching).await?;
+        form_all(app, lease, !due).await?;
+        if due {
+            app.store.set_due(lease, app.config.batching.interval).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Forms batches now until nothing waits, as the command `batch form` does; waits for the lease.
+pub async fn form_now(app: &App) -> Result<Vec<BatchRecord>, StoreError> {
+    let lease = jobs::wait_for_lease(&app.store, Job::Batching).await?;
+    jobs::under_lease(&app.store, lease, async |lease| form_all(app, lease, false).await).await
+}
+
+async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<BatchRecord>, StoreError> {
+    let mut formed = Vec::new();
+    loop {
+        let how =
+            Formation { now: app.clock.now(), max_keys: app.config.batching.max_keys as u64, only_full };
+        let Some(batch) = app.store.form_batch(lease, how).await? else {
+            return Ok(formed);
+        };
+        metrics::counter!(telemetry::BATCHES_FORMED).increment(1);
+        tracing::info!(
+            batch = %batch.id, day = %batch.day, sequence = batch.sequence, uploads = batch.uploads.len(),
+            keys = batch.amount(), "a batch was formed"
+        );
+        formed.push(batch);
+    }
+}

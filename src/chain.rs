@@ -1,0 +1,196 @@
+//! The chain of batches, in memory.
+//!
+//! A batch never changes once it is visible and new ones are only added behind the newest, so what is in
+//! memory is right for ever; only "is there one more?" needs the database. A request asks it exactly when its
+//! answer would be "none yet" or "unknown", and requests that ask at the same time share one question. So the
+//! link to the next batch is live, also when another instance formed it, and a country that catches up on
+//! thousands of batches costs the database nothing.
+
+use std::sync::{
+    Arc, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use chrono::{Days, NaiveDate};
+use efgs_protocol::{
+    batch_tag::{BatchTag, DayName},
+    media::SUPPORTED,
+};
+
+use crate::{
+    app::App,
+    clock::Clock,
+    config::{Chain as ChainEnd, TagStyle},
+    store::{BatchRecord, Store, StoreError},
+    trust::Caller,
+};
+
+/// Why a batch cannot be given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// Not a date.
+    #[error("the date {found:?} is not of the form yyyy-MM-dd")]
+    InvalidDate {
+        /// What was sent, cut short.
+        found: String,
+    },
+    /// Before the retention.
+    #[error("the date {date} is too old: keys are kept since {oldest}")]
+    TooOld {
+        /// What was asked for.
+        date: NaiveDate,
+        /// The first day that is kept.
+        oldest: NaiveDate,
+    },
+    /// No batch has been formed since.
+    #[error("no batch has been formed on or after {date} yet")]
+    NoneSince {
+        /// What was asked for.
+        date: NaiveDate,
+    },
+    /// No such batch.
+    #[error("there is no batch with this tag")]
+    Unknown,
+    /// The batch is older than the date that came with it.
+    #[error("the batch was formed on {formed}, before {date}")]
+    BeforeDate {
+        /// The batch's day.
+        formed: NaiveDate,
+        /// What was asked for.
+        date: NaiveDate,
+    },
+}
+
+/// A batch and the one behind it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// The batch.
+    pub batch: Arc<BatchRecord>,
+    /// The next one, as far as the caller's chain goes.
+    pub next: Option<Arc<BatchRecord>>,
+}
+
+/// The batches that this instance knows, oldest first.
+#[derive(Debug)]
+pub struct Chain {
+    store: Store,
+    clock: Clock,
+    retention: Days,
+    batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
+    asked: AtomicU64,
+    answered: tokio::sync::Mutex<u64>,
+}
+
+impl Chain {
+    /// An empty chain; it fills itself when it is asked.
+    pub fn new(store: Store, clock: Clock, retention_days: u16) -> Self {
+        Self {
+            store,
+            clock,
+            retention: Days::new(u64::from(retention_days)),
+            batches: RwLock::default(),
+            asked: AtomicU64::new(0),
+            answered: tokio::sync::Mutex::new(0),
+        }
+    }
+
+    /// The first day whose batches are still served.
+    pub fn oldest(&self) -> NaiveDate {
+        let today = self.clock.now().date_naive();
+        today.checked_sub_days(self.retention).unwrap_or(today)
+    }
+
+    /// Reads a date and checks it against the retention.
+    pub fn date(&self, text: &str) -> Result<NaiveDate, ChainError> {
+        let invalid = || ChainError::InvalidDate { found: text.chars().take(32).collect() };
+        let shape = text.len() == 10
+            && text
+                .bytes()
+                .enumerate()
+                .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+        let date = Some(text).filter(|_| shape).and_then(|text| text.parse().ok()).ok_or_else(invalid)?;
+        let oldest = self.oldest();
+        if date < oldest { Err(ChainError::TooOld { date, oldest }) } else { Ok(date) }
+    }
+
+    /// The batch with this tag, or the first one formed on or after `date`; with the one behind it.
+    pub async fn find(
+        &self,
+        date: NaiveDate,
+        tag: Option<BatchTag>,
+        end: ChainEnd,
+    ) -> Result<Result<Link, ChainError>, StoreError> {
+        match self.look(date, tag, end) {
+            Ok(link) if link.next.is_some() => return Ok(Ok(link)),
+            Err(error @ ChainError::BeforeDate { .. }) => return Ok(Err(error)),
+            _ => {}
+        }
+        self.refresh().await?;
+        Ok(self.look(date, tag, end))
+    }
+
+    fn look(&self, date: NaiveDate, tag: Option<BatchTag>, end: ChainEnd) -> Result<Link, ChainError> {
+        let batches = self.snapshot();
+        let mut at = match tag {
+            None => batches.partition_point(|batch| batch.day < date),
+            Some(BatchTag::ObjectId(id)) => {
+                batches.binary_search_by_key(&id, |batch| batch.id).map_err(|_| ChainError::Unknown)?
+            }
+            Some(BatchTag::DayName(DayName { day, sequence })) => batches
+                .binary_search_by_key(&(day, sequence), |batch| (batch.day, batch.sequence))
+                .map_err(|_| ChainError::Unknown)?,
+        };
+        // A batch of a major version that we do not speak is not there (spec §5.2).
+        let served = |batch: &Arc<BatchRecord>| batch.format_major == SUPPORTED.major;
+        if tag.is_none() {
+            at += batches[at..].iter().position(served).ok_or(ChainError::NoneSince { date })?;
+        }
+        let batch = batches.get(at).filter(|batch| served(batch)).ok_or(ChainError::Unknown)?.clone();
+        if batch.day < date {
+            return Err(ChainError::BeforeDate { formed: batch.day, date });
+        }
+        if tag.is_none() && end == ChainEnd::Day && batch.day != date {
+            return Err(ChainError::NoneSince { date });
+        }
+        let next = batches[at + 1..].iter().find(|batch| served(batch));
+        let next = next.filter(|next| end == ChainEnd::SinceDate || next.day == batch.day).cloned();
+        Ok(Link { batch, next })
+    }
+
+    fn snapshot(&self) -> Arc<Vec<Arc<BatchRecord>>> {
+        self.batches.read().map(|batches| batches.clone()).unwrap_or_default()
+    }
+
+    /// Asks the database for what is behind the newest batch.
+    async fn refresh(&self) -> Result<(), StoreError> {
+        let before = self.asked.load(Ordering::SeqCst);
+        let mut answered = self.answered.lock().await;
+        if *answered > before {
+            // Somebody asked after we came, and has the answer already.
+            return Ok(());
+        }
+        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let known = self.snapshot();
+        let oldest = self.oldest();
+        let new = self.store.batches_after(known.last().map(|batch| batch.id), oldest).await?;
+        let outdated = known.partition_point(|batch| batch.day < oldest);
+        if !new.is_empty() || outdated > 0 {
+            // The newest stays, expired or not: it is what the next question starts from.
+            let outdated = if new.is_empty() { outdated.min(known.len() - 1) } else { outdated };
+            let batches = known[outdated..].iter().cloned().chain(new.into_iter().map(Arc::new)).collect();
+            if let Ok(mut current) = self.batches.write() {
+                *current = Arc::new(batches);
+            }
+        }
+        *answered = number;
+        Ok(())
+    }
+}
+
+/// The name of a batch that the gateway says to a country.
+pub fn tag_for(app: &App, caller: &Caller, batch: &BatchRecord) -> String {
+    match app.config.participant(caller.country).tags.unwrap_or(app.config.batching.tags) {
+        TagStyle::ObjectId => batch.id.to_string(),
+        TagStyle::DaySequence => DayName { day: batch.day, sequence: batch.sequence }.to_string(),
+    }
+}

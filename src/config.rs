@@ -1,0 +1,337 @@
+//! The configuration: a TOML file, overridden by the environment (`EFGS__SECTION__KEY`).
+//!
+//! Every section is typed, a key that nobody knows is an error that names its nearest neighbour, relative
+//! paths are relative to the file, and secrets never show in debug output.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use efgs_protocol::country::Country;
+use serde::Deserialize;
+
+mod load;
+#[cfg(test)]
+mod tests;
+
+pub use load::ConfigError;
+
+/// A complete, commented example, as `config example` prints it.
+pub const EXAMPLE: &str = include_str!("config/example.toml");
+
+/// Everything that an operator can set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where and how the gateway listens.
+    #[serde(default)]
+    pub server: Server,
+    /// The gateway's own certificate.
+    pub tls: Tls,
+    /// Where the documents are kept.
+    pub database: Database,
+    /// Whose signature makes a certificate count (spec §6.1.3).
+    pub trust: Trust,
+    /// Keys of the encryption at rest (spec §8.2).
+    pub encryption: Encryption,
+    /// Limits of one upload.
+    #[serde(default)]
+    pub upload: Upload,
+    /// How uploads become batches (spec §4.2.8).
+    #[serde(default)]
+    pub batching: Batching,
+    /// What is kept ready in memory for downloads.
+    #[serde(default)]
+    pub download: Download,
+    /// How long documents live (spec §4.2.6).
+    #[serde(default)]
+    pub retention: Retention,
+    /// How countries are called back (spec §5.6); read and checked, not yet used.
+    pub callback: Option<Callback>,
+    /// What single countries need otherwise than the rest.
+    #[serde(default)]
+    pub participants: BTreeMap<Country, Participant>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The national backends' side.
+    pub listen: SocketAddr,
+    /// Health, metrics and the API document; plain HTTP, never public.
+    pub admin_listen: SocketAddr,
+    /// How callers are known.
+    pub auth: AuthMode,
+    /// Networks of the load balancers in front; only with [`AuthMode::Proxy`].
+    pub trusted_proxies: Vec<String>,
+    /// From the first byte of a request to its last.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// Connections open at once; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// Threads that serve requests; by default one per core.
+    pub workers: Option<usize>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            auth: AuthMode::Mtls,
+            trusted_proxies: Vec::new(),
+            request_timeout: Duration::from_secs(30),
+            max_connections: 1024,
+            workers: None,
+        }
+    }
+}
+
+/// How a caller is known.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthMode {
+    /// The gateway ends TLS itself and requires a client certificate.
+    Mtls,
+    /// TLS ends at a load balancer (spec §7). This version refuses to start with it.
+    Proxy,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM: the gateway's certificate, then its chain.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub private_key: PathBuf,
+    /// PEM: callers' certificates must also chain to one of these.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[database]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// `sqlite:PATH` or `mysql://user:password@host:port/name`.
+    pub url: Option<Secret>,
+    /// A file that holds the URL, for operators who keep secrets in files.
+    pub url_file: Option<PathBuf>,
+    /// PEM: require TLS and verify the server against these.
+    pub tls_ca: Option<PathBuf>,
+    /// Connections of the bulk path (uploads, reading batches); the rest of the gateway uses a few of its own.
+    #[serde(default = "Database::default_pool")]
+    pub pool: u16,
+    /// How long one operation may take with all its repetitions before the caller is told 503.
+    #[serde(default = "Database::default_timeout", with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Database {
+    fn default_pool() -> u16 {
+        16
+    }
+
+    fn default_timeout() -> Duration {
+        Duration::from_secs(10)
+    }
+}
+
+/// `[trust]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// PEM: the certificate of the operator's offline trust anchor.
+    pub anchor: PathBuf,
+    /// Imports and revocations hold on every instance after at most this long.
+    #[serde(default = "Trust::default_refresh", with = "humantime_serde")]
+    pub refresh: Duration,
+}
+
+impl Trust {
+    fn default_refresh() -> Duration {
+        Duration::from_secs(5)
+    }
+}
+
+/// `[encryption]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encryption {
+    /// The first encrypts, all decrypt.
+    pub keys: Vec<EncryptionKey>,
+}
+
+/// One key of `encryption.keys`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptionKey {
+    /// Stored with every payload; never reuse an id for another key.
+    pub id: u32,
+    /// 32 bytes, base64.
+    pub file: PathBuf,
+}
+
+/// `[upload]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upload {
+    /// Keys in one upload.
+    pub max_keys: usize,
+    /// Bytes of one request's body.
+    pub max_bytes: ByteSize,
+}
+
+impl Default for Upload {
+    fn default() -> Self {
+        Self { max_keys: 5000, max_bytes: ByteSize::mib(10) }
+    }
+}
+
+/// `[batching]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batching {
+    /// A waiting upload is in a batch after at most this long.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Keys in one batch, unless a single upload has more.
+    pub max_keys: usize,
+    /// Which of a batch's two names the gateway says.
+    pub tags: TagStyle,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(300), max_keys: 5000, tags: TagStyle::ObjectId }
+    }
+}
+
+/// Which of a batch's two names the gateway says; it understands both.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum TagStyle {
+    /// 24 hexadecimal digits (spec §4.2.9).
+    ObjectId,
+    /// `yyyyMMdd-N`.
+    DaySequence,
+}
+
+/// Where a country's chain of batches ends.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Chain {
+    /// At the newest batch.
+    #[default]
+    SinceDate,
+    /// At midnight, for a country that walks day by day.
+    Day,
+}
+
+/// `[download]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Download {
+    /// Memory for batches that are ready to send.
+    pub cache: ByteSize,
+}
+
+impl Default for Download {
+    fn default() -> Self {
+        Self { cache: ByteSize::mib(256) }
+    }
+}
+
+/// `[retention]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Days for which a batch is served after the day it was formed on.
+    pub days: u16,
+    /// How often what is older is deleted.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { days: 14, interval: Duration::from_secs(3600) }
+    }
+}
+
+/// `[callback]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Callback {
+    /// PEM: the certificate that the gateway shows to national backends.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub private_key: PathBuf,
+    /// Failures in a row after which a subscription is paused.
+    #[serde(default = "Callback::default_max_attempts")]
+    pub max_attempts: u32,
+    /// Opens networks that are refused otherwise.
+    #[serde(default)]
+    pub allowed_networks: Vec<String>,
+    /// PEM: extra roots.
+    pub ca: Option<PathBuf>,
+}
+
+impl Callback {
+    fn default_max_attempts() -> u32 {
+        12
+    }
+}
+
+/// `[participants.XX]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Participant {
+    /// Which name of a batch this country is told, instead of `batching.tags`.
+    pub tags: Option<TagStyle>,
+    /// Where its chain ends.
+    pub chain: Chain,
+    /// Accept its signatures with SHA-1; each use is logged.
+    pub allow_sha1_signatures: bool,
+}
+
+impl Config {
+    /// What is set for a country; all defaults when nothing is.
+    pub fn participant(&self, country: Country) -> Participant {
+        self.participants.get(&country).copied().unwrap_or_default()
+    }
+
+    /// Reads a file and the environment, and makes relative paths absolute.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        load::load(path, std::env::vars())
+    }
+}
+
+/// A text that debug output must not show.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself; whoever calls this takes care where it goes.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}

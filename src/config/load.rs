@@ -1,0 +1,262 @@
+//! From a file and the environment to a [`Config`].
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::{
+    AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Participant,
+    Retention, Secret, Server, Tls, Trust, Upload,
+};
+
+/// Why a configuration cannot be used; every text names the key and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or not readable.
+    #[error("cannot read the configuration {path}: {source}; `efgs-gateway config example` prints one to start from", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {reason}", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        reason: String,
+    },
+    /// A key that nobody knows.
+    #[error("unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// Its whole name.
+        key: String,
+        /// The known key whose spelling is closest.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong kind, or a key that is missing.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+pub(super) fn load(
+    path: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut config = parse(&text, path, environment)?;
+    absolute(&mut config, &folder);
+    Ok(config)
+}
+
+pub(super) fn parse(
+    text: &str,
+    path: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let mut table: Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string() })?;
+    for (name, value) in environment {
+        if let Some(key) = name.strip_prefix("EFGS__") {
+            set(&mut table, &name, key, &value)?;
+        }
+    }
+    refuse_unknown_keys(&table)?;
+    let config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        ConfigError::Invalid(format!(
+            "the configuration is not complete or not right: {}",
+            e.to_string().trim()
+        ))
+    })?;
+    check(&config)?;
+    Ok(config)
+}
+
+/// `EFGS__SERVER__LISTEN=…` sets `server.listen`; the value is TOML, or else a plain text.
+fn set(table: &mut Table, variable: &str, key: &str, value: &str) -> Result<(), ConfigError> {
+    let names: Vec<&str> = key.split("__").collect();
+    let (Some((last, sections)), false) = (names.split_last(), names.iter().any(|n| n.is_empty())) else {
+        return Err(ConfigError::Invalid(format!("{variable}: write it as EFGS__SECTION__KEY")));
+    };
+    let mut at = table;
+    for (depth, section) in sections.iter().enumerate() {
+        // `participants` is followed by a country, which is written in capitals.
+        let country = depth == 1 && sections[0].eq_ignore_ascii_case("participants");
+        let name = if country { section.to_ascii_uppercase() } else { section.to_ascii_lowercase() };
+        at = match at.entry(name).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => inner,
+            _ => return Err(ConfigError::Invalid(format!("{variable}: `{section}` is not a section"))),
+        };
+    }
+    let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+    at.insert(last.to_ascii_lowercase(), parsed.unwrap_or_else(|| Value::String(value.to_owned())));
+    Ok(())
+}
+
+fn known<T: DeserializeOwned>() -> &'static [&'static str] {
+    serde_aux::serde_introspection::serde_introspect::<T>()
+}
+
+fn refuse_unknown_keys(table: &Table) -> Result<(), ConfigError> {
+    unknown("", table, known::<Config>())?;
+    for (section, value) in table {
+        let Value::Table(inner) = value else { continue };
+        let keys = match section.as_str() {
+            "server" => known::<Server>(),
+            "tls" => known::<Tls>(),
+            "database" => known::<Database>(),
+            "trust" => known::<Trust>(),
+            "encryption" => known::<Encryption>(),
+            "upload" => known::<Upload>(),
+            "batching" => known::<Batching>(),
+            "download" => known::<Download>(),
+            "retention" => known::<Retention>(),
+            "callback" => known::<Callback>(),
+            "participants" => {
+                for (country, settings) in inner {
+                    if let Value::Table(settings) = settings {
+                        unknown(&format!("participants.{country}"), settings, known::<Participant>())?;
+                    }
+                }
+                continue;
+            }
+            _ => continue,
+        };
+        unknown(section, inner, keys)?;
+    }
+    let keys = table.get("encryption").and_then(|e| e.get("keys")).and_then(Value::as_array);
+    for (i, key) in keys.into_iter().flatten().enumerate() {
+        if let Value::Table(key) = key {
+            unknown(&format!("encryption.keys[{i}]"), key, known::<EncryptionKey>())?;
+        }
+    }
+    Ok(())
+}
+
+fn unknown(section: &str, table: &Table, known: &[&str]) -> Result<(), ConfigError> {
+    let full = |key: &str| if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+    match table.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let nearest = known
+                .iter()
+                .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+            Err(ConfigError::UnknownKey { key: full(key), nearest: nearest.map(|n| full(n)) })
+        }
+    }
+}
+
+/// What types alone cannot say.
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let refuse = |text: &str| Err(ConfigError::Invalid(text.to_owned()));
+    match (&config.database.url, &config.database.url_file) {
+        (None, None) => return refuse("`database.url` is missing: set it or `database.url_file`"),
+        (Some(_), Some(_)) => return refuse("set `database.url` or `database.url_file`, not both"),
+        _ => {}
+    }
+    if config.server.auth == AuthMode::Proxy {
+        return refuse("`server.auth = \"proxy\"` is not supported by this version: use \"mtls\"");
+    }
+    if !config.server.trusted_proxies.is_empty() {
+        return refuse("`server.trusted_proxies` goes with `server.auth = \"proxy\"` only");
+    }
+    if config.encryption.keys.is_empty() {
+        return refuse(
+            "`encryption.keys` is empty: make a key with `openssl rand -base64 32` and name its file",
+        );
+    }
+    let mut ids: Vec<u32> = config.encryption.keys.iter().map(|k| k.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        return refuse("`encryption.keys` uses an id twice: every key needs an id of its own");
+    }
+    let positive = [
+        ("upload.max_keys", config.upload.max_keys as u128),
+        ("upload.max_bytes", u128::from(config.upload.max_bytes.as_u64())),
+        ("batching.max_keys", config.batching.max_keys as u128),
+        ("batching.interval", config.batching.interval.as_millis()),
+        ("retention.days", u128::from(config.retention.days)),
+        ("retention.interval", config.retention.interval.as_millis()),
+        ("trust.refresh", config.trust.refresh.as_millis()),
+        ("server.request_timeout", config.server.request_timeout.as_millis()),
+        ("server.max_connections", config.server.max_connections as u128),
+        ("server.workers", config.server.workers.unwrap_or(1) as u128),
+        ("database.pool", u128::from(config.database.pool)),
+        ("database.timeout", config.database.timeout.as_millis()),
+    ];
+    match positive.iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => Err(ConfigError::Invalid(format!("`{key}` must be greater than zero"))),
+        None => Ok(()),
+    }
+}
+
+impl Config {
+    /// What works but is probably not meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.upload.max_keys > self.batching.max_keys {
+            warnings.push(format!(
+                "`upload.max_keys` ({}) is larger than `batching.max_keys` ({}): a large upload forms a batch of its own \
+                 that is larger than other countries expect",
+                self.upload.max_keys, self.batching.max_keys
+            ));
+        }
+        if !self.server.admin_listen.ip().is_loopback() {
+            warnings.push(format!(
+                "`server.admin_listen` ({}) is reachable from other machines: it has no authentication",
+                self.server.admin_listen
+            ));
+        }
+        if self.callback.is_some() {
+            warnings.push("`[callback]` has no effect: this version does not call countries back".to_owned());
+        }
+        for (country, participant) in &self.participants {
+            if participant.allow_sha1_signatures {
+                warnings.push(format!(
+                    "`participants.{country}.allow_sha1_signatures` accepts broken signatures"
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// The database URL, from wherever it is kept.
+    pub fn database_url(&self) -> Result<Secret, ConfigError> {
+        match (&self.database.url, &self.database.url_file) {
+            (Some(url), _) => Ok(url.clone()),
+            (None, Some(path)) => {
+                std::fs::read_to_string(path).map(|text| Secret::new(text.trim())).map_err(|e| {
+                    ConfigError::Invalid(format!("`database.url_file`: cannot read {}: {e}", path.display()))
+                })
+            }
+            (None, None) => Err(ConfigError::Invalid("`database.url` is missing".into())),
+        }
+    }
+}
+
+fn absolute(config: &mut Config, folder: &Path) {
+    let mut paths = vec![&mut config.tls.certificate, &mut config.tls.private_key, &mut config.trust.anchor];
+    paths.extend(config.tls.client_ca.as_mut());
+    paths.extend(config.database.url_file.as_mut());
+    paths.extend(config.database.tls_ca.as_mut());
+    if let Some(callback) = &mut config.callback {
+        paths.extend([&mut callback.certificate, &mut callback.private_key]);
+        paths.extend(callback.ca.as_mut());
+    }
+    paths.extend(config.encryption.keys.iter_mut().map(|k| &mut k.file));
+    for path in paths {
+        *path = folder.join(&*path);
+    }
+    if let Some(url) = &config.database.url
+        && let Some(file) = url.reveal().strip_prefix("sqlite:")
+    {
+        let file = file.strip_prefix("//").unwrap_or(file);
+        config.database.url = Some(Secret::new(format!("sqlite:{}", folder.join(file).display())));
+    }
+}

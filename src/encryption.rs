@@ -1,0 +1,151 @@
+//! Encryption at rest (spec §8.2): AES-256-GCM, one message per key.
+//!
+//! A stored payload is `key id (4 bytes) ‖ nonce (12 bytes) ‖ ciphertext ‖ tag (16 bytes)`. The nonce is
+//! random; the payload's hash is authenticated with it, so that a payload moved to another row does not open.
+//! With random nonces one key is good for 2³² payloads (NIST SP 800-38D §8.3), years of the largest traffic
+//! that the specification expects (spec §5.5.1).
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use zeroize::Zeroizing;
+
+use crate::config::{ConfigError, Encryption};
+
+const KEY_ID: usize = 4;
+const TAG: usize = 16;
+
+/// The keys that are configured: the first encrypts, all decrypt.
+pub struct Keyring(Vec<(u32, LessSafeKey)>);
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(id, _)| id)).finish()
+    }
+}
+
+/// Why a stored payload cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum EncryptionError {
+    /// Too short to be a payload.
+    #[error("a stored payload is cut short")]
+    Truncated,
+    /// Its key is not configured.
+    #[error("a stored payload needs encryption key {0}, which `encryption.keys` does not name")]
+    UnknownKey(u32),
+    /// It was altered, moved, or encrypted with another key of the same id.
+    #[error(
+        "a stored payload does not open with encryption key {0}: it was altered, or the key is not the one it was made with"
+    )]
+    Altered(u32),
+    /// The machine gives no random numbers.
+    #[error("the machine gives no random numbers")]
+    NoRandomness,
+}
+
+impl Keyring {
+    /// Reads the key files.
+    pub fn load(config: &Encryption) -> Result<Self, ConfigError> {
+        let read = |key: &crate::config::EncryptionKey| {
+            let file = key.file.display();
+            let invalid =
+                |reason: String| ConfigError::Invalid(format!("`encryption.keys`, id {}: {reason}", key.id));
+            let text = std::fs::read_to_string(&key.file)
+                .map_err(|e| invalid(format!("cannot read {file}: {e}")))?;
+            let text = Zeroizing::new(text);
+            let wrong = || {
+                invalid(format!(
+                    "{file} does not hold 32 bytes in base64; `openssl rand -base64 32` makes a key"
+                ))
+            };
+            let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| wrong())?);
+            let unbound = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| wrong())?;
+            Ok((key.id, LessSafeKey::new(unbound)))
+        };
+        config.keys.iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Nonces for `n` payloads, drawn at once because each draw asks the kernel.
+    pub fn nonces(n: usize) -> Result<Vec<[u8; NONCE_LEN]>, EncryptionError> {
+        let mut nonces = vec![[0; NONCE_LEN]; n];
+        aws_lc_rs::rand::fill(nonces.as_flattened_mut()).map_err(|_| EncryptionError::NoRandomness)?;
+        Ok(nonces)
+    }
+
+    /// Encrypts a payload. A nonce must not be used twice.
+    pub fn seal(
+        &self,
+        payload_hash: &[u8; 32],
+        nonce: [u8; NONCE_LEN],
+        plain: &[u8],
+    ) -> Result<Vec<u8>, EncryptionError> {
+        let (id, key) = self.0.first().ok_or(EncryptionError::UnknownKey(0))?;
+        let mut sealed = Vec::with_capacity(KEY_ID + NONCE_LEN + plain.len() + TAG);
+        sealed.extend_from_slice(&id.to_be_bytes());
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plain);
+        let tag = key
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(payload_hash),
+                &mut sealed[KEY_ID + NONCE_LEN..],
+            )
+            .map_err(|_| EncryptionError::Altered(*id))?;
+        sealed.extend_from_slice(tag.as_ref());
+        Ok(sealed)
+    }
+
+    /// Decrypts a payload in place and returns the part of it that is the plain text.
+    pub fn open<'a>(&self, payload_hash: &[u8], sealed: &'a mut [u8]) -> Result<&'a [u8], EncryptionError> {
+        let (id, rest) = sealed.split_first_chunk_mut::<KEY_ID>().ok_or(EncryptionError::Truncated)?;
+        let (nonce, ciphertext) =
+            rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptionError::Truncated)?;
+        let id = u32::from_be_bytes(*id);
+        let (_, key) =
+            self.0.iter().find(|(known, _)| *known == id).ok_or(EncryptionError::UnknownKey(id))?;
+        key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(payload_hash), ciphertext)
+            .map(|plain| &*plain)
+            .map_err(|_| EncryptionError::Altered(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn keyring(keys: &[(u32, u8)]) -> Keyring {
+        let key = |byte| LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[byte; 32]).unwrap());
+        Keyring(keys.iter().map(|(id, byte)| (*id, key(*byte))).collect())
+    }
+
+    #[test]
+    fn what_the_first_key_seals_every_keyring_with_that_key_opens() {
+        let hash = [7; 32];
+        let nonce = Keyring::nonces(1).unwrap()[0];
+        let sealed = keyring(&[(1, 1)]).seal(&hash, nonce, b"a key").unwrap();
+        assert_eq!(keyring(&[(2, 2), (1, 1)]).open(&hash, &mut sealed.clone()), Ok(&b"a key"[..]));
+        assert_eq!(keyring(&[(2, 2)]).open(&hash, &mut sealed.clone()), Err(EncryptionError::UnknownKey(1)));
+        assert_eq!(keyring(&[(1, 9)]).open(&hash, &mut sealed.clone()), Err(EncryptionError::Altered(1)));
+    }
+
+    #[test]
+    fn an_altered_cut_or_moved_payload_does_not_open() {
+        let hash = [7; 32];
+        let ring = keyring(&[(1, 1)]);
+        let sealed = ring.seal(&hash, Keyring::nonces(1).unwrap()[0], b"a key").unwrap();
+        for at in 4..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[at] ^= 1;
+            assert_eq!(ring.open(&hash, &mut altered), Err(EncryptionError::Altered(1)), "byte {at}");
+        }
+        assert_eq!(ring.open(&[8; 32], &mut sealed.clone()), Err(EncryptionError::Altered(1)));
+        assert_eq!(ring.open(&hash, &mut sealed[..15].to_vec()), Err(EncryptionError::Truncated));
+    }
+
+    #[test]
+    fn nonces_differ_so_that_equal_payloads_look_different() {
+        let nonces = Keyring::nonces(1000).unwrap();
+        let distinct: std::collections::HashSet<_> = nonces.iter().collect();
+        assert_eq!(distinct.len(), 1000);
+    }
+}

@@ -1,0 +1,69 @@
+//! The admin listener: health, metrics and the API document. It has no authentication and is never public.
+
+use actix_web::{
+    HttpResponse,
+    http::header,
+    web::{self, ServiceConfig},
+};
+use serde::Serialize;
+use utoipa::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::ApiDoc;
+use crate::app::App;
+
+/// Whether the gateway can do its work, as `GET /health/ready` says it.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    status: &'static str,
+    reasons: Vec<String>,
+}
+
+/// Routes of the admin listener.
+pub fn configure(config: &mut ServiceConfig) {
+    config
+        .route(
+            "/health/live",
+            web::get().to(|| async { HttpResponse::Ok().json(Readiness { status: "up", reasons: vec![] }) }),
+        )
+        .route("/health/ready", web::get().to(ready))
+        .route("/metrics", web::get().to(metrics))
+        .route(
+            "/",
+            web::get().to(|| async {
+                HttpResponse::Found().insert_header((header::LOCATION, "/swagger/")).finish()
+            }),
+        )
+        .route(
+            "/swagger",
+            web::get().to(|| async {
+                HttpResponse::Found().insert_header((header::LOCATION, "/swagger/")).finish()
+            }),
+        )
+        .service(SwaggerUi::new("/swagger/{_:.*}").url("/openapi.json", ApiDoc::openapi()));
+}
+
+async fn ready(app: web::Data<App>) -> HttpResponse {
+    let app = app.into_inner();
+    let mut reasons = Vec::new();
+    if let Err(error) = app.trust.registry() {
+        reasons.push(error.to_string());
+    }
+    let store = app.store.clone();
+    match app.clone().background(async move { store.ping().await }).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => reasons.push(error.to_string()),
+        Err(error) => reasons.push(error.to_string()),
+    }
+    if reasons.is_empty() {
+        HttpResponse::Ok().json(Readiness { status: "up", reasons })
+    } else {
+        HttpResponse::ServiceUnavailable().json(Readiness { status: "down", reasons })
+    }
+}
+
+async fn metrics(app: web::Data<App>) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"))
+        .body(app.metrics())
+}

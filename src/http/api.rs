@@ -1,0 +1,146 @@
+//! The API document (OpenAPI 3.1), made from the handlers. It is a build product: `openapi/` holds the
+//! committed copy, and a check fails when that is stale.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::{OpenApi, ToSchema};
+
+use super::{Code, ErrorBody};
+use crate::upload::MultiStatus;
+
+/// The document.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "EFGS Federation Gateway",
+        description = "National contact-tracing backends exchange signed batches of diagnosis keys.\n\nEvery connection needs a client certificate that the operator has registered. Paths may end with a slash. Header names are case-insensitive.\n\nErrors are JSON with a `message` for people and a `code` for programs; codes are added, never renamed.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    paths(crate::upload::upload, crate::download::download, crate::audit::audit, crate::options::options),
+    components(schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, DiagnosisKey, ReportType, AuditEntrySchema)),
+    tags(
+        (name = "upload", description = "Give keys to the other countries (spec §5.4)."),
+        (name = "download", description = "Get the keys of the other countries (spec §5.3)."),
+        (name = "audit", description = "Prove that nothing was altered (spec §5.7)."),
+        (name = "options", description = "What the gateway speaks."),
+    ),
+    modifiers(&MutualTls),
+    security(("mutualTLS" = [])),
+)]
+pub struct ApiDoc;
+
+struct MutualTls;
+
+impl utoipa::Modify for MutualTls {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::SecurityScheme;
+        if let Some(components) = &mut document.components {
+            let description = "A client certificate that is registered for AUTHENTICATION and names the country (C) it was registered for.";
+            components.add_security_scheme(
+                "mutualTLS",
+                SecurityScheme::MutualTls {
+                    description: Some(description.into()),
+                    deprecated: None,
+                    extensions: None,
+                },
+            );
+        }
+    }
+}
+
+/// A batch of diagnosis keys, as JSON (spec §4.1.3). As protobuf: message `eu.interop.DiagnosisKeyBatch`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DiagnosisKeyBatch {
+    keys: Vec<DiagnosisKey>,
+}
+
+/// A diagnosis key (spec §4.1.3).
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DiagnosisKey {
+    /// 16 bytes, base64.
+    key_data: String,
+    /// Unix time divided by 600, from 15 days ago to now.
+    rolling_start_interval_number: u32,
+    /// Windows of 10 minutes.
+    #[schema(minimum = 1, maximum = 144)]
+    rolling_period: u32,
+    /// 0 to 8, or 2147483647 for "not given".
+    transmission_risk_level: i32,
+    /// ISO 3166-1 alpha-2.
+    visited_countries: Vec<String>,
+    /// ISO 3166-1 alpha-2; the uploading country.
+    origin: String,
+    report_type: ReportType,
+    /// May encode more than days; not range-checked.
+    #[serde(rename = "days_since_onset_of_symptoms")]
+    days_since_onset_of_symptoms: i32,
+}
+
+/// How an infection was established; a number is accepted as well.
+#[expect(dead_code, reason = "described in the document, never made")]
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum ReportType {
+    /// 0
+    Unknown,
+    /// 1
+    ConfirmedTest,
+    /// 2
+    ConfirmedClinicalDiagnosis,
+    /// 3
+    SelfReport,
+    /// 4
+    Recursive,
+    /// 5
+    Revoked,
+}
+
+/// What an auditor may see of one upload (spec §5.7.2). All fields are always there.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntrySchema {
+    /// Who uploaded.
+    country: String,
+    /// When, UTC with milliseconds.
+    uploaded_time: String,
+    /// PEM of the certificate that the caller showed.
+    uploader_certificate: String,
+    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
+    uploader_thumbprint: String,
+    /// Base64 of the trust anchor's signature over the PEM text.
+    uploader_operator_signature: String,
+    /// PEM of the certificate that signed the keys.
+    signing_certificate: String,
+    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
+    uploader_signing_thumbprint: String,
+    /// Base64 of the trust anchor's signature over the PEM text.
+    signing_certificate_operator_signature: String,
+    /// Keys of this upload.
+    amount: u32,
+    /// Base64 of the CMS signature, as received.
+    batch_signature: String,
+}
+
+/// A batch for the examples of the document; the key was made up for it.
+pub fn example_batch() -> Value {
+    json!({"keys": [{
+        "keyData": "GRFfoNpVdmKu3xOrmzb7nQ==", "rollingStartIntervalNumber": 2990736, "rollingPeriod": 144,
+        "transmissionRiskLevel": 3, "visitedCountries": ["DE", "FR"], "origin": "NL",
+        "reportType": "CONFIRMED_TEST", "days_since_onset_of_symptoms": 2
+    }]})
+}
+
+/// An audit for the examples of the document.
+pub fn example_audit() -> Value {
+    let pem = "-----BEGIN CERTIFICATE-----\nMIICPDCCAeKgAwIBAgIUJ5…\n-----END CERTIFICATE-----\n";
+    json!([{
+        "country": "NL", "uploadedTime": "2026-11-22T10:15:30.123Z", "uploaderCertificate": pem,
+        "uploaderThumbprint": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "uploaderOperatorSignature": "W5z9UxuxMgAj+t3sQjoH04lvVFj2pIYX4EPHeMHR2cdEa+bV…", "signingCertificate": pem,
+        "uploaderSigningThumbprint": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
+        "signingCertificateOperatorSignature": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA…",
+        "amount": 1, "batchSignature": "MIIG1AYJKoZIhvcNAQcCoIIGxTCCBsECAQExDTALBg…"
+    }])
+}

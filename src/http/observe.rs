@@ -1,0 +1,104 @@
+//! Around every request: an id, one log line, metrics, and the answer to what went wrong.
+
+use std::time::Instant;
+
+use actix_web::{
+    HttpMessage, HttpRequest,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::{HeaderName, HeaderValue},
+    middleware::Next,
+    web::Data,
+};
+use efgs_protocol::country::Country;
+
+use super::Error;
+use crate::{app::App, telemetry};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+#[derive(Clone, Copy)]
+struct KnownCaller(Country);
+
+/// Tells the log line of this request which country it came from.
+pub fn note_caller(request: &HttpRequest, country: Country) {
+    request.extensions_mut().insert(KnownCaller(country));
+}
+
+pub(super) async fn observe<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    let started = Instant::now();
+    let id = format!("{:016x}", rand::random::<u64>());
+    let app = request.app_data::<Data<App>>().cloned();
+    let operation = operation(&request);
+    let response = next.call(request).await?;
+
+    let failed = response.response().error().and_then(|error| error.as_error::<Error>());
+    let reason = failed.map(ToString::to_string);
+    let answer = match (failed, &app) {
+        (Some(error), Some(app)) => Some(error.respond(&id, app.clock.now())),
+        _ => None,
+    };
+    let mut response = match answer {
+        Some(answer) => response.into_response(answer).map_into_right_body(),
+        None => response.map_into_left_body(),
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+
+    let status = response.status();
+    let caller = response.request().extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country);
+    let caller = caller.as_ref().map_or("-", Country::as_str);
+    let seconds = started.elapsed().as_secs_f64();
+    metrics::counter!(telemetry::REQUESTS, "operation" => operation, "status" => status.as_u16().to_string())
+        .increment(1);
+    metrics::histogram!(telemetry::REQUEST_SECONDS, "operation" => operation).record(seconds);
+    let status_code = status.as_u16();
+    match reason {
+        Some(reason) if status.is_server_error() => {
+            tracing::error!(
+                request_id = id,
+                operation,
+                caller,
+                status = status_code,
+                seconds,
+                reason,
+                "a request failed"
+            );
+        }
+        Some(reason) => {
+            tracing::info!(
+                request_id = id,
+                operation,
+                caller,
+                status = status_code,
+                seconds,
+                reason,
+                "a request was refused"
+            );
+        }
+        None => tracing::debug!(
+            request_id = id,
+            operation,
+            caller,
+            status = status_code,
+            seconds,
+            "a request was answered"
+        ),
+    }
+    Ok(response)
+}
+
+/// The operation's name: few values, whatever a client asks for.
+fn operation(request: &ServiceRequest) -> &'static str {
+    match request.path() {
+        path if path.starts_with(efgs_protocol::wire::UPLOAD_PATH) => "upload",
+        path if path.starts_with(efgs_protocol::wire::DOWNLOAD_PATH) => "download",
+        path if path.starts_with(efgs_protocol::wire::AUDIT_PATH) => "audit",
+        path if path == efgs_protocol::wire::ROOT_PATH => "options",
+        _ => "other",
+    }
+}

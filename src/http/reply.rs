@@ -1,0 +1,115 @@
+//! The answers of the wire contract, by name.
+
+use actix_web::{
+    HttpResponse,
+    body::{BodySize, MessageBody},
+    http::header::{self, HeaderName, HeaderValue},
+};
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::Error;
+
+/// The headers of the wire contract in the form that the HTTP library takes.
+pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
+/// See [`BATCH_TAG`].
+pub const NEXT_BATCH_TAG: HeaderName = HeaderName::from_static("nextbatchtag");
+
+/// 201 with the upload tag and no body.
+pub fn created(upload_tag: &str) -> HttpResponse {
+    HttpResponse::Created().insert_header((BATCH_TAG, upload_tag)).finish()
+}
+
+/// 207 with a JSON body.
+pub fn multi_status(body: impl Serialize) -> HttpResponse {
+    HttpResponse::MultiStatus().json(body)
+}
+
+/// 200 with a JSON body.
+pub fn json(body: impl Serialize) -> HttpResponse {
+    HttpResponse::Ok().json(body)
+}
+
+/// 405 with `Allow`.
+pub async fn method_not_allowed(allow: &'static str) -> Result<HttpResponse, Error> {
+    Err(Error::MethodNotAllowed { allow })
+}
+
+/// 200 for OPTIONS.
+pub fn options(allow: &'static str, accept: String) -> HttpResponse {
+    HttpResponse::Ok().insert_header((header::ALLOW, allow)).insert_header((header::ACCEPT, accept)).finish()
+}
+
+/// The headers of a download, the same for 200 and 304.
+#[derive(Debug)]
+pub struct BatchHeaders {
+    /// The batch that is served.
+    pub batch_tag: String,
+    /// The next one, or `null`.
+    pub next_batch_tag: String,
+    /// Strong validator, with its quotes.
+    pub etag: String,
+    /// Media type with its version.
+    pub content_type: String,
+    /// How the body is compressed, if it is.
+    pub content_encoding: Option<&'static str>,
+}
+
+impl BatchHeaders {
+    fn apply(self, response: &mut actix_web::HttpResponseBuilder) {
+        response
+            .insert_header((BATCH_TAG, self.batch_tag))
+            .insert_header((NEXT_BATCH_TAG, self.next_batch_tag))
+            .insert_header((header::ETAG, self.etag))
+            .insert_header((header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache")))
+            .insert_header((header::VARY, HeaderValue::from_static("accept, accept-encoding")));
+    }
+
+    /// 200 with the keys.
+    pub fn ok(mut self, body: Vec<Bytes>) -> HttpResponse {
+        let content_type = std::mem::take(&mut self.content_type);
+        let encoding = self.content_encoding;
+        let mut response = HttpResponse::Ok();
+        response.insert_header((header::CONTENT_TYPE, content_type));
+        if let Some(encoding) = encoding {
+            response.insert_header((header::CONTENT_ENCODING, encoding));
+        }
+        self.apply(&mut response);
+        response.body(Chunks::new(body))
+    }
+
+    /// 304: the client has these bytes already.
+    pub fn not_modified(self) -> HttpResponse {
+        let mut response = HttpResponse::NotModified();
+        self.apply(&mut response);
+        response.finish()
+    }
+}
+
+/// A body of known length, in pieces that are shared between requests and sent without a copy in between.
+struct Chunks {
+    size: u64,
+    pieces: std::vec::IntoIter<Bytes>,
+}
+
+impl Chunks {
+    fn new(pieces: Vec<Bytes>) -> Self {
+        Self { size: pieces.iter().map(|piece| piece.len() as u64).sum(), pieces: pieces.into_iter() }
+    }
+}
+
+impl MessageBody for Chunks {
+    type Error = std::convert::Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.size)
+    }
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Bytes, Self::Error>>> {
+        // An empty piece would look like the end of the body.
+        std::task::Poll::Ready(self.pieces.find(|piece| !piece.is_empty()).map(Ok))
+    }
+}

@@ -1,0 +1,90 @@
+//! Work that is done again and again beside the requests, by one instance at a time. Knows no feature.
+
+use std::{future::Future, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    store::{Job, Lease, Store, StoreError},
+    telemetry,
+};
+
+/// Says when the gateway is told to stop.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    /// A switch, and the ear that hears it.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Returns when it is time to stop.
+    pub async fn requested(&mut self) {
+        // A sender that is gone means the same.
+        drop(self.0.wait_for(|stop| *stop).await);
+    }
+}
+
+/// Calls `step` every `pace`, and when `wake` completes, until the gateway stops. A failed step is logged and
+/// tried again at the next turn; a step under way is brought to its end.
+pub async fn repeat<F, Fut, W>(
+    name: &'static str,
+    pace: Duration,
+    mut shutdown: Shutdown,
+    wake: impl Fn() -> W,
+    mut step: F,
+) where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<(), StoreError>>,
+    W: Future<Output = ()>,
+{
+    let mut failing = false;
+    loop {
+        let outcome = step().await;
+        metrics::counter!(telemetry::JOB_RUNS, "job" => name, "outcome" => if outcome.is_ok() { "ok" } else { "failed" }).increment(1);
+        match outcome {
+            Ok(()) if failing => {
+                failing = false;
+                tracing::info!(job = name, "the job works again");
+            }
+            Ok(()) => {}
+            // One message when it begins to fail: the database may be away for long.
+            Err(error) if !failing => {
+                failing = true;
+                tracing::error!(job = name, %error, "the job failed; it is tried again");
+            }
+            Err(error) => tracing::debug!(job = name, %error, "the job failed again"),
+        }
+        tokio::select! {
+            () = shutdown.requested() => return,
+            () = tokio::time::sleep(pace) => {}
+            () = wake() => {}
+        }
+    }
+}
+
+/// Waits for the lease of a job, for commands that must do it now.
+pub async fn wait_for_lease(store: &Store, job: Job) -> Result<Lease, StoreError> {
+    loop {
+        if let Some(lease) = store.acquire_lease(job).await? {
+            return Ok(lease);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Runs `work` under a lease and gives the lease back at the end, whatever the end is.
+pub async fn under_lease<T>(
+    store: &Store,
+    lease: Lease,
+    work: impl AsyncFnOnce(&Lease) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let result = work(&lease).await;
+    if let Err(error) = store.release_lease(lease).await {
+        // It ends by itself.
+        tracing::warn!(%error, "a lease could not be given back");
+    }
+    result
+}

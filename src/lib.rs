@@ -1,0 +1,36 @@
+//! The Federation Gateway: national contact-tracing backends exchange signed batches of diagnosis keys.
+//!
+//! # The data path, in one page
+//!
+//! ```text
+//! TLS handshake → Caller → upload::upload → SignedUpload::verify → VerifiedUpload → store
+//!                                              batching job → store
+//! TLS handshake → Caller → download::download → chain → sealed segments → bytes
+//! ```
+//!
+//! A **national backend** opens a TLS connection with a client certificate ([`trust`]). Each request finds out
+//! anew which country that is (`Caller`), from a registry that holds only what the operator's offline trust
+//! anchor has signed. An **upload** ([`upload`]) is decoded, its keys are checked, its signature is verified
+//! over bytes built from the parsed keys, and what comes out, a `VerifiedUpload`, is stored in one transaction
+//! ([`store`]), each key encrypted ([`encryption`]). A job ([`batching`]) puts whole uploads into **batches**.
+//! A **download** ([`download`]) finds its batch in the [`chain`] and sends the sealed segments of the other
+//! countries. An **audit** ([`audit`]) tells who signed what. What is older than 14 days is never served and
+//! soon deleted ([`expiry`]).
+
+pub mod app;
+pub mod audit;
+pub mod batching;
+pub mod chain;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod download;
+pub mod encryption;
+pub mod expiry;
+pub mod http;
+pub mod jobs;
+pub mod options;
+pub mod store;
+pub mod telemetry;
+pub mod trust;
+pub mod upload;

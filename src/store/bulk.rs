@@ -1,0 +1,153 @@
+//! The bulk path on MySQL and MariaDB: an upload's transaction and reading payloads.
+//!
+//! Here the rows of 5,000 keys are nearly all of a request's time, so this file uses `mysql_async` directly:
+//! prepared multi-row inserts, no object per row.
+
+use chrono::{Datelike, NaiveDateTime, Timelike};
+use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
+
+use super::{StoredPayload, error::Failure, sql::placeholders, uploads::Attempt};
+use crate::upload::{SealedKey, VerifiedUpload};
+
+/// Rows in one INSERT.
+pub(super) const ROWS: usize = 1000;
+/// Bytes in one INSERT, so that it fits a packet of every server.
+pub(super) const BYTES: usize = 1 << 20;
+
+/// Which driver does the bulk work.
+#[derive(Clone)]
+pub(super) enum Bulk {
+    MySql(Pool),
+    /// The same connections as everything else.
+    Sqlite,
+}
+
+impl Bulk {
+    pub(super) async fn close(self) {
+        if let Self::MySql(pool) = self
+            && let Err(error) = pool.disconnect().await
+        {
+            tracing::debug!(%error, "a database connection did not close cleanly");
+        }
+    }
+}
+
+/// One attempt to store an upload: all of it in one transaction, or nothing.
+pub(super) async fn insert(pool: &Pool, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
+    let mut connection = pool.get_conn().await?;
+    match insert_on(&mut connection, upload).await {
+        Ok(attempt) => Ok(attempt),
+        Err(failure) => {
+            // The state of the connection is unknown, and the server may have been demoted: begin afresh.
+            drop(connection.disconnect().await);
+            Err(failure)
+        }
+    }
+}
+
+async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
+    let mut tx = connection.start_transaction(TxOpts::default()).await?;
+    let row: Vec<Value> = vec![
+        upload.country().as_str().into(),
+        upload.tag().as_str().as_bytes().into(),
+        upload.format_name().into(),
+        upload.media().version.major.into(),
+        upload.media().version.minor.into(),
+        (upload.keys().len() as u64).into(),
+        upload.content_hash().as_slice().into(),
+        upload.batch_signature().into(),
+        upload.uploader_certificate_id().into(),
+        upload.signing_certificate_id().into(),
+        datetime(upload.uploaded_at().naive_utc()),
+    ];
+    let inserted = tx
+        .exec_drop(
+            "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, content_hash, \
+             batch_signature, uploader_certificate_id, signing_certificate_id, uploaded_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            Params::Positional(row),
+        )
+        .await;
+    match inserted.map_err(Failure::from) {
+        Ok(()) => {}
+        Err(Failure::Duplicate) => {
+            tx.rollback().await?;
+            return Ok(Attempt::TagTaken);
+        }
+        Err(failure) => return Err(failure),
+    }
+    let Some(id) = tx.last_insert_id() else {
+        return Err(Failure::Permanent("the database gave the upload no number".into()));
+    };
+    for rows in chunks(upload.keys()) {
+        let mut values = Vec::with_capacity(rows.len() * 5);
+        for key in rows {
+            values.extend([
+                id.into(),
+                key.position.into(),
+                key.payload_hash.as_slice().into(),
+                key.report_type.into(),
+                key.payload.as_slice().into(),
+            ]);
+        }
+        let rows = vec!["(?,?,?,?,?)"; rows.len()].join(",");
+        let sql = format!(
+            "INSERT INTO diagnosis_key (upload_id, position, payload_hash, report_type, payload) VALUES {rows}"
+        );
+        match tx.exec_drop(sql, Params::Positional(values)).await.map_err(Failure::from) {
+            Ok(()) => {}
+            Err(Failure::Duplicate) => {
+                tx.rollback().await?;
+                return Ok(Attempt::KeyTaken);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    tx.commit().await?;
+    Ok(Attempt::Stored)
+}
+
+/// Cuts rows into pieces of at most [`ROWS`] rows and about [`BYTES`] bytes; a larger row goes alone.
+pub(super) fn chunks(mut keys: &[SealedKey]) -> impl Iterator<Item = &[SealedKey]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = keys.iter().take(ROWS).take_while(|key| {
+            bytes += key.payload.len() + 64;
+            bytes <= BYTES
+        });
+        let (chunk, rest) = keys.split_at(fits.count().max(1).min(keys.len()));
+        keys = rest;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+/// The payloads of some uploads, in the order of upload and position.
+pub(super) async fn payloads(pool: &Pool, uploads: &[i64]) -> Result<Vec<StoredPayload>, Failure> {
+    let mut connection = pool.get_conn().await?;
+    let sql = format!(
+        "SELECT upload_id, payload_hash, payload FROM diagnosis_key WHERE upload_id IN ({}) ORDER BY upload_id, position",
+        placeholders(uploads.len())
+    );
+    let ids: Vec<Value> = uploads.iter().map(|id| Value::from(*id)).collect();
+    let rows = connection
+        .exec_map(sql, Params::Positional(ids), |(upload_id, payload_hash, payload)| StoredPayload {
+            upload_id,
+            payload_hash,
+            payload,
+        })
+        .await?;
+    Ok(rows)
+}
+
+/// A DATETIME(6).
+fn datetime(t: NaiveDateTime) -> Value {
+    Value::Date(
+        u16::try_from(t.year()).unwrap_or(0),
+        t.month() as u8,
+        t.day() as u8,
+        t.hour() as u8,
+        t.minute() as u8,
+        t.second() as u8,
+        t.nanosecond() / 1000,
+    )
+}

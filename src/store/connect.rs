@@ -1,0 +1,115 @@
+//! Opening the pools of both drivers with the same settings.
+
+use std::time::Duration;
+
+use mysql_async::{Opts, OptsBuilder, PoolConstraints, PoolOpts, SslOpts};
+use sea_orm::{
+    SqlxMySqlConnector, SqlxSqliteConnector,
+    sqlx::{
+        ConnectOptions, Executor,
+        mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode},
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    },
+};
+
+use super::{Store, bulk::Bulk, sql::MYSQL_SESSION};
+use crate::config::{ConfigError, Database, Secret};
+
+/// Connections for everything but bulk work; a few are enough, and the trust registry never waits for uploads.
+const CONTROL_CONNECTIONS: u32 = 8;
+
+pub(super) fn connect(config: &Database, url: &Secret) -> Result<Store, ConfigError> {
+    let url = url.reveal();
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        Ok(sqlite(config, path))
+    } else if url.starts_with("mysql://") || url.starts_with("mariadb://") {
+        mysql(config, url)
+    } else {
+        Err(ConfigError::Invalid(
+            "`database.url` starts with neither `sqlite:` nor `mysql://`: write `sqlite:PATH` or \
+             `mysql://user:password@host:3306/name`"
+                .into(),
+        ))
+    }
+}
+
+fn sqlite(config: &Database, path: &str) -> Store {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // An acknowledged upload survives a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(config.timeout)
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new()
+        .max_connections(CONTROL_CONNECTIONS)
+        .acquire_timeout(config.timeout)
+        .connect_lazy_with(options);
+    Store {
+        db: SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
+        bulk: Bulk::Sqlite,
+        timeout: config.timeout,
+    }
+}
+
+fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
+    let invalid = |reason: &str| {
+        // The reason must not repeat the URL: it holds a password.
+        ConfigError::Invalid(format!(
+            "`database.url` is not usable: {reason}; write `mysql://user:password@host:3306/name`"
+        ))
+    };
+    let url = format!("mysql://{}", url.split_once("://").map_or("", |(_, rest)| rest));
+    let bulk = Opts::from_url(&url).map_err(|_| invalid("it cannot be read"))?;
+    if bulk.db_name().is_none_or(str::is_empty) {
+        return Err(invalid("it names no database"));
+    }
+    let mut control = url.parse::<MySqlConnectOptions>().map_err(|_| invalid("it cannot be read"))?;
+    let mut tls = None;
+    match &config.tls_ca {
+        Some(ca) => {
+            if let Err(e) = std::fs::metadata(ca) {
+                return Err(ConfigError::Invalid(format!(
+                    "`database.tls_ca`: cannot read {}: {e}",
+                    ca.display()
+                )));
+            }
+            control = control.ssl_mode(MySqlSslMode::VerifyIdentity).ssl_ca(ca);
+            tls = Some(
+                SslOpts::default().with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true),
+            );
+        }
+        None => control = control.ssl_mode(MySqlSslMode::Disabled),
+    }
+    let control = MySqlPoolOptions::new()
+        .max_connections(CONTROL_CONNECTIONS)
+        .acquire_timeout(config.timeout)
+        .idle_timeout(Duration::from_secs(300))
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute(MYSQL_SESSION).await?;
+                Ok(())
+            })
+        })
+        // One message per statement is noise; slow statements are the database's to log.
+        .connect_lazy_with(control.disable_statement_logging());
+    let constraints = PoolConstraints::new(0, usize::from(config.pool)).unwrap_or_default();
+    let bulk = OptsBuilder::from_opts(bulk)
+        .ssl_opts(tls)
+        .init(vec![MYSQL_SESSION])
+        .tcp_nodelay(true)
+        .prefer_socket(false)
+        .pool_opts(
+            PoolOpts::new()
+                .with_constraints(constraints)
+                // Resetting would throw the prepared statements away; nothing here leaves state behind.
+                .with_reset_connection(false)
+                .with_inactive_connection_ttl(Duration::from_secs(300)),
+        );
+    Ok(Store {
+        db: SqlxMySqlConnector::from_sqlx_mysql_pool(control),
+        bulk: Bulk::MySql(mysql_async::Pool::new(bulk)),
+        timeout: config.timeout,
+    })
+}

@@ -1,0 +1,152 @@
+//! What can go wrong with the database, and whether repeating helps.
+
+use std::time::Duration;
+
+use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxSqliteError};
+
+/// What the rest of the gateway learns of a failure. Texts name the operation, never SQL or data.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database is away, busy beyond patience, or failing over.
+    #[error("the database is not available for \"{operation}\": {reason}")]
+    Unavailable {
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The operation with its repetitions took too long.
+    #[error("the database did not finish \"{operation}\" within {after:?}")]
+    Timeout {
+        /// What was tried.
+        operation: &'static str,
+        /// The limit.
+        after: Duration,
+    },
+    /// Another instance holds the lease now; nothing was changed.
+    #[error("the lease of this job has passed to another instance")]
+    LeaseLost,
+    /// Anything else: a defect, or a schema that does not fit.
+    #[error(
+        "the database refused \"{operation}\": {reason}; if the schema is not up to date, run `efgs-gateway migrate`"
+    )]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+}
+
+impl StoreError {
+    /// Whether the same request may succeed a little later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+}
+
+/// The outcome of one attempt.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Repeating helps.
+    Transient(String),
+    /// A unique key is taken.
+    Duplicate,
+    /// See [`StoreError::LeaseLost`].
+    LeaseLost,
+    /// Repeating does not help.
+    Permanent(String),
+}
+
+impl Failure {
+    pub(super) fn into_error(self, operation: &'static str) -> StoreError {
+        match self {
+            Self::Transient(reason) => StoreError::Unavailable { operation, reason },
+            Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },
+            Self::LeaseLost => StoreError::LeaseLost,
+            Self::Permanent(reason) => StoreError::Refused { operation, reason },
+        }
+    }
+
+    fn from_mysql(code: u16, message: &str) -> Self {
+        match code {
+            // Duplicate entry.
+            1062 | 1586 => Self::Duplicate,
+            // Too many connections, shutdown, lock time-out, deadlock, record changed, commit failed,
+            // read-only (a primary that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
+            1040 | 1053 | 1205 | 1213 | 1020 | 1180 | 1290 | 1317 | 1836 | 1927 | 3024 | 3572 | 1047
+            | 3100 | 3101 | 3169 => Self::Transient(format!("error {code}: {message}")),
+            _ => Self::Permanent(format!("error {code}: {message}")),
+        }
+    }
+}
+
+impl From<DbErr> for Failure {
+    fn from(error: DbErr) -> Self {
+        match &error {
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Transient(error.to_string()),
+            DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
+                match e.as_ref() {
+                    SqlxError::Database(e) => {
+                        if let Some(e) = e.try_downcast_ref::<SqlxMySqlError>() {
+                            Self::from_mysql(e.number(), e.message())
+                        } else if let Some(e) = e.try_downcast_ref::<SqlxSqliteError>() {
+                            from_sqlite(e)
+                        } else {
+                            Self::Permanent(error.to_string())
+                        }
+                    }
+                    SqlxError::Io(_)
+                    | SqlxError::Tls(_)
+                    | SqlxError::Protocol(_)
+                    | SqlxError::PoolTimedOut
+                    | SqlxError::PoolClosed
+                    | SqlxError::WorkerCrashed => Self::Transient(error.to_string()),
+                    _ => Self::Permanent(error.to_string()),
+                }
+            }
+            _ => Self::Permanent(error.to_string()),
+        }
+    }
+}
+
+fn from_sqlite(error: &SqlxSqliteError) -> Failure {
+    use sea_orm::sqlx::error::DatabaseError;
+    let code: u32 = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+    match code & 0xff {
+        // SQLITE_BUSY and SQLITE_LOCKED.
+        5 | 6 => Failure::Transient(error.message().to_owned()),
+        _ if error.is_unique_violation() => Failure::Duplicate,
+        _ => Failure::Permanent(error.message().to_owned()),
+    }
+}
+
+impl From<mysql_async::Error> for Failure {
+    fn from(error: mysql_async::Error) -> Self {
+        use mysql_async::{DriverError, Error};
+        match &error {
+            Error::Server(e) => Self::from_mysql(e.code, &e.message),
+            Error::Io(_) => Self::Transient(error.to_string()),
+            Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
+                Self::Transient(error.to_string())
+            }
+            _ => Self::Permanent(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Failure;
+
+    #[test]
+    fn deadlocks_lock_timeouts_and_failovers_are_worth_another_attempt() {
+        for code in [1213, 1205, 1020, 3572, 1047, 1180, 1290] {
+            assert!(matches!(Failure::from_mysql(code, ""), Failure::Transient(_)), "{code}");
+        }
+        assert!(matches!(Failure::from_mysql(1062, ""), Failure::Duplicate));
+        for code in [1064, 1146, 1054, 1406] {
+            assert!(matches!(Failure::from_mysql(code, ""), Failure::Permanent(_)), "{code}");
+        }
+    }
+}

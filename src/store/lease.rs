@@ -1,0 +1,145 @@
+//! Leases: which instance does a job.
+//!
+//! A lease is a row with an owner, a token and an expiry, taken with one conditional UPDATE whose count
+//! decides. Locks of the database would not do: on a Galera cluster they are local to a node. The token
+//! fences: whatever a job writes, it writes in a transaction that first proves that its lease still holds.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, Statement, Value};
+
+use super::{Store, StoreError, error::Failure, sql};
+
+/// The jobs that only one instance does at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Forming batches.
+    Batching,
+    /// Deleting what is too old.
+    Expiry,
+}
+
+impl Job {
+    /// The name of the job's row.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Batching => "batching",
+            Self::Expiry => "expiry",
+        }
+    }
+}
+
+/// Proof that this instance may do a job, until it is released or expires.
+#[derive(Debug)]
+pub struct Lease {
+    job: Job,
+    owner: String,
+    token: i64,
+}
+
+/// After this long without a sign of life another instance takes over. Every step of a job prolongs it.
+const TERM: Duration = Duration::from_secs(30);
+
+impl Store {
+    /// Takes the lease of a job, or says `None` when another instance has it.
+    pub async fn acquire_lease(&self, job: Job) -> Result<Option<Lease>, StoreError> {
+        self.repeat("acquire lease", || async {
+            // The owner is new each time, so that reading the token back cannot find another holder's.
+            let owner = format!("{:032x}", rand::random::<u128>());
+            let now = sql::now_ms(self.backend());
+            let taken = self
+                .db
+                .execute_raw(self.statement(
+                    &format!(
+                        "UPDATE job SET owner = ?, token = token + 1, expires_at = {now} + ? \
+                         WHERE name = ? AND (owner IS NULL OR expires_at <= {now})"
+                    ),
+                    [owner.as_str().into(), term_ms(), job.name().into()],
+                ))
+                .await?;
+            if taken.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let row = self
+                .db
+                .query_one_raw(self.statement(
+                    "SELECT token FROM job WHERE name = ? AND owner = ?",
+                    [job.name().into(), owner.as_str().into()],
+                ))
+                .await?;
+            match row {
+                Some(row) => Ok(Some(Lease { job, owner, token: row.try_get("", "token")? })),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// Gives the lease back; another instance can take it at once.
+    pub async fn release_lease(&self, lease: Lease) -> Result<(), StoreError> {
+        self.repeat("release lease", || async {
+            self.db
+                .execute_raw(self.statement(
+                    "UPDATE job SET owner = NULL, expires_at = 0 WHERE name = ? AND owner = ? AND token = ?",
+                    [lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()],
+                ))
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the job's interval has passed since it was last done, on whichever instance.
+    pub async fn is_due(&self, job: Job) -> Result<bool, StoreError> {
+        self.repeat("job due", || async {
+            let sql = format!(
+                "SELECT 1 AS due FROM job WHERE name = ? AND due_at <= {}",
+                sql::now_ms(self.backend())
+            );
+            Ok(self.db.query_one_raw(self.statement(&sql, [job.name().into()])).await?.is_some())
+        })
+        .await
+    }
+
+    /// Records that the job has been done, and that it is next due after `interval`.
+    pub async fn set_due(&self, lease: &Lease, interval: Duration) -> Result<(), StoreError> {
+        self.repeat("job done", || async {
+            let sql = format!(
+                "UPDATE job SET due_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
+                sql::now_ms(self.backend())
+            );
+            let interval = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX / 2);
+            let values =
+                [interval.into(), lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()];
+            self.db.execute_raw(self.statement(&sql, values)).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// First statement of every transaction of a job: proves that the lease still holds and prolongs it. The
+    /// row stays locked until the end of the transaction, so two holders can never write at once.
+    pub(super) async fn fence(&self, on: &impl ConnectionTrait, lease: &Lease) -> Result<(), Failure> {
+        let sql = format!(
+            "UPDATE job SET expires_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
+            sql::now_ms(self.backend())
+        );
+        let values = [term_ms(), lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()];
+        match on.execute_raw(self.statement(&sql, values)).await?.rows_affected() {
+            0 => Err(Failure::LeaseLost),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn backend(&self) -> sea_orm::DatabaseBackend {
+        self.db.get_database_backend()
+    }
+
+    pub(super) fn statement(&self, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+        Statement::from_sql_and_values(self.backend(), sql, values)
+    }
+}
+
+fn term_ms() -> Value {
+    i64::try_from(TERM.as_millis()).unwrap_or(i64::MAX).into()
+}

@@ -1,0 +1,123 @@
+//! The only place that knows SQL.
+//!
+//! It speaks in types of the protocol and the domain; entities, drivers and their errors stay inside. Two
+//! drivers share the work: `sea-orm` holds the schema, the entities and the ordinary reads and writes on both
+//! databases; `mysql_async` is the bulk path on MySQL and MariaDB (`bulk.rs`): an upload's transaction and
+//! reading payloads. SQLite takes the same steps through `sea-orm`.
+//!
+//! Every operation has a name and a deadline and is repeated here, and only here, when the database says that
+//! repeating helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
+
+use std::{future::Future, time::Duration};
+
+use efgs_migrations::{Migrator, MigratorTrait};
+use rand::RngExt;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait,
+};
+use tokio::time::Instant;
+
+use crate::config::{ConfigError, Database};
+
+mod batches;
+mod bulk;
+mod certificates;
+mod connect;
+mod entity;
+mod error;
+mod expiry;
+mod lease;
+mod sql;
+mod uploads;
+
+pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
+pub use certificates::{Imported, NewCertificate, StoredCertificate};
+pub use error::StoreError;
+pub use expiry::ExpiryStep;
+pub use lease::{Job, Lease};
+pub use uploads::{StoredPayload, UploadOutcome};
+
+use error::Failure;
+
+/// A handle on the database; clones share its connections.
+#[derive(Clone)]
+pub struct Store {
+    db: DatabaseConnection,
+    bulk: bulk::Bulk,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("backend", &self.db.get_database_backend()).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Prepares the pools; connections are made when they are needed.
+    pub fn connect(config: &Database, url: &crate::config::Secret) -> Result<Self, ConfigError> {
+        connect::connect(config, url)
+    }
+
+    /// Brings the schema up to date. Safe to call from several instances at once.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        self.repeat("migrate", || async { Ok(Migrator::up(&self.db, None).await?) }).await
+    }
+
+    /// Whether every step of the schema has been carried out.
+    pub async fn schema_is_current(&self) -> Result<bool, StoreError> {
+        self.repeat("schema", || async {
+            Ok(Migrator::get_pending_migrations(&self.db).await.map(|pending| pending.is_empty())?)
+        })
+        .await
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.repeat("ping", || async { Ok(self.db.execute_unprepared("SELECT 1").await.map(|_| ())?) }).await
+    }
+
+    /// Closes the pools after what is under way.
+    pub async fn close(self) {
+        self.bulk.close().await;
+        // The pool is gone either way.
+        drop(self.db.close().await);
+    }
+
+    /// Runs `operation` until it succeeds, fails for good, or the time for it is over.
+    async fn repeat<T, F, Fut>(&self, name: &'static str, mut operation: F) -> Result<T, StoreError>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut wait = Duration::from_millis(10);
+        loop {
+            let failure = match tokio::time::timeout_at(deadline, operation()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(StoreError::Timeout { operation: name, after: self.timeout }),
+            };
+            let Failure::Transient(cause) = failure else { return Err(failure.into_error(name)) };
+            let pause = wait.mul_f64(rand::rng().random_range(0.5..1.5));
+            if Instant::now() + pause >= deadline {
+                return Err(Failure::Transient(cause).into_error(name));
+            }
+            tracing::debug!(operation = name, cause, "the database asked for another attempt");
+            metrics::counter!(crate::telemetry::STORE_RETRIES, "operation" => name).increment(1);
+            tokio::time::sleep(pause).await;
+            wait = (wait * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Begins a transaction that may write. SQLite takes its write lock at once: a transaction that begins
+    /// with a read and then writes could be refused half-way.
+    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+        self.db
+            .begin_with_options(TransactionOptions {
+                sqlite_transaction_mode: Some(sea_orm::SqliteTransactionMode::Immediate),
+                ..Default::default()
+            })
+            .await
+    }
+}

@@ -1,0 +1,220 @@
+//! The registry of certificates, in memory.
+//!
+//! A row of the database counts only when both signatures of the offline trust anchor verify and all its
+//! columns agree with the certificate; any other row is as good as absent, and is reported. The registry is
+//! read again several times per `trust.refresh`; when that has failed for a whole `trust.refresh`, nobody is
+//! let in until it succeeds, because a revocation could have been missed.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use efgs_protocol::{
+    anchor::TrustAnchor,
+    certificate::{Certificate, CertificateType, Thumbprint},
+    country::Country,
+};
+use tokio::time::Instant;
+
+use crate::{
+    store::{Store, StoreError, StoredCertificate},
+    telemetry,
+};
+
+/// A certificate that counts.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// Number of its row.
+    pub id: i64,
+    /// The certificate.
+    pub certificate: Certificate,
+    /// The country it was registered for, which is also the one in its subject.
+    pub country: Country,
+    /// What it is for.
+    pub kind: CertificateType,
+    /// When it was revoked.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+/// Why a certificate does not let its owner in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inactive {
+    /// No such certificate of this type is registered.
+    #[error("is not registered")]
+    Unknown,
+    /// It was revoked.
+    #[error("has been revoked")]
+    Revoked,
+    /// Its validity has ended.
+    #[error("has expired")]
+    Expired,
+    /// Its validity has not begun.
+    #[error("is not yet valid")]
+    NotYetValid,
+}
+
+/// All certificates that count, at one moment.
+#[derive(Debug, Default)]
+pub struct Registry {
+    entries: HashMap<(Thumbprint, CertificateType), Registered>,
+    refused: Vec<String>,
+}
+
+impl Registry {
+    /// Verifies every row.
+    pub fn verify(rows: &[StoredCertificate], anchor: &TrustAnchor) -> Self {
+        let mut registry = Self::default();
+        for row in rows {
+            match verify_row(row, anchor) {
+                Ok(entry) => {
+                    registry.entries.insert((entry.certificate.thumbprint(), entry.kind), entry);
+                }
+                Err(reason) => registry.refused.push(format!("certificate row {}: {reason}", row.id)),
+            }
+        }
+        registry
+    }
+
+    /// The certificate with this thumbprint and type, if it is active now.
+    pub fn active(
+        &self,
+        thumbprint: Thumbprint,
+        kind: CertificateType,
+        now: DateTime<Utc>,
+    ) -> Result<&Registered, Inactive> {
+        let entry = self.entries.get(&(thumbprint, kind)).ok_or(Inactive::Unknown)?;
+        if entry.revoked_at.is_some() {
+            Err(Inactive::Revoked)
+        } else if now < entry.certificate.not_before() {
+            Err(Inactive::NotYetValid)
+        } else if now > entry.certificate.not_after() {
+            Err(Inactive::Expired)
+        } else {
+            Ok(entry)
+        }
+    }
+
+    /// Rows that do not count, each with the reason.
+    pub fn refused(&self) -> &[String] {
+        &self.refused
+    }
+
+    /// All certificates that count, revoked and expired ones too.
+    pub fn entries(&self) -> impl Iterator<Item = &Registered> {
+        self.entries.values()
+    }
+}
+
+fn verify_row(row: &StoredCertificate, anchor: &TrustAnchor) -> Result<Registered, String> {
+    let kind: CertificateType = row.kind.parse().map_err(|_| "its type is not known".to_owned())?;
+    let certificate = Certificate::from_pem(&row.pem).map_err(|e| e.to_string())?;
+    if certificate.pem() != row.pem {
+        return Err("its PEM text is not in the canonical form".into());
+    }
+    if row.thumbprint != certificate.thumbprint().as_bytes() {
+        return Err("its thumbprint is not that of its certificate".into());
+    }
+    let country = certificate.country().map_err(|e| e.to_string())?;
+    if row.country != country.as_str() {
+        return Err("its country is not that of its certificate's subject".into());
+    }
+    anchor
+        .verify_operator_signature(&row.pem, &row.operator_signature)
+        .map_err(|e| format!("its operator signature does not count: {e}"))?;
+    anchor
+        .verify_registration(country, kind, certificate.thumbprint(), &row.registration_signature)
+        .map_err(|e| format!("its registration signature does not count: {e}"))?;
+    Ok(Registered { id: row.id, certificate, country, kind, revoked_at: row.revoked_at })
+}
+
+/// The registry cannot be relied on: it has not been loaded for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate registry has not been loaded for longer than `trust.refresh`")]
+pub struct RegistryUnavailable;
+
+struct Loaded {
+    rows: Vec<StoredCertificate>,
+    registry: Arc<Registry>,
+    at: Instant,
+}
+
+/// Keeps the registry fresh.
+pub struct Trust {
+    anchor: TrustAnchor,
+    refresh: Duration,
+    loaded: RwLock<Option<Loaded>>,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust").field("refresh", &self.refresh).finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// Nothing is loaded yet, so nobody is let in.
+    pub fn new(anchor: TrustAnchor, refresh: Duration) -> Self {
+        Self { anchor, refresh, loaded: RwLock::new(None) }
+    }
+
+    /// The operator's trust anchor.
+    pub fn anchor(&self) -> &TrustAnchor {
+        &self.anchor
+    }
+
+    /// The registry, unless it is too old to be relied on.
+    pub fn registry(&self) -> Result<Arc<Registry>, RegistryUnavailable> {
+        let loaded = self.loaded.read().map_err(|_| RegistryUnavailable)?;
+        match &*loaded {
+            Some(loaded) if loaded.at.elapsed() <= self.refresh => Ok(loaded.registry.clone()),
+            _ => Err(RegistryUnavailable),
+        }
+    }
+
+    /// Reads the registry again. Rows are verified only when one has changed.
+    pub async fn load(&self, store: &Store, now: DateTime<Utc>) -> Result<(), StoreError> {
+        // The age counts from before the question: what changed after it was asked may be missing.
+        let at = Instant::now();
+        let rows = store.certificates().await?;
+        let known = match self.loaded.read().ok().as_deref() {
+            Some(Some(loaded)) if loaded.rows == rows => Some(loaded.registry.clone()),
+            _ => None,
+        };
+        let registry = known.unwrap_or_else(|| {
+            let registry = Registry::verify(&rows, &self.anchor);
+            for reason in registry.refused() {
+                tracing::error!(
+                    reason,
+                    "a row of the certificate table does not count; somebody may have tampered with it"
+                );
+            }
+            tracing::info!(
+                certificates = registry.entries.len(),
+                refused = registry.refused.len(),
+                "the certificate registry has changed and was loaded"
+            );
+            Arc::new(registry)
+        });
+        metrics::gauge!(telemetry::CERTIFICATES_REFUSED).set(registry.refused.len() as f64);
+        for kind in [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback] {
+            let active = registry
+                .entries
+                .keys()
+                .filter(|(thumbprint, k)| *k == kind && registry.active(*thumbprint, kind, now).is_ok());
+            metrics::gauge!(telemetry::CERTIFICATES_ACTIVE, "type" => kind.as_str())
+                .set(active.count() as f64);
+        }
+        if let Ok(mut loaded) = self.loaded.write() {
+            *loaded = Some(Loaded { rows, registry, at });
+        }
+        Ok(())
+    }
+
+    /// How often to call [`Trust::load`], so that one failed attempt does not shut everybody out.
+    pub fn pace(&self) -> Duration {
+        self.refresh / 4
+    }
+}

@@ -1,0 +1,180 @@
+//! TLS on the national side: 1.2 and 1.3, a client certificate always.
+//!
+//! Whether a client certificate lets anybody in is decided by the registry, per request. The handshake only
+//! proves that the caller holds its private key and, where `tls.client_ca` is set, that it chains to one of
+//! those authorities. That is what makes self-signed certificates possible (spec appendix A).
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{
+        ClientHello, ResolvesServerCert, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+};
+
+use crate::{config::Tls, trust::PeerIdentity};
+
+/// What is wrong with the files of `[tls]`.
+#[derive(Debug, thiserror::Error)]
+#[error("`tls.{key}` ({path}): {reason}", path = path.display())]
+pub struct TlsError {
+    key: &'static str,
+    path: PathBuf,
+    reason: String,
+}
+
+/// The gateway's side of TLS; its files can be read again while it runs.
+#[derive(Debug)]
+pub struct TlsSetup {
+    provider: Arc<CryptoProvider>,
+    files: RwLock<Files>,
+}
+
+#[derive(Debug)]
+struct Files {
+    identity: Arc<CertifiedKey>,
+    chain: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl TlsSetup {
+    /// Reads the files.
+    pub fn load(config: &Tls) -> Result<Arc<Self>, TlsError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let files = RwLock::new(Files::load(config, &provider)?);
+        Ok(Arc::new(Self { provider, files }))
+    }
+
+    /// Reads the files again: new connections use them. When they are not right nothing changes.
+    pub fn reload(&self, config: &Tls) -> Result<(), TlsError> {
+        let new = Files::load(config, &self.provider)?;
+        if let Ok(mut files) = self.files.write() {
+            *files = new;
+        }
+        Ok(())
+    }
+
+    /// The configuration of a listener.
+    pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, rustls::Error> {
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .with_client_cert_verifier(self.clone())
+            .with_cert_resolver(self.clone());
+        // Early data could be replayed, and would arrive before the certificate.
+        config.max_early_data_size = 0;
+        Ok(config)
+    }
+
+    fn chain(&self) -> Option<Arc<dyn ClientCertVerifier>> {
+        self.files.read().ok().and_then(|files| files.chain.clone())
+    }
+}
+
+impl Files {
+    fn load(config: &Tls, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let certificates = certificates("certificate", &config.certificate)?;
+        let fail = |reason: String| TlsError { key: "private_key", path: config.private_key.clone(), reason };
+        let key = PrivateKeyDer::from_pem_file(&config.private_key).map_err(|e| fail(describe(&e)))?;
+        let identity =
+            CertifiedKey::from_der(certificates, key, provider).map_err(|e| fail(e.to_string()))?;
+        let chain = match &config.client_ca {
+            None => None,
+            Some(path) => {
+                let fail = |reason: String| TlsError { key: "client_ca", path: path.clone(), reason };
+                let mut roots = RootCertStore::empty();
+                for root in self::certificates("client_ca", path)? {
+                    roots.add(root).map_err(|e| fail(e.to_string()))?;
+                }
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+                Some(verifier.map_err(|e| fail(e.to_string()))?)
+            }
+        };
+        Ok(Self { identity: Arc::new(identity), chain })
+    }
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let fail = |reason: String| TlsError { key, path: path.to_owned(), reason };
+    let all = CertificateDer::pem_file_iter(path).map_err(|e| fail(describe(&e)))?;
+    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|e| fail(describe(&e)))?;
+    if all.is_empty() { Err(fail("there is no certificate in it (PEM)".into())) } else { Ok(all) }
+}
+
+fn describe(error: &rustls::pki_types::pem::Error) -> String {
+    match error {
+        rustls::pki_types::pem::Error::Io(e) => format!("cannot be read: {e}"),
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            "there is no private key or certificate in it (PEM)".into()
+        }
+        other => format!("is not valid PEM: {other}"),
+    }
+}
+
+impl ResolvesServerCert for TlsSetup {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.files.read().ok().map(|files| files.identity.clone())
+    }
+}
+
+impl ClientCertVerifier for TlsSetup {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // No hint: a client with a self-signed certificate must feel free to send it.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if PeerIdentity::from_der(end_entity).is_none() {
+            return Err(rustls::CertificateError::BadEncoding.into());
+        }
+        match self.chain() {
+            Some(chain) => chain.verify_client_cert(end_entity, intermediates, now),
+            None => Ok(ClientCertVerified::assertion()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,479 @@
+//! Accepting an upload (spec §5.4).
+//!
+//! The checks run in the order of the contract: caller, headers, format, size, body, keys, signature and
+//! trust, tag. What passes them all is a [`VerifiedUpload`], and nothing else can be stored.
+
+use std::{collections::HashSet, sync::Arc};
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use efgs_protocol::{
+    batch_tag::{InvalidUploadTag, UploadTag},
+    canonical::CanonicalKeys,
+    certificate::{CertificateError, CertificateType, Thumbprint},
+    country::Country,
+    key::{InvalidKey, KeyBatch},
+    media::{Format, MediaError, MediaType},
+    signature::{self, SignatureError, SignaturePolicy},
+    wire::{self, DecodeError},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use crate::{
+    app::App,
+    encryption::Keyring,
+    http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
+    store::UploadOutcome,
+    telemetry,
+    trust::{Caller, Inactive, Registry, RegistryUnavailable},
+};
+
+/// The longest batch signature that is looked at, in bytes of base64.
+const MAX_SIGNATURE: usize = 16 * 1024;
+
+/// Why an upload is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// A header is missing or unusable.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The upload tag is malformed.
+    #[error(transparent)]
+    Tag(#[from] InvalidUploadTag),
+    /// The signature is longer than any real one.
+    #[error("the header batchSignature has {length} characters, more than {MAX_SIGNATURE}")]
+    SignatureTooLong {
+        /// What was sent.
+        length: usize,
+    },
+    /// The content type is not supported.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// The body could not be read.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The body is not a batch of keys.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A key is out of range.
+    #[error(transparent)]
+    Key(#[from] InvalidKey),
+    /// The batch signature does not count.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The signer's certificate does not name exactly one country.
+    #[error("the signing certificate is not usable: {0}")]
+    SignerCountry(CertificateError),
+    /// The signer is not let in.
+    #[error("the signing certificate {thumbprint} {reason} for SIGNING")]
+    SignerInactive {
+        /// Of the certificate in the signature.
+        thumbprint: Thumbprint,
+        /// Why.
+        reason: Inactive,
+    },
+    /// The registry says another country than the signer's certificate.
+    #[error("the signing certificate {thumbprint} is not registered for {country}")]
+    SignerRegistration {
+        /// Of the certificate in the signature.
+        thumbprint: Thumbprint,
+        /// In its subject.
+        country: Country,
+    },
+    /// One country signed and another one sent it.
+    #[error("the signing certificate is of {signer}, but the caller is {caller}")]
+    SignerNotCaller {
+        /// Who signed.
+        signer: Country,
+        /// Who sent it.
+        caller: Country,
+    },
+    /// A key is of another country.
+    #[error("key {index}: its origin {origin} is not the caller's country {caller}")]
+    ForeignOrigin {
+        /// Which key, from 0.
+        index: usize,
+        /// What it says.
+        origin: Country,
+        /// Who sent it.
+        caller: Country,
+    },
+    /// The tag belongs to another upload of the country.
+    #[error(
+        "the batch tag {tag} is taken by another upload of {country}: it has other keys or another signer"
+    )]
+    TagTaken {
+        /// The upload tag.
+        tag: String,
+        /// Whose tag it is.
+        country: Country,
+    },
+    /// It cannot be decided now whom to trust.
+    #[error(transparent)]
+    Undecidable(#[from] RegistryUnavailable),
+}
+
+/// One key, ready to be stored.
+#[derive(Clone, Debug)]
+pub struct SealedKey {
+    /// Its place in the request, from 0.
+    pub position: u32,
+    /// SHA-256 of its key bytes (spec §4.2.4).
+    pub payload_hash: [u8; 32],
+    /// The number of its report type.
+    pub report_type: u8,
+    /// Its protobuf encoding, encrypted.
+    pub payload: Vec<u8>,
+}
+
+/// An upload that has been read but not yet believed.
+#[derive(Debug)]
+pub struct SignedUpload {
+    /// Who sent it.
+    pub caller: Caller,
+    /// The caller's name for it.
+    pub tag: UploadTag,
+    /// Its format.
+    pub media: MediaType,
+    /// The signature, as received.
+    pub batch_signature: String,
+    /// The keys, in the order of the request.
+    pub keys: KeyBatch,
+    /// When it arrived.
+    pub at: DateTime<Utc>,
+}
+
+/// An upload that passed every check. The only way to get one is [`SignedUpload::verify`].
+#[derive(Debug)]
+pub struct VerifiedUpload {
+    country: Country,
+    tag: UploadTag,
+    media: MediaType,
+    batch_signature: String,
+    uploader_certificate_id: i64,
+    signing_certificate_id: i64,
+    content_hash: [u8; 32],
+    uploaded_at: DateTime<Utc>,
+    keys: Vec<SealedKey>,
+    repeats: Vec<usize>,
+}
+
+impl SignedUpload {
+    /// Checks keys, signature and trust, and encrypts.
+    pub fn verify(
+        self,
+        registry: &Registry,
+        policy: SignaturePolicy,
+        keyring: &Keyring,
+    ) -> Result<VerifiedUpload, Error> {
+        let Self { caller, tag, media, batch_signature, keys, at } = self;
+        keys.validate(at).map_err(UploadError::from)?;
+        let canonical = CanonicalKeys::of(&keys);
+        let signed_bytes = canonical.signed_bytes();
+        let signing_certificate_id =
+            trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)?;
+        let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != caller.country);
+        if let Some((index, key)) = foreign {
+            return Err(
+                UploadError::ForeignOrigin { index, origin: key.origin, caller: caller.country }.into()
+            );
+        }
+        let hashes = canonical.payload_hashes();
+        let repeats = repeats(&hashes);
+        let mut sealed = seal(&keys, &hashes, keyring)?;
+        // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
+        // and cannot block each other in a circle.
+        sealed.sort_unstable_by_key(|key| key.payload_hash);
+        Ok(VerifiedUpload {
+            country: caller.country,
+            tag,
+            media,
+            batch_signature,
+            uploader_certificate_id: caller.certificate_id,
+            signing_certificate_id,
+            content_hash: Sha256::digest(&signed_bytes).into(),
+            uploaded_at: at,
+            keys: sealed,
+            repeats,
+        })
+    }
+}
+
+/// Verifies the signature, and that its signer may sign for the caller's country. Returns the number of the
+/// signer's row.
+fn trusted_signer(
+    batch_signature: &str,
+    signed_bytes: &[u8],
+    at: DateTime<Utc>,
+    policy: SignaturePolicy,
+    registry: &Registry,
+    caller: Country,
+) -> Result<i64, UploadError> {
+    let signed_by = signature::verify(batch_signature, signed_bytes, at, policy)?;
+    let thumbprint = signed_by.certificate.thumbprint();
+    let signer = signed_by.certificate.country().map_err(UploadError::SignerCountry)?;
+    let entry = registry
+        .active(thumbprint, CertificateType::Signing, at)
+        .map_err(|reason| UploadError::SignerInactive { thumbprint, reason })?;
+    if entry.country != signer {
+        return Err(UploadError::SignerRegistration { thumbprint, country: signer });
+    }
+    if signer != caller {
+        return Err(UploadError::SignerNotCaller { signer, caller });
+    }
+    if signed_by.used_sha1 {
+        tracing::warn!(country = %caller, %thumbprint, "a signature with SHA-1 was accepted, as this participant's settings allow");
+        metrics::counter!(telemetry::SHA1_UPLOADS, "country" => caller.to_string()).increment(1);
+    }
+    Ok(entry.id)
+}
+
+/// Positions of keys that are the same as an earlier one.
+fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
+    let mut seen = HashSet::with_capacity(hashes.len());
+    (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()
+}
+
+fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], keyring: &Keyring) -> Result<Vec<SealedKey>, Error> {
+    let nonces = Keyring::nonces(keys.len())?;
+    let mut plain = Vec::with_capacity(128);
+    let mut sealed = Vec::with_capacity(keys.len());
+    for (position, (key, (payload_hash, nonce))) in keys.iter().zip(hashes.iter().zip(nonces)).enumerate() {
+        plain.clear();
+        wire::encode_key(Format::Protobuf, key, &mut plain);
+        sealed.push(SealedKey {
+            position: position as u32,
+            payload_hash: *payload_hash,
+            report_type: key.report_type as u8,
+            payload: keyring.seal(payload_hash, nonce, &plain)?,
+        });
+    }
+    Ok(sealed)
+}
+
+impl VerifiedUpload {
+    /// Whose upload it is: caller, signer and origin of every key.
+    pub fn country(&self) -> Country {
+        self.country
+    }
+
+    /// The country's name for it.
+    pub fn tag(&self) -> &UploadTag {
+        &self.tag
+    }
+
+    /// The format it came in.
+    pub fn media(&self) -> MediaType {
+        self.media
+    }
+
+    /// The format's name in the database.
+    pub fn format_name(&self) -> &'static str {
+        match self.media.format {
+            Format::Protobuf => "protobuf",
+            Format::Json => "json",
+        }
+    }
+
+    /// The signature, as received: auditors get it back.
+    pub fn batch_signature(&self) -> &str {
+        &self.batch_signature
+    }
+
+    /// Number of the caller's certificate.
+    pub fn uploader_certificate_id(&self) -> i64 {
+        self.uploader_certificate_id
+    }
+
+    /// Number of the signer's certificate.
+    pub fn signing_certificate_id(&self) -> i64 {
+        self.signing_certificate_id
+    }
+
+    /// SHA-256 of the signed bytes: the same for the same keys in whatever order and format.
+    pub fn content_hash(&self) -> &[u8; 32] {
+        &self.content_hash
+    }
+
+    /// When it arrived.
+    pub fn uploaded_at(&self) -> DateTime<Utc> {
+        self.uploaded_at
+    }
+
+    /// The keys, in the order of their hashes.
+    pub fn keys(&self) -> &[SealedKey] {
+        &self.keys
+    }
+
+    /// Positions of keys that are the same as an earlier one in the upload, ascending.
+    pub fn repeats(&self) -> &[usize] {
+        &self.repeats
+    }
+}
+
+/// What the answer 207 says of each key, by its index in the request (spec §5.4.3).
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MultiStatus {
+    /// Would be accepted: nothing has been stored, send these again without the others.
+    #[serde(rename = "201")]
+    #[schema(example = json!([0, 2]))]
+    pub created: Vec<usize>,
+    /// Are there already, or repeat an earlier key of the upload.
+    #[serde(rename = "409")]
+    #[schema(example = json!([1]))]
+    pub conflict: Vec<usize>,
+    /// Always empty: an upload is stored whole or not at all.
+    #[serde(rename = "500")]
+    #[schema(example = json!([]))]
+    pub error: Vec<usize>,
+}
+
+impl MultiStatus {
+    fn new(amount: usize, conflict: Vec<usize>) -> Self {
+        let created = (0..amount).filter(|i| conflict.binary_search(i).is_err()).collect();
+        Self { created, conflict, error: Vec::new() }
+    }
+}
+
+/// Takes a signed batch of diagnosis keys (spec §5.4).
+///
+/// All or nothing: an upload is stored whole, in one transaction, or not at all. Sending the same upload again
+/// under the same tag gives the same answer and stores nothing twice, so a lost answer is safe to retry. After
+/// 207 nothing is stored and the tag is free: send the keys listed under "201" again, signed again.
+#[utoipa::path(
+    post,
+    path = "/diagnosiskeys/upload",
+    tag = "upload",
+    params(
+        ("batchTag" = String, Header, description = "The upload's name, unique per country: 1 to 64 visible ASCII characters.", example = "2026-11-22-1"),
+        ("batchSignature" = String, Header, description = "Base64 of a detached CMS signature over the batch (spec §4.1.6); at most 16 KiB.", example = "MIIG1AYJKoZIhvcNAQcCoIIGxTCCBsECAQExDTALBg…"),
+        ("Content-Type" = String, Header, description = "application/protobuf; version=1.0 or application/json; version=1.0", example = "application/json; version=1.0"),
+    ),
+    request_body(
+        content = crate::http::DiagnosisKeyBatch, content_type = "application/json; version=1.0",
+        description = "The keys, at most 5,000 and 10 MiB unless the operator set other limits. As application/protobuf; version=1.0 the message eu.interop.DiagnosisKeyBatch.",
+        example = json!(crate::http::example_batch()),
+    ),
+    responses(
+        (status = 201, description = "Stored, now or by an earlier identical request. The body is empty.", headers(("batchTag" = String, description = "The upload tag."))),
+        (status = 207, description = "Some keys exist already or repeat. Nothing is stored, and the tag is not used up.", body = MultiStatus, content_type = "application/json", example = json!({"201": [0, 2], "409": [1], "500": []})),
+        (status = 400, description = "A header, the body, a key, the signature or its signer is not acceptable.", body = ErrorBody, content_type = "application/json", example = json!({"message": "key 17: rollingPeriod 145 is not within 1 to 144", "code": "invalid-key"})),
+        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 has been revoked for AUTHENTICATION", "code": "forbidden"})),
+        (status = 406, description = "The media type or its version is not supported.", body = ErrorBody, content_type = "application/json", example = json!({"message": "format version 2.0 is not supported: the newest is 1.0", "code": "not-acceptable"})),
+        (status = 408, description = "The request was not complete in time; the connection closes.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the request was not complete after 30s", "code": "request-timeout"})),
+        (status = 409, description = "The country has stored something else under this tag.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the batch tag 2026-11-22-1 is taken by another upload of NL: it has other keys or another signer", "code": "upload-tag-taken"})),
+        (status = 413, description = "Too many bytes or keys.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the body has more than 5000 keys", "code": "too-many-keys"})),
+        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
+    )
+)]
+pub async fn upload(
+    caller: Caller,
+    request: HttpRequest,
+    payload: web::Payload,
+    app: web::Data<App>,
+) -> Result<HttpResponse, Error> {
+    let (tag, batch_signature, media) = read_headers(&request)?;
+    let limits = &app.config.upload;
+    let body =
+        http::read_body(&request, payload, limits.max_bytes.as_u64(), app.config.server.request_timeout)
+            .await
+            .map_err(UploadError::from)?;
+    let app = app.into_inner();
+    // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
+    // it, and an upload that has been verified is brought to its end even if its sender goes away.
+    let upload_tag = tag.as_str().to_owned();
+    let accepting =
+        app.clone().background(async move { accept(&app, caller, tag, batch_signature, media, body).await });
+    Ok(match accepting.await?? {
+        None => reply::created(&upload_tag),
+        Some(conflicts) => reply::multi_status(conflicts),
+    })
+}
+
+fn read_headers(request: &HttpRequest) -> Result<(UploadTag, String, MediaType), UploadError> {
+    let required = |name| http::header(request, name)?.ok_or(HeaderError::Missing(name));
+    let tag = required(wire::BATCH_TAG)?;
+    let batch_signature = required(wire::BATCH_SIGNATURE)?;
+    let content_type = required("Content-Type")?;
+    if batch_signature.len() > MAX_SIGNATURE {
+        return Err(UploadError::SignatureTooLong { length: batch_signature.len() });
+    }
+    Ok((tag.parse()?, batch_signature.to_owned(), MediaType::from_content_type(content_type)?))
+}
+
+/// Verifies and stores; returns what stood in the way of storing, if anything did.
+async fn accept(
+    app: &Arc<App>,
+    caller: Caller,
+    tag: UploadTag,
+    batch_signature: String,
+    media: MediaType,
+    body: bytes::Bytes,
+) -> Result<Option<MultiStatus>, Error> {
+    let country = caller.country;
+    let verified = {
+        let app = app.clone();
+        let verify = move || {
+            let keys =
+                wire::decode(media.format, &body, app.config.upload.max_keys).map_err(UploadError::from)?;
+            let registry = app.trust.registry().map_err(UploadError::from)?;
+            let policy =
+                SignaturePolicy { allow_sha1: app.config.participant(country).allow_sha1_signatures };
+            let upload = SignedUpload { caller, tag, media, batch_signature, keys, at: app.clock.now() };
+            upload.verify(&registry, policy, &app.keyring)
+        };
+        tokio::task::spawn_blocking(verify).await.map_err(|e| Error::Internal(e.to_string()))??
+    };
+    let outcome = app.store.insert_upload(&verified).await?;
+    let count = |outcome: &'static str| {
+        metrics::counter!(telemetry::UPLOADS, "country" => country.to_string(), "outcome" => outcome)
+            .increment(1);
+    };
+    match outcome {
+        UploadOutcome::Stored => {
+            count("stored");
+            metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
+                .increment(verified.keys().len() as u64);
+            tracing::info!(%country, tag = %verified.tag(), keys = verified.keys().len(), "an upload was stored");
+            app.wake_batching.notify_one();
+            Ok(None)
+        }
+        UploadOutcome::Repeated => {
+            count("repeated");
+            tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
+            Ok(None)
+        }
+        UploadOutcome::TagTaken => {
+            count("tag-taken");
+            Err(UploadError::TagTaken { tag: verified.tag().to_string(), country }.into())
+        }
+        UploadOutcome::Conflicts(conflicts) => {
+            count("conflicts");
+            tracing::info!(%country, tag = %verified.tag(), conflicts = conflicts.len(), "an upload has keys that exist already; nothing was stored");
+            Ok(Some(MultiStatus::new(verified.keys().len(), conflicts)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MultiStatus, repeats};
+
+    #[test]
+    fn a_key_that_repeats_is_a_conflict_of_the_later_one() {
+        assert_eq!(repeats(&[[1; 32], [2; 32], [1; 32], [1; 32]]), [2, 3]);
+        assert!(repeats(&[[1; 32], [2; 32]]).is_empty());
+    }
+
+    #[test]
+    fn the_multi_status_answer_names_every_key_once() {
+        let answer = MultiStatus::new(4, vec![1, 3]);
+        assert_eq!(answer, MultiStatus { created: vec![0, 2], conflict: vec![1, 3], error: vec![] });
+        assert_eq!(
+            serde_json::to_string(&answer).ok().as_deref(),
+            Some(r#"{"201":[0,2],"409":[1,3],"500":[]}"#)
+        );
+    }
+}
