@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use efgs_gateway::config::Config;
 use serde::Deserialize;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -209,8 +210,10 @@ fn the_containers_are_closed_and_watched() {
 fn the_gateways_configuration_fits_its_container() {
     let compose = compose();
     let gateway = &compose.services["gateway"];
-    let text = read(&compose.configs["gateway"].file);
-    let config: toml::Table = text.parse().unwrap_or_else(|e| panic!("gateway.toml: {e}"));
+    let file = &compose.configs["gateway"].file;
+    Config::load(&Path::new(ROOT).join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let text = read(file);
+    let config: toml::Table = text.parse().unwrap();
 
     for secret in secrets_named_in(&text) {
         assert!(
