@@ -25,6 +25,10 @@ use efgs_protocol::country::Country;
 use efgs_protocol::signature::{BatchSigner, SignError};
 use openssl::error::ErrorStack;
 
+// The protocol crate's own tests see a second build of it, and need the name of this one.
+#[doc(no_inline)]
+pub use efgs_protocol;
+
 pub use issue::{Authority, KeyKind, KeyPair, Request};
 
 /// Why something could not be made.

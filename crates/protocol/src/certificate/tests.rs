@@ -1,1 +1,319 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
 
+use chrono::{Days, TimeDelta};
+use efgs_test_ca::efgs_protocol::certificate::CertificateType as TestType;
+use efgs_test_ca::{KeyKind, KeyPair, Request};
+use openssl::ec::{Asn1Flag, EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkcs12::Pkcs12;
+use openssl::pkey::PKey;
+use openssl::rsa::{Padding, Rsa};
+use openssl::sign::{RsaPssSaltlen, Signer};
+use openssl::x509::X509;
+use proptest::prelude::*;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use super::*;
+
+fn request(kind: TestType) -> Request {
+    Request::new(kind, "DE")
+}
+
+fn signing() -> KeyPair {
+    request(TestType::Signing).self_signed().unwrap()
+}
+
+/// The certificate as this build of the crate sees it.
+fn read(pair: &KeyPair) -> Certificate {
+    Certificate::from_der(pair.certificate.der()).unwrap()
+}
+
+#[test]
+fn pem_is_to_the_byte_what_openssl_prints() {
+    let kinds = [KeyKind::Ec256, KeyKind::Ec521, KeyKind::Rsa(2048), KeyKind::Rsa(2304)];
+    for key in kinds {
+        let pair = Request { key, ..request(TestType::Callback) }.self_signed().unwrap();
+        let certificate = read(&pair);
+        let openssl = X509::from_der(certificate.der()).unwrap();
+        assert_eq!(certificate.pem().as_bytes(), openssl.to_pem().unwrap());
+        assert_eq!(certificate.thumbprint().as_bytes(), &*openssl.digest(MessageDigest::sha256()).unwrap());
+        assert_eq!(Certificate::from_pem(certificate.pem()).unwrap(), certificate);
+    }
+}
+
+proptest! {
+    #[test]
+    fn pem_lines_hold_64_columns_and_lead_back(der in proptest::collection::vec(any::<u8>(), 1..300)) {
+        let pem = pem_text(&der);
+        let lines: Vec<_> = pem.strip_suffix('\n').unwrap().split('\n').collect();
+        let (last, full) = lines[1..lines.len() - 1].split_last().unwrap();
+        prop_assert!(full.iter().all(|line| line.len() == 64));
+        prop_assert!((1..=64).contains(&last.len()));
+        prop_assert_eq!(file::pem_to_der(pem.as_bytes()).unwrap(), der);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_certificate(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(Certificate::from_der(&bytes).is_err());
+        prop_assert!(Certificate::from_file_contents(&bytes, Some("password")).is_err());
+    }
+
+    #[test]
+    fn a_changed_certificate_is_read_or_refused_without_panic(at in any::<prop::sample::Index>(), byte: u8) {
+        let mut der = include_bytes_of_a_certificate();
+        let at = at.index(der.len());
+        der[at] = byte;
+        if let Ok(certificate) = Certificate::from_der(&der) {
+            let _ = certificate.check(None, CertificateType::Signing, certificate.not_before());
+        }
+    }
+
+    #[test]
+    fn thumbprints_survive_their_text(bytes: [u8; 32]) {
+        let thumbprint = Thumbprint::from_bytes(bytes);
+        let text = thumbprint.to_string();
+        prop_assert_eq!(text.len(), 64);
+        prop_assert_eq!(text.parse::<Thumbprint>().unwrap(), thumbprint);
+        prop_assert_eq!(text.to_uppercase().parse::<Thumbprint>().unwrap(), thumbprint);
+        let json = serde_json::to_string(&thumbprint).unwrap();
+        prop_assert_eq!(json, format!("\"{text}\""));
+    }
+}
+
+fn include_bytes_of_a_certificate() -> Vec<u8> {
+    static DER: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    DER.get_or_init(|| signing().certificate.der().to_vec()).clone()
+}
+
+#[test]
+fn thumbprints_keep_leading_zeros_and_refuse_everything_else() {
+    let zeros = format!("00{}", "ab".repeat(31));
+    assert_eq!(zeros.parse::<Thumbprint>().unwrap().to_string(), zeros);
+    for text in [
+        "",
+        "ab",
+        &"a".repeat(63),
+        &"a".repeat(65),
+        &"g".repeat(64),
+        &"é".repeat(32),
+        &format!("{} ", "a".repeat(63)),
+    ] {
+        assert!(text.parse::<Thumbprint>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_pem_text_holds_exactly_one_certificate() {
+    let (one, two) = (read(&signing()), read(&signing()));
+    let pem = one.pem();
+    for text in [
+        pem.replace('\n', "\r\n"),
+        format!("subject=CN = x\n\n{pem}\n\n"),
+        pem.trim_end().to_owned(),
+        pem.replace('=', ""),
+    ] {
+        assert_eq!(Certificate::from_pem(&text).unwrap(), one);
+    }
+    let refused = |text: String| Certificate::from_pem(text).unwrap_err();
+    assert_eq!(refused(format!("{pem}{}", two.pem())), CertificateError::SeveralCertificates(2));
+    assert_eq!(refused(format!("{pem}rest")), CertificateError::TrailingData(4));
+    assert_eq!(refused(String::new()), CertificateError::NotPem("no BEGIN CERTIFICATE line"));
+    assert_eq!(refused(pem[..200].to_owned()), CertificateError::NotPem("no END CERTIFICATE line"));
+    assert_eq!(refused(pem.replacen('M', "*", 1)), CertificateError::NotPem("its base64 is damaged"));
+    let trailing = pem_text(&[one.der(), &[5, 0]].concat());
+    assert_eq!(refused(trailing), CertificateError::TrailingData(2));
+}
+
+#[test]
+fn a_file_is_recognised_by_its_content() {
+    let pair = signing();
+    let certificate = read(&pair);
+    let key = PKey::private_key_from_pem(pair.key_pem.as_bytes()).unwrap();
+    let x509 = X509::from_der(certificate.der()).unwrap();
+    let pkcs12 =
+        |password| Pkcs12::builder().pkey(&key).cert(&x509).build2(password).unwrap().to_der().unwrap();
+
+    let read = |bytes: &[u8], password| Certificate::from_file_contents(bytes, password);
+    assert_eq!(read(certificate.pem().as_bytes(), None).unwrap(), certificate);
+    assert_eq!(read(certificate.der(), None).unwrap(), certificate);
+    assert_eq!(read(&pkcs12("geheim"), Some("geheim")).unwrap(), certificate);
+    assert_eq!(read(&pkcs12(""), None).unwrap(), certificate);
+    assert_eq!(read(&pkcs12("geheim"), None).unwrap_err(), CertificateError::PasswordNeeded);
+    assert_eq!(read(&pkcs12("geheim"), Some("Geheim")).unwrap_err(), CertificateError::WrongPassword);
+    let mut damaged = pkcs12("geheim");
+    damaged.truncate(500);
+    assert!(read(&damaged, Some("geheim")).is_err());
+    let no_key = Pkcs12::builder().cert(&x509).build2("geheim").unwrap().to_der().unwrap();
+    assert_eq!(read(&no_key, Some("geheim")).unwrap(), certificate);
+
+    let (with_key, key) = from_pkcs12(&pkcs12("geheim"), Some("geheim")).unwrap();
+    assert_eq!(with_key, certificate);
+    assert!(key.is_some());
+    assert!(matches!(read(pair.key_pem.as_bytes(), None), Err(CertificateError::NotPem(_))));
+    assert!(matches!(read(b"hello", None), Err(CertificateError::NotACertificate(_))));
+}
+
+#[test]
+fn the_country_is_the_only_one_or_none() {
+    let countries = |names: &[&str]| {
+        let countries = names.iter().map(ToString::to_string).collect();
+        read(&Request { countries, ..request(TestType::Signing) }.self_signed().unwrap()).country()
+    };
+    assert_eq!(countries(&["DE"]).unwrap().as_str(), "DE");
+    assert!(matches!(countries(&[]), Err(CertificateError::NoCountry { .. })));
+    assert!(matches!(countries(&["DE", "NL"]), Err(CertificateError::SeveralCountries { .. })));
+    assert!(matches!(countries(&["DE", "DE"]), Err(CertificateError::SeveralCountries { .. })));
+    assert_eq!(countries(&["de"]), Err(CertificateError::InvalidCountry("de".into())));
+}
+
+#[test]
+fn what_a_certificate_says() {
+    let request = Request { common_name: "Ünïcode, Inc.".into(), ..request(TestType::Signing) };
+    let certificate = read(&request.self_signed().unwrap());
+    assert_eq!(certificate.common_name(), Some("Ünïcode, Inc."));
+    assert_eq!(certificate.subject(), "C=DE, O=EFGS test, CN=Ünïcode, Inc.");
+    assert_eq!(certificate.issuer(), certificate.subject());
+    assert_eq!(certificate.not_before().timestamp(), request.not_before.timestamp());
+    assert_eq!(certificate.not_after().timestamp(), request.not_after.timestamp());
+    assert_eq!((certificate.version(), certificate.hash_description().as_str()), (3, "SHA-256"));
+    let serial = X509::from_der(certificate.der()).unwrap().serial_number().to_bn().unwrap();
+    assert_eq!(
+        certificate.serial().replace(':', "").to_uppercase(),
+        serial.to_hex_str().unwrap().to_uppercase()
+    );
+    for (key, description) in [
+        (KeyKind::Ec256, "EC P-256"),
+        (KeyKind::Ec384, "EC P-384"),
+        (KeyKind::Ec521, "EC P-521"),
+        (KeyKind::Rsa(2048), "RSA 2048"),
+        (KeyKind::Secp256k1, "EC curve 1.3.132.0.10"),
+    ] {
+        let pair = Request { key, ..request.clone() }.self_signed().unwrap();
+        assert_eq!(read(&pair).key_description(), description);
+    }
+}
+
+#[test]
+fn validity_includes_both_ends() {
+    let certificate = read(&signing());
+    let second = TimeDelta::seconds(1);
+    assert!(!certificate.is_valid_at(certificate.not_before() - second));
+    assert!(certificate.is_valid_at(certificate.not_before()));
+    assert!(certificate.is_valid_at(certificate.not_after()));
+    assert!(!certificate.is_valid_at(certificate.not_after() + second));
+}
+
+#[test]
+fn each_rule_is_broken_by_its_own_kind_of_certificate() {
+    let good = request(TestType::Signing);
+    let now = good.not_before + Days::new(1);
+    let broken = |request: Request, kind: CertificateType, country: &str| -> Vec<Rule> {
+        let certificate = read(&request.self_signed().unwrap());
+        let country = Some(country.parse().unwrap());
+        let findings = certificate.check(country, kind, now);
+        assert!(findings.iter().map(|f| f.rule).eq(Rule::ALL));
+        findings.into_iter().filter(|finding| !finding.passed).map(|finding| finding.rule).collect()
+    };
+    let signing = |change: fn(&mut Request)| {
+        let mut request = request(TestType::Signing);
+        change(&mut request);
+        broken(request, CertificateType::Signing, "DE")
+    };
+    assert_eq!(signing(|_| {}), []);
+    assert_eq!(signing(|r| r.version = 1), [Rule::Version]);
+    assert_eq!(signing(|r| r.countries = vec!["NL".into()]), [Rule::Country]);
+    assert_eq!(signing(|r| r.countries.clear()), [Rule::Country]);
+    assert_eq!(signing(|r| r.key = KeyKind::Rsa(2048)), [Rule::KeySize]);
+    assert_eq!(signing(|r| r.key = KeyKind::Secp256k1), [Rule::KeySize]);
+    assert_eq!(signing(|r| r.sha1 = true), [Rule::Hash]);
+    assert_eq!(signing(|r| r.not_after = r.not_before + Days::new(80)), [Rule::Validity]);
+    assert_eq!(signing(|r| r.not_after = r.not_before + Days::new(100)), []);
+    assert_eq!(
+        signing(|r| {
+            r.not_after = r.not_before;
+            r.not_before = r.not_before - Days::new(9);
+        }),
+        [Rule::Validity, Rule::Expired]
+    );
+    assert_eq!(signing(|r| r.not_before = r.not_before + Days::new(2)), [Rule::NotYetValid]);
+
+    use CertificateType::{Authentication, Callback, Signing};
+    assert_eq!(broken(request(TestType::Callback), Authentication, "DE"), [Rule::Usage]);
+    assert_eq!(broken(request(TestType::Authentication), Callback, "DE"), [Rule::Usage]);
+    assert_eq!(broken(request(TestType::Authentication), Authentication, "DE"), []);
+    assert_eq!(broken(request(TestType::Callback), Callback, "DE"), []);
+    // A signing certificate here names a key usage that the others need as well, and no extended one.
+    assert_eq!(broken(request(TestType::Signing), Authentication, "DE"), []);
+    assert_eq!(broken(request(TestType::Authentication), Signing, "DE"), []);
+    let authority = efgs_test_ca::Authority::new("ca", KeyKind::Ec256).unwrap();
+    let authority = Certificate::from_der(authority.certificate().der()).unwrap();
+    assert!(authority.check(None, Signing, now).iter().all(|finding| finding.passed));
+}
+
+#[test]
+fn rules_and_types_are_read_back_from_their_names() {
+    for rule in Rule::ALL {
+        assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
+    }
+    assert!("keysize".parse::<Rule>().is_err());
+    assert_eq!("signing".parse::<CertificateType>().unwrap(), CertificateType::Signing);
+    assert_eq!("Callback".parse::<CertificateType>().unwrap(), CertificateType::Callback);
+    assert_eq!("AUTHENTICATION".parse::<CertificateType>().unwrap(), CertificateType::Authentication);
+    assert!("AUTH".parse::<CertificateType>().is_err());
+}
+
+#[test]
+fn rsassa_pss_verifies_with_any_salt() {
+    let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+    let spki = key.public_key_to_der().unwrap();
+    let (_, spki) = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+    let public = PublicKey::read(&spki);
+    for (hash, digest, length) in
+        [(Hash::Sha256, MessageDigest::sha256(), 32), (Hash::Sha512, MessageDigest::sha512(), 64)]
+    {
+        for salt in [0, 20, length, 256 - length - 2] {
+            let mut signer = Signer::new(digest, &key).unwrap();
+            signer.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            signer.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt.into())).unwrap();
+            let signature = signer.sign_oneshot_to_vec(b"message").unwrap();
+            let scheme = Scheme::RsaPss { hash, salt };
+            assert_eq!(public.verify(scheme, b"message", &signature), Ok(()), "{hash} {salt}");
+            assert_eq!(public.verify(scheme, b"massage", &signature), Err(VerifyError::Mismatch));
+            let other = Scheme::RsaPss { hash, salt: salt + 1 };
+            assert_eq!(public.verify(other, b"message", &signature), Err(VerifyError::Mismatch));
+            assert_eq!(
+                public.verify(Scheme::RsaPkcs1(hash), b"message", &signature),
+                Err(VerifyError::Mismatch)
+            );
+            assert_eq!(
+                public.verify(Scheme::Ecdsa(hash), b"message", &signature),
+                Err(VerifyError::Unsupported)
+            );
+        }
+    }
+}
+
+#[test]
+fn keys_out_of_the_ordinary_are_described_and_never_used() {
+    let describe = |der: &[u8]| PublicKey::read(&SubjectPublicKeyInfo::from_der(der).unwrap().1);
+    let ec = |curve, flag| {
+        let mut group = EcGroup::from_curve_name(curve).unwrap();
+        group.set_asn1_flag(flag);
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        describe(&key.public_key_to_der().unwrap())
+    };
+    let explicit = ec(Nid::X9_62_PRIME256V1, Asn1Flag::EXPLICIT_CURVE);
+    assert_eq!(
+        (explicit.to_string().as_str(), explicit.is_too_short()),
+        ("EC with explicit parameters", false)
+    );
+    let short = ec(Nid::SECP224R1, Asn1Flag::NAMED_CURVE);
+    assert_eq!((short.to_string().as_str(), short.is_too_short()), ("EC curve 1.3.132.0.33", true));
+    let edwards = describe(&PKey::generate_ed25519().unwrap().public_key_to_der().unwrap());
+    assert_eq!((edwards.to_string().as_str(), edwards.is_too_short()), ("algorithm 1.3.101.112", false));
+    for key in [explicit, short, edwards] {
+        assert!(!key.is_supported());
+        assert_eq!(key.verify(Scheme::Ecdsa(Hash::Sha256), b"", b""), Err(VerifyError::Unsupported));
+    }
+}
