@@ -16,7 +16,10 @@ use crate::{
 const MAX_DEPTH: u32 = 100;
 
 pub(super) fn decode(body: &[u8], max_keys: usize) -> Result<KeyBatch, DecodeError> {
-    let mut batch = KeyBatch::new();
+    /// The encoded length of the shortest key that is one: its frame, the key data and the origin.
+    const SHORTEST: usize = 2 + 18 + 4;
+
+    let mut batch = KeyBatch::with_capacity(max_keys.min(body.len() / SHORTEST));
     let mut reader = Reader::new(body);
     while let Some((field, wire_type)) = reader.field()? {
         if field == 1 {

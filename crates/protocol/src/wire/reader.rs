@@ -29,24 +29,24 @@ impl From<Malformed> for DecodeError {
 /// A position in a message. It never leaves the message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a> {
-    /// The body up to the end of the message.
-    bytes: &'a [u8],
-    /// The next byte to be read. At most the length of `bytes`.
-    at: usize,
+    /// What is left of the message.
+    rest: &'a [u8],
+    /// Where in the body the message ends.
+    end: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { rest: bytes, end: bytes.len() }
     }
 
     /// The number and the wire type of the next field, or nothing at the end of the message.
     #[inline]
     pub(super) fn field(&mut self) -> Result<Option<(u32, WireType)>, Malformed> {
-        if self.at == self.bytes.len() {
+        if self.rest.is_empty() {
             return Ok(None);
         }
-        let at = self.at;
+        let at = self.at();
         let key =
             u32::try_from(self.varint()?).map_err(|_| Malformed { what: "a field number too large", at })?;
         let wire_type = match key & 7 {
@@ -81,9 +81,10 @@ impl<'a> Reader<'a> {
     /// The bytes of a string, which are UTF-8.
     #[inline]
     pub(super) fn string(&mut self, wire_type: WireType) -> Result<&'a [u8], Malformed> {
-        let at = self.at;
+        let at = self.at();
         let bytes = self.bytes(wire_type)?;
-        if bytes.is_ascii() || str::from_utf8(bytes).is_ok() {
+        // Strings are countries, as a rule.
+        if matches!(bytes, [0..0x80, 0..0x80]) || str::from_utf8(bytes).is_ok() {
             Ok(bytes)
         } else {
             Err(Malformed { what: "a string that is not UTF-8", at })
@@ -93,15 +94,15 @@ impl<'a> Reader<'a> {
     /// A message inside this one.
     #[inline]
     pub(super) fn message(&mut self, wire_type: WireType) -> Result<Self, Malformed> {
-        let length = self.bytes(wire_type)?.len();
-        Ok(Self { bytes: &self.bytes[..self.at], at: self.at - length })
+        let rest = self.bytes(wire_type)?;
+        Ok(Self { rest, end: self.at() })
     }
 
     /// Passes over the value of a field that nobody knows. `depth` says how many groups it may still contain
     /// in one another, itself included.
     #[cold]
     pub(super) fn skip(&mut self, field: u32, wire_type: WireType, depth: u32) -> Result<(), Malformed> {
-        let at = self.at;
+        let at = self.at();
         if depth == 0 {
             return Err(Malformed { what: "groups nested too deeply", at });
         }
@@ -126,33 +127,49 @@ impl<'a> Reader<'a> {
         if expected == found {
             Ok(())
         } else {
-            Err(Malformed { what: "a field of another wire type", at: self.at })
+            Err(Malformed { what: "a field of another wire type", at: self.at() })
         }
     }
 
     #[inline]
     fn take(&mut self, length: u64) -> Result<&'a [u8], Malformed> {
-        let taken = usize::try_from(length).ok().and_then(|length| self.bytes[self.at..].get(..length));
-        let taken =
-            taken.ok_or(Malformed { what: "a value that reaches beyond its message", at: self.at })?;
-        self.at += taken.len();
+        let split = usize::try_from(length).ok().and_then(|length| self.rest.split_at_checked(length));
+        let (taken, rest) =
+            split.ok_or(Malformed { what: "a value that reaches beyond its message", at: self.at() })?;
+        self.rest = rest;
         Ok(taken)
     }
 
     #[inline]
     fn varint(&mut self) -> Result<u64, Malformed> {
+        match self.rest {
+            [byte @ ..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok((*byte).into())
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut number = 0;
-        for (index, &byte) in self.bytes[self.at..].iter().take(10).enumerate() {
+        for (index, &byte) in self.rest.iter().take(10).enumerate() {
             number |= u64::from(byte & 0x7f) << (7 * index);
             if byte < 0x80 {
                 // Of the tenth byte, only one bit is left in a number of 64 bits.
                 if index == 9 && byte > 1 {
                     break;
                 }
-                self.at += index + 1;
+                self.rest = &self.rest[index + 1..];
                 return Ok(number);
             }
         }
-        Err(Malformed { what: "a number that does not end", at: self.at })
+        Err(Malformed { what: "a number that does not end", at: self.at() })
+    }
+
+    /// Where in the body the next byte lies.
+    #[inline]
+    fn at(&self) -> usize {
+        self.end - self.rest.len()
     }
 }

@@ -155,6 +155,24 @@ fn a_malformed_body_is_told_where() {
 }
 
 #[test]
+fn numbers_have_64_bits_at_most() {
+    for (last, fits) in [(&[1][..], true), (&[2], false), (&[0x80, 0], false)] {
+        for field in [3, 99] {
+            let body = key_with(&[&tag(field, 0)[..], &[0x80; 9], last].concat());
+            assert_eq!(decode(Format::Protobuf, &body, 1).is_ok(), fits, "{last:?}");
+            assert_like_prost(&body).unwrap();
+        }
+    }
+}
+
+#[test]
+fn strings_are_utf_8_even_where_a_later_one_counts() {
+    let body = key_with(&[delimited(6, b"\xff\xff"), delimited(6, b"NL")].concat());
+    assert!(matches!(decode(Format::Protobuf, &body, 1), Err(DecodeError::Malformed(_))));
+    assert_like_prost(&body).unwrap();
+}
+
+#[test]
 fn the_last_value_of_a_field_counts() {
     let more =
         [delimited(6, b"x"), delimited(6, b"ES"), tag(3, 0), varint(7), tag(3, 0), varint((1 << 32) + 9)];
