@@ -1,2 +1,7 @@
-//! To be written.
-fn main() {}
+//! The command `efgs-gateway`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    efgs_gateway::cli::main()
+}

@@ -1,1 +1,215 @@
-//! The commands.
+//! The commands of `efgs-gateway`.
+
+use std::{
+    error::Error,
+    fmt::Display,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    app::{App, StartError},
+    clock::Clock,
+    config::{self, Config},
+};
+
+mod certificate;
+mod demo;
+mod files;
+mod health;
+mod serve;
+mod work;
+
+type Outcome = Result<ExitCode, Box<dyn Error>>;
+
+/// The Federation Gateway for European proximity tracing.
+#[derive(Debug, Parser)]
+#[command(
+    name = "efgs-gateway",
+    version,
+    propagate_version = true,
+    after_help = "Example:\n  efgs-gateway demo --once    the whole story on this machine, in a temporary folder"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    Serve(serve::ServeArgs),
+    /// Bring the database schema up to date
+    #[command(after_help = "Example:\n  efgs-gateway migrate --config efgs.toml")]
+    Migrate(ConfigFile),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Inspect, sign, import, list and revoke certificates of participants
+    #[command(subcommand)]
+    Certificate(certificate::CertificateCommand),
+    /// Form batches; read and write files of keys
+    #[command(subcommand)]
+    Batch(BatchCommand),
+    /// Delete now what is older than the retention, until nothing is left to do
+    #[command(
+        after_help = "Example:\n  efgs-gateway expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
+    )]
+    Expire(WorkArgs),
+    Health(health::HealthArgs),
+    /// Print the API document, or compare it with a file
+    #[command(hide = true)]
+    Openapi(OpenapiArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum BatchCommand {
+    /// Form batches now, until nothing waits
+    #[command(
+        after_help = "Example:\n  efgs-gateway batch form --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
+    )]
+    Form(WorkArgs),
+    SignedBytes(files::SignedBytesArgs),
+    Convert(files::ConvertArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say what is wrong with a configuration, with the key's name
+    #[command(after_help = "Example:\n  efgs-gateway config check --config efgs.toml")]
+    Check(ConfigFile),
+    /// Print a complete commented example
+    #[command(after_help = "Example:\n  efgs-gateway config example > efgs.toml")]
+    Example,
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// For jobs that are run by hand.
+#[derive(Debug, Args)]
+struct WorkArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct OpenapiArgs {
+    /// Fail unless this file is what would be printed
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
+}
+
+/// Runs the command that the arguments name; says on standard error what went wrong and what to do.
+pub fn main() -> ExitCode {
+    // Two TLS libraries in one program must agree on one provider; a second installation changes nothing.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    runtime.block_on(run(cli.command)).unwrap_or_else(|error| fail(&*error))
+}
+
+fn fail(error: &dyn Error) -> ExitCode {
+    // Nothing is left to do when standard error is closed.
+    drop(writeln!(std::io::stderr(), "efgs-gateway: {error}"));
+    ExitCode::FAILURE
+}
+
+async fn run(command: Command) -> Outcome {
+    if !matches!(command, Command::Serve(_) | Command::Demo(_)) {
+        crate::telemetry::init_logs("warn");
+    }
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(file) => {
+            let app = open(&file.config)?;
+            app.store.migrate().await?;
+            say("the database schema is up to date")
+        }
+        Command::Config(ConfigCommand::Check(file)) => check(&file.config),
+        Command::Config(ConfigCommand::Example) => print(config::EXAMPLE),
+        Command::Certificate(command) => certificate::run(command).await,
+        Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,
+        Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
+        Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),
+        Command::Expire(args) => work::expire(&args).await,
+        Command::Health(args) => health::run(&args),
+        Command::Openapi(args) => openapi(&args),
+    }
+}
+
+/// Opens everything that a configuration names.
+fn open(path: &Path) -> Result<Arc<App>, StartError> {
+    App::new(Config::load(path)?, Clock::system(), None)
+}
+
+/// The same, with a schema that is up to date: an empty database is set up, an older one is left to `migrate`.
+async fn open_current(path: &Path) -> Result<Arc<App>, StartError> {
+    let app = open(path)?;
+    if app.store.is_empty().await? {
+        app.store.migrate().await?;
+    } else if !app.store.schema_is_current().await? {
+        return Err(StartError::SchemaOutdated);
+    }
+    Ok(app)
+}
+
+fn check(path: &Path) -> Outcome {
+    let app = open(path)?;
+    // Everything that `serve` reads besides.
+    crate::trust::TlsSetup::load(&app.config.tls)?;
+    for warning in app.config.warnings() {
+        say(format!("warning: {warning}"))?;
+    }
+    say(format!("{} is complete and right", path.display()))
+}
+
+fn openapi(args: &OpenapiArgs) -> Outcome {
+    let document = crate::http::document();
+    let Some(path) = &args.check else { return print(document) };
+    let committed =
+        std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    if committed == document {
+        say(format!("{} is up to date", path.display()))
+    } else {
+        Err(format!("{} is stale: run `cargo xtask openapi` and commit it", path.display()).into())
+    }
+}
+
+fn say(line: impl Display) -> Outcome {
+    print(format!("{line}\n"))
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is not an error of ours.
+fn print(text: impl AsRef<[u8]>) -> Outcome {
+    match std::io::stdout().lock().write_all(text.as_ref()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

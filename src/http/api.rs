@@ -144,3 +144,9 @@ pub fn example_audit() -> Value {
         "amount": 1, "batchSignature": "MIIG1AYJKoZIhvcNAQcCoIIGxTCCBsECAQExDTALBg…"
     }])
 }
+
+/// The document as it is committed: JSON, with a line feed at the end.
+pub fn document() -> String {
+    // A document made of derived types always is valid JSON.
+    ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
+}

@@ -16,7 +16,7 @@ use actix_web::{
 use efgs_protocol::wire;
 
 pub use admin::configure as configure_admin;
-pub use api::{ApiDoc, AuditEntrySchema, DiagnosisKeyBatch, example_audit, example_batch};
+pub use api::{ApiDoc, AuditEntrySchema, DiagnosisKeyBatch, document, example_audit, example_batch};
 pub use body::{BodyError, read_body};
 pub use error::{Code, Error, ErrorBody};
 pub use observe::note_caller;

@@ -72,6 +72,14 @@ impl Store {
         .await
     }
 
+    /// Whether no step of the schema has been carried out yet.
+    pub async fn is_empty(&self) -> Result<bool, StoreError> {
+        self.repeat("schema", || async {
+            Ok(Migrator::get_applied_migrations(&self.db).await.map(|applied| applied.is_empty())?)
+        })
+        .await
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.repeat("ping", || async { Ok(self.db.execute_unprepared("SELECT 1").await.map(|_| ())?) }).await

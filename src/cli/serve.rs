@@ -1,0 +1,61 @@
+//! `serve`.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::Args;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{ConfigFile, Outcome};
+use crate::{
+    app::{App, Gateway},
+    clock::Clock,
+    config::Config,
+    telemetry,
+};
+
+/// Run the gateway
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  efgs-gateway serve --config efgs.toml\n\nSIGTERM and SIGINT finish what is under way and exit 0; SIGHUP reads certificates and the registry again."
+)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Do not bring the database schema up to date first
+    #[arg(long)]
+    no_migrate: bool,
+}
+
+pub(super) async fn run(args: ServeArgs) -> Outcome {
+    telemetry::init_logs("info");
+    let metrics = install_metrics()?;
+    let app = App::new(Config::load(&args.file.config)?, Clock::system(), Some(metrics.clone()))?;
+    let gateway = Gateway::start(app, !args.no_migrate).await?;
+    wait(&gateway, &metrics).await?;
+    gateway.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until a signal says to stop.
+async fn wait(gateway: &Gateway, metrics: &PrometheusHandle) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut upkeep = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hang_up.recv() => gateway.reload().await,
+            _ = upkeep.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+fn install_metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error>> {
+    const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(telemetry::REQUEST_SECONDS.to_owned()), &BUCKETS)?;
+    Ok(builder.install_recorder()?)
+}
