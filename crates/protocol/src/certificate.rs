@@ -19,10 +19,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use crate::country::Country;
 
-pub use file::from_pkcs12;
+pub(crate) use file::from_pkcs12;
 pub(crate) use public_key::{AlgorithmError, Hash, PublicKey, Scheme, VerifyError};
-pub use rules::{Finding, Rule};
-pub use thumbprint::Thumbprint;
+pub use rules::{Finding, Rule, UnknownRule};
+pub use thumbprint::{InvalidThumbprint, Thumbprint};
 
 /// What a certificate is registered for (spec §6.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +105,13 @@ pub enum CertificateError {
     /// A PKCS#12 file cannot be opened with the given password.
     #[error("the password does not open the PKCS#12 file")]
     WrongPassword,
-    /// A PKCS#12 file is damaged, holds no certificate, or is encrypted in a way that OpenSSL refuses.
+    /// A PKCS#12 file is encrypted with an algorithm that OpenSSL does not offer any more, such as RC2.
+    #[error(
+        "the PKCS#12 file is encrypted with an outdated algorithm; ask for one with AES, or convert it: \
+         openssl pkcs12 -legacy -in FILE -nokeys -clcerts -out certificate.pem"
+    )]
+    OutdatedEncryption,
+    /// A PKCS#12 file is damaged or holds no certificate.
     #[error("the PKCS#12 file cannot be read: {0}")]
     Pkcs12(String),
 }

@@ -26,18 +26,22 @@ pub(super) fn read(bytes: &[u8], password: Option<&str>) -> Result<Certificate, 
 ///
 /// # Errors
 /// When the password is missing or wrong, or the file holds no certificate or several without a key.
-pub fn from_pkcs12(
+pub(crate) fn from_pkcs12(
     bytes: &[u8],
     password: Option<&str>,
 ) -> Result<(Certificate, Option<PKey<Private>>), CertificateError> {
     let unreadable = |e: openssl::error::ErrorStack| CertificateError::Pkcs12(e.to_string());
-    let parsed = Pkcs12::from_der(bytes).map_err(unreadable)?.parse2(password.unwrap_or_default()).map_err(
-        |e| match (e.errors().iter().any(|e| e.reason() == Some("mac verify failure")), password) {
-            (true, None) => CertificateError::PasswordNeeded,
-            (true, Some(_)) => CertificateError::WrongPassword,
-            (false, _) => unreadable(e),
-        },
-    )?;
+    let refused = |e: openssl::error::ErrorStack| {
+        let is = |reason| e.errors().iter().any(|e| e.reason() == Some(reason));
+        match password {
+            _ if is("unsupported") => CertificateError::OutdatedEncryption,
+            None if is("mac verify failure") => CertificateError::PasswordNeeded,
+            Some(_) if is("mac verify failure") => CertificateError::WrongPassword,
+            _ => unreadable(e),
+        }
+    };
+    let sealed = Pkcs12::from_der(bytes).map_err(unreadable)?;
+    let parsed = sealed.parse2(password.unwrap_or_default()).map_err(refused)?;
     let ParsedPkcs12_2 { cert, pkey, ca } = parsed;
     let others: Vec<_> = ca.into_iter().flatten().collect();
     let x509 = match (cert, others.as_slice()) {

@@ -147,6 +147,11 @@ fn a_file_is_recognised_by_its_content() {
     let no_key = Pkcs12::builder().cert(&x509).build2("geheim").unwrap().to_der().unwrap();
     assert_eq!(read(&no_key, Some("geheim")).unwrap(), certificate);
 
+    // Made by old tools. It holds a certificate only.
+    let outdated = include_bytes!("tests/rc2.p12");
+    assert_eq!(read(outdated, Some("geheim")).unwrap_err(), CertificateError::OutdatedEncryption);
+    assert_eq!(read(outdated, Some("Geheim")).unwrap_err(), CertificateError::WrongPassword);
+
     let (with_key, key) = from_pkcs12(&pkcs12("geheim"), Some("geheim")).unwrap();
     assert_eq!(with_key, certificate);
     assert!(key.is_some());

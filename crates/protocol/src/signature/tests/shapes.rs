@@ -8,6 +8,7 @@ use openssl::x509::X509;
 use super::ber::{INTEGER, OCTET_STRING, OID, SEQUENCE, SET, der};
 use super::*;
 
+const SHA1: &[u8] = &[0x2b, 0x0e, 0x03, 0x02, 0x1a];
 const SHA256: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
 const SHA384: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x02];
 const MD5: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 2, 5];
@@ -237,6 +238,17 @@ fn algorithms() {
         |parts| parts.algorithm = algorithm(SHA256),
         SignatureError::AlgorithmUnsupported("signature algorithm 2.16.840.1.101.3.4.2.1".into()),
     );
+}
+
+#[test]
+fn sha1_as_the_digest_alone_is_sha1_too() {
+    let mut parts = Parts::good();
+    parts.digest = algorithm(SHA1);
+    let digest = attribute(MESSAGE_DIGEST, &der(OCTET_STRING, Hash::Sha1.digest(BYTES).as_ref()));
+    parts.attributes.as_mut().unwrap()[1] = digest;
+    let verdict = |policy| verify(&parts.encode(), BYTES, parts.now, policy);
+    assert_eq!(verdict(STRICT), Err(SignatureError::WeakHash("SHA-1")));
+    assert!(verdict(WITH_SHA1).unwrap().used_sha1);
 }
 
 #[test]
