@@ -1,11 +1,21 @@
 //! The composition root: the only place that knows everyone.
 
-use std::{future::Future, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, web};
-use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag};
+use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag, country::Country};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 
 use crate::{
     batching,
@@ -18,6 +28,7 @@ use crate::{
     jobs::{self, Shutdown},
     store::{Store, StoreError},
     trust::{Caller, PeerIdentity, TlsError, TlsSetup, Trust},
+    upload::UploadError,
 };
 
 /// What every feature shares.
@@ -38,6 +49,7 @@ pub struct App {
     pub sealed: Sealed,
     /// Tells the batching job that an upload has come.
     pub wake_batching: Notify,
+    receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
     metrics: Option<PrometheusHandle>,
     runtime: Handle,
 }
@@ -98,6 +110,7 @@ impl App {
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
             sealed: Sealed::new(config.download.cache.as_u64()),
             wake_batching: Notify::new(),
+            receiving: Mutex::default(),
             runtime: Handle::current(),
             store,
             clock,
@@ -131,7 +144,28 @@ impl App {
         tag: Option<BatchTag>,
     ) -> Result<Link, http::Error> {
         let end = self.config.participant(caller.country).chain;
-        Ok(self.chain.find(date, tag, end).await??)
+        if let Some(answer) = self.chain.known(date, tag, end) {
+            return Ok(answer?);
+        }
+        let app = self.clone();
+        self.clone().background(async move { app.chain.refresh().await }).await??;
+        Ok(self.chain.look(date, tag, end)?)
+    }
+
+    /// Leave to receive an upload's body. A country that sends many at once waits for itself: neither the memory
+    /// for bodies nor the time of the others grows with what one country sends.
+    pub async fn turn_to_upload(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
+        let turns = match self.receiving.lock() {
+            Ok(mut all) => all
+                .entry(country)
+                .or_insert_with(|| Arc::new(Semaphore::new(self.config.upload.max_concurrent)))
+                .clone(),
+            Err(_) => return Err(http::Error::Internal("a thread broke while it counted uploads".into())),
+        };
+        match tokio::time::timeout(self.config.server.request_timeout, turns.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(UploadError::Busy.into()),
+        }
     }
 
     /// Metrics in the text format of Prometheus.

@@ -113,23 +113,22 @@ impl Chain {
         if date < oldest { Err(ChainError::TooOld { date, oldest }) } else { Ok(date) }
     }
 
-    /// The batch with this tag, or the first one formed on or after `date`; with the one behind it.
-    pub async fn find(
+    /// What is known without asking the database, if that is the whole answer.
+    pub fn known(
         &self,
         date: NaiveDate,
         tag: Option<BatchTag>,
         end: ChainEnd,
-    ) -> Result<Result<Link, ChainError>, StoreError> {
+    ) -> Option<Result<Link, ChainError>> {
         match self.look(date, tag, end) {
-            Ok(link) if link.next.is_some() => return Ok(Ok(link)),
-            Err(error @ ChainError::BeforeDate { .. }) => return Ok(Err(error)),
-            _ => {}
+            Ok(link) if link.next.is_some() => Some(Ok(link)),
+            Err(error @ ChainError::BeforeDate { .. }) => Some(Err(error)),
+            _ => None,
         }
-        self.refresh().await?;
-        Ok(self.look(date, tag, end))
     }
 
-    fn look(&self, date: NaiveDate, tag: Option<BatchTag>, end: ChainEnd) -> Result<Link, ChainError> {
+    /// The batch with this tag, or the first one formed on or after `date`; with the one behind it.
+    pub fn look(&self, date: NaiveDate, tag: Option<BatchTag>, end: ChainEnd) -> Result<Link, ChainError> {
         let batches = self.snapshot();
         let mut at = match tag {
             None => batches.partition_point(|batch| batch.day < date),
@@ -162,7 +161,7 @@ impl Chain {
     }
 
     /// Asks the database for what is behind the newest batch.
-    async fn refresh(&self) -> Result<(), StoreError> {
+    pub async fn refresh(&self) -> Result<(), StoreError> {
         let before = self.asked.load(Ordering::SeqCst);
         let mut answered = self.answered.lock().await;
         if *answered > before {

@@ -186,11 +186,13 @@ pub struct Upload {
     pub max_keys: usize,
     /// Bytes of one request's body.
     pub max_bytes: ByteSize,
+    /// Uploads of one country that are received at once; further ones wait their turn.
+    pub max_concurrent: usize,
 }
 
 impl Default for Upload {
     fn default() -> Self {
-        Self { max_keys: 5000, max_bytes: ByteSize::mib(10) }
+        Self { max_keys: 5000, max_bytes: ByteSize::mib(10), max_concurrent: 4 }
     }
 }
 

@@ -110,6 +110,9 @@ pub enum UploadError {
         /// Whose tag it is.
         country: Country,
     },
+    /// Too many uploads of the country are under way.
+    #[error("too many uploads of this country are under way: send fewer at once")]
+    Busy,
     /// It cannot be decided now whom to trust.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
@@ -375,6 +378,7 @@ pub async fn upload(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
+    let _turn = app.turn_to_upload(caller.country).await?;
     let limits = &app.config.upload;
     let body =
         http::read_body(&request, payload, limits.max_bytes.as_u64(), app.config.server.request_timeout)

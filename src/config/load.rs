@@ -179,6 +179,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
         ("upload.max_keys", config.upload.max_keys as u128),
         ("upload.max_bytes", u128::from(config.upload.max_bytes.as_u64())),
+        ("upload.max_concurrent", config.upload.max_concurrent as u128),
         ("batching.max_keys", config.batching.max_keys as u128),
         ("batching.interval", config.batching.interval.as_millis()),
         ("retention.days", u128::from(config.retention.days)),

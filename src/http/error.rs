@@ -164,7 +164,9 @@ impl Error {
                 | UploadError::SignerNotCaller { .. } => (BAD, Code::UntrustedSigner),
                 UploadError::ForeignOrigin { .. } => (BAD, Code::ForeignOrigin),
                 UploadError::TagTaken { .. } => (StatusCode::CONFLICT, Code::UploadTagTaken),
-                UploadError::Undecidable(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+                UploadError::Busy | UploadError::Undecidable(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
+                }
             },
             Self::Download(DownloadError::Header(header)) => header_answer(*header),
             Self::Download(DownloadError::Media(media)) => media_answer(media),

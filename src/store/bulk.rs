@@ -4,6 +4,7 @@
 //! prepared multi-row inserts, no object per row.
 
 use chrono::{Datelike, NaiveDateTime, Timelike};
+use futures_util::FutureExt;
 use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 
 use super::{StoredPayload, error::Failure, sql::placeholders, uploads::Attempt};
@@ -32,17 +33,42 @@ impl Bulk {
     }
 }
 
-/// One attempt to store an upload: all of it in one transaction, or nothing.
-pub(super) async fn insert(pool: &Pool, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
-    let mut connection = pool.get_conn().await?;
-    match insert_on(&mut connection, upload).await {
-        Ok(attempt) => Ok(attempt),
-        Err(failure) => {
-            // The state of the connection is unknown, and the server may have been demoted: begin afresh.
-            drop(connection.disconnect().await);
-            Err(failure)
+/// A connection that returns to the pool only when its operation came to its end. In every other case, also
+/// when the operation is cancelled by its time limit, an answer may still be on its way, and the next user of
+/// the connection would take it for its own: such a connection is closed.
+struct Lent(Option<Conn>);
+
+impl Lent {
+    async fn from(pool: &Pool) -> Result<Self, Failure> {
+        Ok(Self(Some(pool.get_conn().await?)))
+    }
+
+    /// Runs an operation on the connection.
+    async fn run<T>(
+        mut self,
+        operation: impl AsyncFnOnce(&mut Conn) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let Some(connection) = &mut self.0 else { return Err(Failure::Transient("no connection".into())) };
+        let result = operation(connection).await;
+        if result.is_ok() {
+            drop(self.0.take());
+        }
+        result
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            // The first step of it, which is all that can be done here, marks it as unusable.
+            drop(connection.disconnect().now_or_never());
         }
     }
+}
+
+/// One attempt to store an upload: all of it in one transaction, or nothing.
+pub(super) async fn insert(pool: &Pool, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
+    Lent::from(pool).await?.run(async |connection| insert_on(connection, upload).await).await
 }
 
 async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
@@ -123,20 +149,13 @@ pub(super) fn chunks(mut keys: &[SealedKey]) -> impl Iterator<Item = &[SealedKey
 
 /// The payloads of some uploads, in the order of upload and position.
 pub(super) async fn payloads(pool: &Pool, uploads: &[i64]) -> Result<Vec<StoredPayload>, Failure> {
-    let mut connection = pool.get_conn().await?;
     let sql = format!(
         "SELECT upload_id, payload_hash, payload FROM diagnosis_key WHERE upload_id IN ({}) ORDER BY upload_id, position",
         placeholders(uploads.len())
     );
-    let ids: Vec<Value> = uploads.iter().map(|id| Value::from(*id)).collect();
-    let rows = connection
-        .exec_map(sql, Params::Positional(ids), |(upload_id, payload_hash, payload)| StoredPayload {
-            upload_id,
-            payload_hash,
-            payload,
-        })
-        .await?;
-    Ok(rows)
+    let ids = Params::Positional(uploads.iter().map(|id| Value::from(*id)).collect());
+    let row = |(upload_id, payload_hash, payload)| StoredPayload { upload_id, payload_hash, payload };
+    Lent::from(pool).await?.run(async |connection| Ok(connection.exec_map(sql, ids, row).await?)).await
 }
 
 /// A DATETIME(6).

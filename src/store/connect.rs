@@ -88,7 +88,9 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         .idle_timeout(Duration::from_secs(300))
         .after_connect(|connection, _| {
             Box::pin(async move {
-                connection.execute(MYSQL_SESSION).await?;
+                for statement in MYSQL_SESSION {
+                    connection.execute(statement).await?;
+                }
                 Ok(())
             })
         })
@@ -97,7 +99,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
     let constraints = PoolConstraints::new(0, usize::from(config.pool)).unwrap_or_default();
     let bulk = OptsBuilder::from_opts(bulk)
         .ssl_opts(tls)
-        .init(vec![MYSQL_SESSION])
+        .init(MYSQL_SESSION.to_vec())
         .tcp_nodelay(true)
         .prefer_socket(false)
         .pool_opts(
