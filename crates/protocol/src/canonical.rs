@@ -139,7 +139,7 @@ fn append_last_one(byte: u8, out: &mut Vec<u8>) {
 }
 
 /// What three bytes are in base64. Written here because items of a few bytes are all there is, for which a
-/// general encoder takes three times as long.
+/// general encoder takes several times as long.
 fn base64([a, b, c]: [u8; 3]) -> [u8; 4] {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bits = u32::from_be_bytes([0, a, b, c]);
