@@ -1,0 +1,133 @@
+//! What can go wrong.
+
+use std::{fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
+use efgs_protocol::signature::SignError;
+use serde::Deserialize;
+
+/// Why a gateway cannot be called with these settings. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// The URL.
+    #[error("the gateway's URL cannot be used: {0}")]
+    Url(String),
+    /// The certificate authorities of the gateway's certificate.
+    #[error("the gateway's certificate authority cannot be used: {0}")]
+    ServerCa(String),
+    /// The client certificate.
+    #[error("the client certificate cannot be used: {0}")]
+    Certificate(String),
+    /// The private key, also when it belongs to another certificate.
+    #[error("the private key of the client certificate cannot be used: {0}")]
+    PrivateKey(String),
+    /// The HTTP client.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(String),
+}
+
+/// Why a call did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The gateway answered, and said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There is no answer, or only a part of it. Whether the gateway did what it was asked to do is unknown;
+    /// every call is safe to repeat.
+    #[error("no answer from the gateway: {reason}")]
+    NoAnswer {
+        /// What happened.
+        reason: String,
+        /// Whether it took too long.
+        timed_out: bool,
+    },
+    /// The request cannot be sent: a tag or a signature is no value of a header.
+    #[error("the request cannot be made: {0}")]
+    Request(String),
+    /// The answer is longer than any that a gateway sends.
+    #[error("the answer has more than {limit} bytes")]
+    TooLong {
+        /// How many bytes are read at most.
+        limit: usize,
+    },
+    /// The answer is none that a gateway gives.
+    #[error("the answer is not one of a gateway: {0}")]
+    Unexpected(String),
+    /// The keys could not be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Self {
+        // The outer layers only say that sending failed, and where to; the innermost says why.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let reason = cause.to_string();
+        if error.is_builder() {
+            Self::Request(reason)
+        } else {
+            Self::NoAnswer { reason, timed_out: error.is_timeout() }
+        }
+    }
+}
+
+/// The gateway's no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// What went wrong, for programs: from the gateway's stable list. `None` when something else than a
+    /// gateway answered.
+    pub code: Option<String>,
+    /// What went wrong, for people.
+    pub message: Option<String>,
+    /// When to try again, if the gateway says so.
+    pub retry_after: Option<RetryAfter>,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: u16, retry_after: Option<RetryAfter>, body: &[u8]) -> Self {
+        #[derive(Default, Deserialize)]
+        struct Body {
+            code: Option<String>,
+            message: Option<String>,
+        }
+
+        let Body { code, message } = serde_json::from_slice(body).unwrap_or_default();
+        Self { status, code, message, retry_after }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the gateway answered {}", self.status)?;
+        if let Some(code) = &self.code {
+            write!(f, " {code}")?;
+        }
+        if let Some(message) = &self.message {
+            write!(f, ": {message}")?;
+        }
+        Ok(())
+    }
+}
+
+/// When to try again (RFC 9110 §10.2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryAfter {
+    /// Not before this time.
+    At(DateTime<Utc>),
+    /// After this long.
+    In(Duration),
+}
+
+impl RetryAfter {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text.parse() {
+            Ok(seconds) => Some(Self::In(Duration::from_secs(seconds))),
+            Err(_) => DateTime::parse_from_rfc2822(text).ok().map(|time| Self::At(time.to_utc())),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The national backend's side of the Federation Gateway (spec §5).
+//!
+//! [`Gateway`] makes the calls of the API, typed on both sides: keys go in and come out as [`KeyBatch`], what
+//! the gateway refuses is an [`Error`] with its status, code and reason. It calls with the country's client
+//! certificate, trusts only the certificate authority that it is told, and follows neither redirects nor a
+//! proxy from the environment.
+//!
+//! ```no_run
+//! # async fn example(settings: efgs_client::Settings) -> Result<(), Box<dyn std::error::Error>> {
+//! use efgs_client::{Format, Gateway};
+//!
+//! let gateway = Gateway::new(settings)?;
+//! let mut batch = gateway.download("2026-11-22".parse()?, None, Format::Protobuf).await?;
+//! while let Some(download) = batch {
+//!     println!("{}: {} keys", download.batch_tag, download.keys.len());
+//!     let Some(next) = download.next_batch_tag else { break };
+//!     batch = gateway.download("2026-11-22".parse()?, Some(&next), Format::Protobuf).await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod connection;
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, time::Duration};
+
+use chrono::NaiveDate;
+use efgs_protocol::{
+    audit::AuditEntry,
+    batch_tag::UploadTag,
+    canonical::CanonicalKeys,
+    key::KeyBatch,
+    media::{MediaType, SUPPORTED},
+    signature::BatchSigner,
+    wire::{self, DecodeError},
+};
+use reqwest::{
+    Response, Url,
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+
+pub use efgs_protocol::media::Format;
+pub use error::{Error, Refusal, RetryAfter, SettingsError};
+
+/// What it takes to call a gateway as a country.
+pub struct Settings {
+    /// Where the gateway is, such as `https://efgs.example:8443`. `https` only.
+    pub url: String,
+    /// The certificate authorities that may have issued the gateway's certificate, as PEM; no others count.
+    pub server_ca_pem: String,
+    /// The country's AUTHENTICATION certificate, then its chain if it has one, as PEM.
+    pub certificate_pem: String,
+    /// Its private key as PEM, not encrypted.
+    pub private_key_pem: String,
+    /// How long one call may take, from connecting to the last byte of the answer.
+    pub timeout: Duration,
+}
+
+/// A gateway, called as one country. Clones share their connections.
+#[derive(Clone)]
+pub struct Gateway {
+    http: reqwest::Client,
+    base: Url,
+}
+
+/// What became of an upload that was not refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// All keys are stored (201), by this call or by an earlier one with the same content.
+    Stored,
+    /// Some keys exist already (207). **Nothing was stored**, and the upload tag is still free: send the keys
+    /// that would be accepted again without the others. Indexes are in the order of the upload.
+    Conflicts {
+        /// Keys that would be accepted.
+        accepted: Vec<usize>,
+        /// Keys that the gateway has already, or that repeat inside the upload.
+        existing: Vec<usize>,
+    },
+}
+
+/// A batch, as a country gets it: without what it uploaded itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Download {
+    /// The batch's name.
+    pub batch_tag: String,
+    /// The name of the batch behind it; `None` while there is none, which a later call can change.
+    pub next_batch_tag: Option<String>,
+    /// The other countries' keys, in their order; possibly none.
+    pub keys: KeyBatch,
+}
+
+impl Gateway {
+    /// Prepares the calls; nothing is connected yet.
+    ///
+    /// # Errors
+    /// Names the setting that cannot be used.
+    pub fn new(settings: Settings) -> Result<Self, SettingsError> {
+        let base = connection::base(&settings.url)?;
+        Ok(Self { http: connection::client(&settings)?, base })
+    }
+
+    /// Signs keys and uploads them (spec §5.4). All of them are stored, or none.
+    ///
+    /// Safe to repeat: when an answer was lost, send the same keys under the same tag with the same signing
+    /// certificate again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn upload(
+        &self,
+        tag: &UploadTag,
+        format: Format,
+        keys: &KeyBatch,
+        signer: &BatchSigner,
+    ) -> Result<Upload, Error> {
+        let signature = signer.sign(&CanonicalKeys::of(keys).signed_bytes())?;
+        let media = MediaType { format, version: SUPPORTED };
+        self.upload_signed(tag, media, wire::encode(format, keys), &signature).await
+    }
+
+    /// Uploads a body that was signed elsewhere; `signature` is the whole `batchSignature` (spec §4.1.6).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn upload_signed(
+        &self,
+        tag: &UploadTag,
+        media: MediaType,
+        body: Vec<u8>,
+        signature: &str,
+    ) -> Result<Upload, Error> {
+        /// The body of 207.
+        #[derive(Deserialize)]
+        struct MultiStatus {
+            #[serde(rename = "201")]
+            accepted: Vec<usize>,
+            #[serde(rename = "409")]
+            existing: Vec<usize>,
+            #[serde(rename = "500", default)]
+            failed: Vec<usize>,
+        }
+
+        let request = self
+            .http
+            .post(self.endpoint(wire::UPLOAD_PATH, &[]))
+            .header(CONTENT_TYPE, media.to_string())
+            .header(wire::BATCH_TAG, tag.as_str())
+            .header(wire::BATCH_SIGNATURE, signature)
+            .body(body);
+        let response = request.send().await?;
+        match response.status().as_u16() {
+            201 => Ok(Upload::Stored),
+            207 => match json(response).await? {
+                MultiStatus { accepted, existing, failed } if failed.is_empty() => {
+                    Ok(Upload::Conflicts { accepted, existing })
+                }
+                _ => Err(Error::Unexpected("the gateway says that it failed to store single keys".into())),
+            },
+            _ => Err(refusal(response).await),
+        }
+    }
+
+    /// Downloads a batch (spec §5.3): the one with this tag, or without a tag the first one formed on or after
+    /// `date`. `None` when there is no such batch, or none yet.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn download(
+        &self,
+        date: NaiveDate,
+        tag: Option<&str>,
+        format: Format,
+    ) -> Result<Option<Download>, Error> {
+        let accept = MediaType { format, version: SUPPORTED }.to_string();
+        let mut request =
+            self.http.get(self.endpoint(wire::DOWNLOAD_PATH, &[&date.to_string()])).header(ACCEPT, accept);
+        if let Some(tag) = tag {
+            request = request.header(wire::BATCH_TAG, tag);
+        }
+        let response = request.send().await?;
+        if response.status() != 200 {
+            // Not every 404: a wrong address must not look like a day without keys.
+            return match refusal(response).await {
+                Error::Refused(Refusal { status: 404, code: Some(code), .. })
+                    if code == "batch-not-found" =>
+                {
+                    Ok(None)
+                }
+                error => Err(error),
+            };
+        }
+        let batch_tag = header(response.headers(), wire::BATCH_TAG)?.to_owned();
+        let next = header(response.headers(), wire::NEXT_BATCH_TAG)?;
+        let next_batch_tag = Some(next).filter(|next| *next != wire::NO_NEXT_BATCH).map(str::to_owned);
+        let media = MediaType::from_content_type(header(response.headers(), CONTENT_TYPE.as_str())?)
+            .map_err(|e| Error::Unexpected(e.to_string()))?;
+        let keys = match wire::decode(media.format, &connection::read(response).await?, usize::MAX) {
+            Err(DecodeError::Empty) => KeyBatch::new(),
+            keys => keys.map_err(|e| Error::Unexpected(e.to_string()))?,
+        };
+        Ok(Some(Download { batch_tag, next_batch_tag, keys }))
+    }
+
+    /// Asks who uploaded and who signed what is in a batch (spec §5.7): the other countries' entries in the
+    /// order of their keys in the download, then the caller's own.
+    /// [`verify_batch`](efgs_protocol::audit::verify_batch) checks them.
+    ///
+    /// # Errors
+    /// See [`Error`]; there is no such batch when the refusal's status is 404.
+    pub async fn audit(&self, date: NaiveDate, tag: &str) -> Result<Vec<AuditEntry>, Error> {
+        let request = self.http.get(self.endpoint(wire::AUDIT_PATH, &[&date.to_string(), tag]));
+        let response = request.send().await?;
+        if response.status() == 200 { json(response).await } else { Err(refusal(response).await) }
+    }
+
+    fn endpoint(&self, path: &str, more: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        // An https URL always has a path.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path.split('/').skip(1)).extend(more);
+        }
+        url
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("url", &self.base.as_str()).finish_non_exhaustive()
+    }
+}
+
+async fn refusal(response: Response) -> Error {
+    let status = response.status().as_u16();
+    let retry_after = header(response.headers(), "Retry-After").ok().and_then(RetryAfter::parse);
+    // Whatever happens to the body, the status is what counts.
+    let body = connection::read(response).await.unwrap_or_default();
+    Error::Refused(Refusal::new(status, retry_after, &body))
+}
+
+async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Error> {
+    serde_json::from_slice(&connection::read(response).await?).map_err(|e| Error::Unexpected(e.to_string()))
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Error> {
+    let missing = || Error::Unexpected(format!("the header {name} is missing or not text"));
+    headers.get(name).and_then(|value| value.to_str().ok()).ok_or_else(missing)
+}
