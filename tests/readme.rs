@@ -1,0 +1,50 @@
+//! The README's walk-through, run word for word.
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// The `sh` blocks of the section "By hand", in order.
+fn walk_through() -> String {
+    let readme = include_str!("../README.md");
+    let section = readme.split("\n## By hand\n").nth(1).expect("the section is there");
+    let section = section.split("\n## ").next().expect("a split has a first part");
+    let blocks: Vec<&str> =
+        section.split("\n```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect();
+    assert!(blocks.len() > 5, "the walk-through has several blocks");
+    blocks.join("\n")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+#[test]
+fn the_walk_through_works_word_for_word() {
+    let program = Path::new(env!("CARGO_BIN_EXE_efgs-gateway"));
+    let (national, admin) = (free_port(), free_port());
+    // The program is built already, and other tests may have the usual ports; nothing else is changed.
+    let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", walk_through())
+        .replace("cargo build --release\n", "")
+        .replace("$PWD/target/release", program.parent().expect("it is in a folder").to_str().expect("a plain path"))
+        .replace("localhost:8443", &format!("localhost:{national}"))
+        .replace("127.0.0.1:8081", &format!("127.0.0.1:{admin}"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(folder.path())
+        .env("EFGS__SERVER__LISTEN", format!("127.0.0.1:{national}"))
+        .env("EFGS__SERVER__ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash is there");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "the walk-through stopped:\n{text}");
+    for expected in ["HTTP/1.1 201 Created", "CMS Verification successful", "Verified OK", "\"code\":\"forbidden\""] {
+        assert!(text.contains(expected), "{expected:?} is missing:\n{text}");
+    }
+}
