@@ -214,6 +214,12 @@ impl Config {
                 self.server.admin_listen
             ));
         }
+        if self.database.tls_ca.is_none() && self.database_url().is_ok_and(|url| is_remote(url.reveal())) {
+            warnings.push(
+                "`database.tls_ca` is not set: passwords and keys travel to the database unencrypted"
+                    .to_owned(),
+            );
+        }
         if self.callback.is_some() {
             warnings.push("`[callback]` has no effect: this version does not call countries back".to_owned());
         }
@@ -239,6 +245,18 @@ impl Config {
             (None, None) => Err(ConfigError::Invalid("`database.url` is missing".into())),
         }
     }
+}
+
+/// Whether a database URL leads to another machine.
+fn is_remote(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| *scheme != "sqlite") else {
+        return false;
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    !["localhost", "127.0.0.1", "[::1]"]
+        .iter()
+        .any(|local| host == *local || host.starts_with(&format!("{local}:")))
 }
 
 fn absolute(config: &mut Config, folder: &Path) {

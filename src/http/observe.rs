@@ -6,7 +6,10 @@ use actix_web::{
     HttpMessage, HttpRequest,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{HeaderName, HeaderValue},
+    http::{
+        ConnectionType,
+        header::{HeaderName, HeaderValue},
+    },
     middleware::Next,
     web::Data,
 };
@@ -51,6 +54,10 @@ pub(super) async fn observe<B: MessageBody + 'static>(
 
     let status = response.status();
     let caller = response.request().extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country);
+    if caller.is_none() {
+        // Whoever is not let in does not keep a connection either: they are limited in number.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     let caller = caller.as_ref().map_or("-", Country::as_str);
     let seconds = started.elapsed().as_secs_f64();
     metrics::counter!(telemetry::REQUESTS, "operation" => operation, "status" => status.as_u16().to_string())
