@@ -39,6 +39,9 @@ pub use uploads::{StoredPayload, UploadOutcome};
 
 use error::Failure;
 
+/// The longest that bringing the schema up to date may take.
+const MIGRATION: Duration = Duration::from_secs(24 * 3600);
+
 /// A handle on the database; clones share its connections.
 #[derive(Clone)]
 pub struct Store {
@@ -61,7 +64,10 @@ impl Store {
 
     /// Brings the schema up to date. Safe to call from several instances at once.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        self.repeat("migrate", || async { Ok(Migrator::up(&self.db, None).await?) }).await
+        // That the database is away shows soon; changing large tables may then take as long as it takes.
+        self.ping().await?;
+        let patient = Self { timeout: MIGRATION, ..self.clone() };
+        patient.repeat("migrate", || async { Ok(Migrator::up(&self.db, None).await?) }).await
     }
 
     /// Whether every step of the schema has been carried out.
