@@ -325,6 +325,11 @@ impl Connection {
         Answer { status, headers, body: body.into() }
     }
 
+    /// The certificate that the server showed, in DER.
+    pub(crate) fn server_certificate(&self) -> Vec<u8> {
+        self.0.ssl().peer_certificate().unwrap().to_der().unwrap()
+    }
+
     /// Whether the server closes the connection now.
     pub(crate) fn is_closed(&mut self) -> bool {
         use std::io::Read as _;

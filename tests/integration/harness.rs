@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 use crate::{
     client::Client,
-    database::{Database, Kind},
+    database::{Database, Kind, PrivateServer},
 };
 
 /// A test: its name is what must hold.
@@ -43,15 +43,27 @@ macro_rules! tests {
 }
 pub(crate) use tests;
 
+/// A file's tests.
+pub(crate) struct File {
+    pub(crate) name: &'static str,
+    pub(crate) tests: &'static [Test],
+    /// Whether they stop and kill the database server, which needs one that they start themselves.
+    pub(crate) own_server: bool,
+}
+
 /// Runs all tests that the command line asks for.
-pub(crate) fn run(files: &[(&str, &'static [Test])]) -> ExitCode {
+pub(crate) fn run(files: &[File]) -> ExitCode {
     let require_all = std::env::var_os("EFGS_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
     let mut trials = Vec::new();
     for kind in Kind::ALL {
-        for (file, tests) in files {
-            for test in *tests {
+        for &File { name: file, tests, own_server } in files {
+            if own_server && kind == Kind::Sqlite {
+                continue;
+            }
+            let is_there = kind.is_there() && (!own_server || PrivateServer::is_possible());
+            for test in tests {
                 let name = format!("{}::{file}::{}", kind.name(), test.name);
-                trials.push(Trial::ignorable_test(name, move || match kind.is_there() {
+                trials.push(Trial::ignorable_test(name, move || match is_there {
                     true => {
                         run_one(kind, test);
                         Ok(Completion::Completed)
@@ -118,12 +130,17 @@ pub(crate) struct Case {
 impl Case {
     async fn new(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let db = Database::create(kind, folder.path()).await;
+        Self::with(folder, db)
+    }
+
+    /// On a database that the test made.
+    pub(crate) fn with(folder: TempDir, db: Database) -> Self {
         PKI.write(folder.path()).unwrap();
         for (name, byte) in [("payload-1.key", 1), ("payload-2.key", 2)] {
             let text = BASE64_STANDARD.encode([byte; 32]);
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let db = Database::create(kind, folder.path()).await;
         Self { db, folder, clock: Clock::manual(noon()), gateways: Mutex::default() }
     }
 
@@ -175,10 +192,16 @@ impl Case {
         self.register_participants(&app).await;
         let gateway = Gateway::start(app.clone(), true).await.unwrap();
         let running = Running { address: gateway.address.port(), admin: gateway.admin_address.port(), app };
-        // Another's rows of the lease would make a job of the start run into the test's own.
         self.gateways.lock().unwrap().push(gateway);
         running.settle().await;
         running
+    }
+
+    /// Brings the schema up to date and fills the registry, for gateways that run as processes.
+    pub(crate) async fn prepare(&self) {
+        let app = App::new(self.config(), Clock::system(), None).unwrap();
+        self.register_participants(&app).await;
+        app.store.clone().close().await;
     }
 
     async fn register_participants(&self, app: &App) {
@@ -200,7 +223,7 @@ impl Case {
         gateway.stop().await;
     }
 
-    async fn stop_gateways(&self) {
+    pub(crate) async fn stop_gateways(&self) {
         let gateways = std::mem::take(&mut *self.gateways.lock().unwrap());
         for gateway in gateways {
             gateway.stop().await;

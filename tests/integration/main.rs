@@ -15,6 +15,7 @@ mod encryption;
 mod expiry;
 mod harness;
 mod http;
+mod outage;
 mod process;
 mod registry;
 mod trust;
@@ -23,22 +24,25 @@ mod validation;
 
 use std::process::ExitCode;
 
+use harness::File;
+
 fn main() -> ExitCode {
     // The tests' own client and the server must agree on one TLS library.
     rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
     efgs_gateway::telemetry::init_logs("off");
-    let files = [
-        ("audit", audit::TESTS),
-        ("batching", batching::TESTS),
-        ("download", download::TESTS),
-        ("encryption", encryption::TESTS),
-        ("expiry", expiry::TESTS),
-        ("http", http::TESTS),
-        ("process", process::TESTS),
-        ("registry", registry::TESTS),
-        ("trust", trust::TESTS),
-        ("upload", upload::TESTS),
-        ("validation", validation::TESTS),
-    ];
-    harness::run(&files)
+    let file = |name, tests| File { name, tests, own_server: false };
+    harness::run(&[
+        file("audit", audit::TESTS),
+        file("batching", batching::TESTS),
+        file("download", download::TESTS),
+        file("encryption", encryption::TESTS),
+        file("expiry", expiry::TESTS),
+        file("http", http::TESTS),
+        file("process", process::TESTS),
+        file("registry", registry::TESTS),
+        file("trust", trust::TESTS),
+        file("upload", upload::TESTS),
+        file("validation", validation::TESTS),
+        File { name: "outage", tests: outage::TESTS, own_server: true },
+    ])
 }

@@ -1,0 +1,84 @@
+//! The database server is killed and comes back.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    client::{all_at_once, keys},
+    database::{Database, PrivateServer},
+    harness::{Case, Running, tests, until},
+    process::{Sent, download_all, sorted, verify},
+};
+
+tests![a_killed_database_server_loses_no_acknowledged_upload];
+
+/// Uploads one after another until told to stop. An outage may be told as 503, and as nothing else.
+async fn upload_through_outages(gateway: &Running, code: &str, name: &str, stop: &AtomicBool) -> Vec<Sent> {
+    let client = gateway.client(code);
+    let mut sent = Vec::new();
+    for i in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let keys = keys(client.country(), 1 + rand::random_range(0..40), gateway.app.clock.now());
+        let tag = format!("{name}-{i}");
+        let answer = client.upload(&tag, &keys).await;
+        assert!([201, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
+        sent.push(Sent { tag, keys, acknowledged: answer.status == 201 });
+    }
+    sent
+}
+
+async fn readiness(gateway: &Running) -> u16 {
+    let url = format!("http://127.0.0.1:{}/health/ready", gateway.admin);
+    reqwest::Client::new().get(url).send().await.unwrap().status().as_u16()
+}
+
+async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
+    let kind = case.db.kind;
+    let private = PrivateServer::start(kind);
+    let db = Database::create_on(kind, private.server.clone()).await;
+    let case = &Case::with(tempfile::tempdir().unwrap(), db);
+    let gateway = case
+        .gateway_with(|config| {
+            config.database.timeout = Duration::from_secs(2);
+            config.batching.interval = Duration::from_millis(200);
+            config.batching.max_keys = 100;
+        })
+        .await;
+    let stop = AtomicBool::new(false);
+    let uploading = all_at_once(["DE", "IT", "IE", "DE"].iter().enumerate().map(|(i, code)| {
+        let (gateway, stop) = (&gateway, &stop);
+        async move { (*code, upload_through_outages(gateway, code, &i.to_string(), stop).await) }
+    }));
+    let killing = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            private.tell("kill9").await;
+            assert_eq!(readiness(&gateway).await, 503);
+            private.tell("start").await;
+            until("the gateway is ready again", async || (readiness(&gateway).await == 200).then_some(()))
+                .await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (sent, ()) = futures_util::future::join(uploading, killing).await;
+    let mut all = Vec::new();
+    for (code, sent) in sent {
+        verify(case, &gateway.client(code), &sent).await;
+        all.extend(sent);
+    }
+    assert!(all.iter().filter(|sent| sent.acknowledged).count() > 10, "{} uploads", all.len());
+    until("everything is in a batch", async || {
+        let waiting = case.db.number("SELECT COUNT(*) FROM upload WHERE batch_id IS NULL").await;
+        (waiting == 0).then_some(())
+    })
+    .await;
+    let downloaded = download_all(&gateway.client("NL"), case.today()).await;
+    assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys)), "{} keys", downloaded.len());
+    case.stop_gateways().await;
+    case.db.check().await;
+}
