@@ -267,7 +267,11 @@ impl Gateway {
 }
 
 async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
-    let load = || app.trust.load(&app.store, app.clock.now());
+    let load = || async {
+        // First what was withdrawn: when that is not known, the registry grows old and nobody is served.
+        crate::withdrawal::refresh(&app).await?;
+        app.trust.load(&app.store, app.clock.now()).await
+    };
     jobs::repeat("trust", app.trust.pace(), shutdown, std::future::pending, load).await;
 }
 

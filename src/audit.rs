@@ -40,7 +40,7 @@ pub enum AuditError {
         ("batchTag" = String, Path, description = "The batch: its ObjectId or its name yyyyMMdd-N.", example = "20261122-1"),
     ),
     responses(
-        (status = 200, description = "One entry per upload.", body = Vec<crate::http::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::example_audit())),
+        (status = 200, description = "One entry per upload.", headers(("withdrawnUploads" = u32, description = "How many uploads of the batch were withdrawn; they have no entry.")), body = Vec<crate::http::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::example_audit())),
         (status = 400, description = "The date is not a date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date \"22.11.2026\" is not of the form yyyy-MM-dd", "code": "invalid-date"})),
         (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "There is no such batch, or it was formed before the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no batch with this tag", "code": "batch-not-found"})),
@@ -64,11 +64,14 @@ pub async fn audit(
         other => other,
     })?;
     let store = app.store.clone();
-    let rows = app.clone().background(async move { store.audit_rows(link.batch.id).await }).await??;
+    let batch = link.batch.id;
+    let mut rows = app.clone().background(async move { store.audit_rows(batch).await }).await??;
+    // What a download of this instance has, no more and no less: an upload may have been withdrawn meanwhile.
+    rows.retain(|row| link.batch.uploads.iter().any(|upload| upload.id == row.upload_id));
     let (own, others): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| row.country == caller.country.as_str());
     let entries: Result<Vec<AuditEntry>, Error> = others.into_iter().chain(own).map(entry).collect();
-    Ok(reply::json(entries?))
+    Ok(reply::audit(entries?, link.batch.withdrawn))
 }
 
 fn entry(row: AuditRow) -> Result<AuditEntry, Error> {

@@ -6,14 +6,17 @@
 //! link to the next batch is live, also when another instance formed it, and a country that catches up on
 //! thousands of batches costs the database nothing.
 
-use std::sync::{
-    Arc, RwLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use chrono::{Days, NaiveDate};
 use efgs_protocol::{
-    batch_tag::{BatchTag, DayName},
+    batch_tag::{BatchTag, DayName, ObjectId},
     media::SUPPORTED,
 };
 
@@ -77,6 +80,7 @@ pub struct Chain {
     clock: Clock,
     retention: Days,
     batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
+    withdrawn: RwLock<HashSet<i64>>,
     asked: AtomicU64,
     answered: tokio::sync::Mutex<u64>,
 }
@@ -89,6 +93,7 @@ impl Chain {
             clock,
             retention: Days::new(u64::from(retention_days)),
             batches: RwLock::default(),
+            withdrawn: RwLock::default(),
             asked: AtomicU64::new(0),
             answered: tokio::sync::Mutex::new(0),
         }
@@ -154,6 +159,32 @@ impl Chain {
         let next = batches[at + 1..].iter().find(|batch| served(batch));
         let next = next.filter(|next| end == ChainEnd::SinceDate || next.day == batch.day).cloned();
         Ok(Link { batch, next })
+    }
+
+    /// Takes newly withdrawn uploads out of the batches in memory; returns the batches that lost one.
+    pub async fn refresh_withdrawals(&self) -> Result<Vec<ObjectId>, StoreError> {
+        // Not while new batches are added.
+        let _adding = self.answered.lock().await;
+        let withdrawn = self.store.withdrawn_uploads().await?;
+        if self.withdrawn.read().is_ok_and(|known| *known == withdrawn) {
+            return Ok(Vec::new());
+        }
+        let mut changed = Vec::new();
+        let mut batches: Vec<_> = self.snapshot().to_vec();
+        for batch in &mut batches {
+            if batch.uploads.iter().any(|upload| withdrawn.contains(&upload.id)) {
+                let mut smaller = BatchRecord::clone(batch);
+                smaller.uploads.retain(|upload| !withdrawn.contains(&upload.id));
+                smaller.withdrawn += (batch.uploads.len() - smaller.uploads.len()) as u32;
+                changed.push(smaller.id);
+                *batch = Arc::new(smaller);
+            }
+        }
+        if let (Ok(mut current), Ok(mut known)) = (self.batches.write(), self.withdrawn.write()) {
+            *current = Arc::new(batches);
+            *known = withdrawn;
+        }
+        Ok(changed)
     }
 
     fn snapshot(&self) -> Arc<Vec<Arc<BatchRecord>>> {

@@ -53,10 +53,10 @@ struct Segment {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum CacheKey {
-    /// All segments of a batch.
-    Segments(ObjectId, Format),
+    /// All segments of a batch, of which a number of uploads is withdrawn.
+    Segments(ObjectId, u32, Format),
     /// A whole compressed body, without the uploads of a country that has some in the batch.
-    Compressed(ObjectId, Format, Encoding, Option<Country>),
+    Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +82,17 @@ impl Sealed {
         Self(Cache::builder().max_capacity(bytes).weigher(weigh).build())
     }
 
+    /// Forgets what was built of a batch that has lost an upload.
+    pub async fn forget(&self, batch: ObjectId) {
+        let of_batch = |key: &CacheKey| match key {
+            CacheKey::Segments(id, ..) | CacheKey::Compressed(id, ..) => *id == batch,
+        };
+        let keys: Vec<_> = self.0.iter().map(|(key, _)| *key).filter(of_batch).collect();
+        for key in &keys {
+            self.0.invalidate(key).await;
+        }
+    }
+
     /// The pieces of a body, from memory or built now. Requests that need the same at once build it once.
     async fn body(
         &self,
@@ -98,7 +109,11 @@ impl Sealed {
             let pieces = assemble(&self.segments(app, batch, format).await?, format, without);
             app.blocking(move || encoding.compress(&pieces)).await?.map(Cached::Compressed).map_err(internal)
         };
-        match self.0.try_get_with(CacheKey::Compressed(batch.id, format, encoding, without), build).await {
+        match self
+            .0
+            .try_get_with(CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without), build)
+            .await
+        {
             Ok(Cached::Compressed(bytes)) => Ok(vec![bytes]),
             Ok(Cached::Segments(_)) => Err(internal("the cache holds another kind of value")),
             Err(error) => Err(Error::Shared(error)),
@@ -118,7 +133,7 @@ impl Sealed {
             let (shared, batch) = (app.clone(), batch.clone());
             app.blocking(move || seal(&batch, payloads, format, &shared.keyring)).await?.map(Cached::Segments)
         };
-        match self.0.try_get_with(CacheKey::Segments(batch.id, format), build).await {
+        match self.0.try_get_with(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await {
             Ok(Cached::Segments(segments)) => Ok(segments),
             Ok(Cached::Compressed(_)) => Err(internal("the cache holds another kind of value")),
             Err(error) => Err(Error::Shared(error)),
@@ -266,14 +281,14 @@ fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
     Ok(MediaType::negotiate(ranges)?)
 }
 
-/// Everything that the bytes depend on. The number of uploads is part of it because a batch can lose some.
+/// Everything that the bytes depend on; a batch changes only by losing withdrawn uploads.
 fn etag(batch: &BatchRecord, caller: &Caller, media: MediaType, encoding: Encoding) -> String {
     let format = match media.format {
         Format::Protobuf => "protobuf",
         Format::Json => "json",
     };
-    let uploads = batch.uploads.len();
-    format!("\"{}-{}-{}-{format}-{uploads}{}\"", batch.id, caller.country, media.version, encoding.suffix())
+    let (withdrawn, encoding) = (batch.withdrawn, encoding.suffix());
+    format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller.country, media.version)
 }
 
 /// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags, compared weakly, or `*`.

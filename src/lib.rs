@@ -34,3 +34,4 @@ pub mod store;
 pub mod telemetry;
 pub mod trust;
 pub mod upload;
+pub mod withdrawal;

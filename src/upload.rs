@@ -110,6 +110,14 @@ pub enum UploadError {
         /// Whose tag it is.
         country: Country,
     },
+    /// The same upload was withdrawn.
+    #[error("the upload {tag} of {country} was withdrawn: its tag and its keys stay taken until they expire")]
+    Withdrawn {
+        /// The upload tag.
+        tag: String,
+        /// Whose tag it is.
+        country: Country,
+    },
     /// Too many uploads of the country are under way.
     #[error("too many uploads of this country are under way: send fewer at once")]
     Busy,
@@ -452,6 +460,10 @@ async fn accept(
         UploadOutcome::TagTaken => {
             count("tag-taken");
             Err(UploadError::TagTaken { tag: verified.tag().to_string(), country }.into())
+        }
+        UploadOutcome::Withdrawn => {
+            count("withdrawn");
+            Err(UploadError::Withdrawn { tag: verified.tag().to_string(), country }.into())
         }
         UploadOutcome::Conflicts(conflicts) => {
             count("conflicts");

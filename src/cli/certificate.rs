@@ -16,7 +16,7 @@ use efgs_protocol::{
 };
 use zeroize::Zeroizing;
 
-use super::{ConfigFile, Outcome, open_current, print, say};
+use super::{ConfigFile, Outcome, clean, open_current, print, say};
 use crate::{
     app::App,
     clock::Clock,
@@ -177,11 +177,6 @@ fn read_certificate(path: &Path, password_file: Option<&PathBuf>) -> Result<Cert
         };
         format!("{}: {e}{hint}", path.display())
     })
-}
-
-/// A certificate's own texts, made harmless for a terminal.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn inspect(args: &InspectArgs) -> Outcome {

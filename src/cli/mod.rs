@@ -22,6 +22,7 @@ mod demo;
 mod files;
 mod health;
 mod serve;
+mod upload;
 mod work;
 
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -52,6 +53,9 @@ enum Command {
     /// Inspect, sign, import, list and revoke certificates of participants
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
+    /// List, show and withdraw uploads
+    #[command(subcommand)]
+    Upload(upload::UploadCommand),
     /// Form batches; read and write files of keys
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -145,6 +149,7 @@ async fn run(command: Command) -> Outcome {
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),
         Command::Config(ConfigCommand::Example) => print(config::EXAMPLE),
         Command::Certificate(command) => certificate::run(command).await,
+        Command::Upload(command) => upload::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,
         Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
         Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),
@@ -190,6 +195,11 @@ fn openapi(args: &OpenapiArgs) -> Outcome {
     } else {
         Err(format!("{} is stale: run `cargo xtask openapi` and commit it", path.display()).into())
     }
+}
+
+/// A text from elsewhere, made harmless for a terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn say(line: impl Display) -> Outcome {

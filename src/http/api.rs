@@ -16,7 +16,7 @@ use crate::upload::MultiStatus;
         description = "National contact-tracing backends exchange signed batches of diagnosis keys.\n\nEvery connection needs a client certificate that the operator has registered. Paths may end with a slash. Header names are case-insensitive.\n\nErrors are JSON with a `message` for people and a `code` for programs; codes are added, never renamed.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    paths(crate::upload::upload, crate::download::download, crate::audit::audit, crate::options::options),
+    paths(crate::upload::upload, crate::withdrawal::withdraw, crate::download::download, crate::audit::audit, crate::options::options),
     components(schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, DiagnosisKey, ReportType, AuditEntrySchema)),
     tags(
         (name = "upload", description = "Give keys to the other countries (spec §5.4)."),

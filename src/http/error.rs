@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{BodyError, HeaderError};
 use crate::{
     audit::AuditError, chain::ChainError, download::DownloadError, encryption::EncryptionError,
-    store::StoreError, trust::CallerError, upload::UploadError,
+    store::StoreError, trust::CallerError, upload::UploadError, withdrawal::WithdrawalError,
 };
 
 /// What a request can end with instead of a result.
@@ -45,6 +45,9 @@ pub enum Error {
     /// A download is refused.
     #[error(transparent)]
     Download(#[from] DownloadError),
+    /// A withdrawal is refused.
+    #[error(transparent)]
+    Withdrawal(#[from] WithdrawalError),
     /// An audit is refused.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -109,6 +112,10 @@ pub enum Code {
     ForeignOrigin,
     /// 409: the upload tag is taken by another upload.
     UploadTagTaken,
+    /// 409: the same upload was withdrawn.
+    UploadWithdrawn,
+    /// 404: the country has no upload with this tag.
+    UploadNotFound,
     /// 400: the date is not of the form yyyy-MM-dd.
     InvalidDate,
     /// 410: the date is before the retention.
@@ -164,10 +171,12 @@ impl Error {
                 | UploadError::SignerNotCaller { .. } => (BAD, Code::UntrustedSigner),
                 UploadError::ForeignOrigin { .. } => (BAD, Code::ForeignOrigin),
                 UploadError::TagTaken { .. } => (StatusCode::CONFLICT, Code::UploadTagTaken),
+                UploadError::Withdrawn { .. } => (StatusCode::CONFLICT, Code::UploadWithdrawn),
                 UploadError::Busy | UploadError::Undecidable(_) => {
                     (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
                 }
             },
+            Self::Withdrawal(WithdrawalError::Unknown) => (StatusCode::NOT_FOUND, Code::UploadNotFound),
             Self::Download(DownloadError::Header(header)) => header_answer(*header),
             Self::Download(DownloadError::Media(media)) => media_answer(media),
             Self::Download(DownloadError::NoEncoding) => (StatusCode::NOT_ACCEPTABLE, Code::NotAcceptable),

@@ -38,6 +38,12 @@ pub fn routes(config: &mut ServiceConfig) {
                     .default_service(web::to(|| reply::method_not_allowed("POST"))),
             )
             .service(
+                // A tag may have slashes in it.
+                web::resource([wire::UPLOAD_PATH, "/{batchTag:.+}"].concat())
+                    .route(web::delete().to(crate::withdrawal::withdraw))
+                    .default_service(web::to(|| reply::method_not_allowed("DELETE"))),
+            )
+            .service(
                 web::resource([wire::DOWNLOAD_PATH, "/{date}"].concat())
                     .route(web::get().to(crate::download::download))
                     .default_service(web::to(|| reply::method_not_allowed("GET"))),

@@ -15,9 +15,17 @@ pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
 /// See [`BATCH_TAG`].
 pub const NEXT_BATCH_TAG: HeaderName = HeaderName::from_static("nextbatchtag");
 
+/// See [`BATCH_TAG`].
+pub const WITHDRAWN_UPLOADS: HeaderName = HeaderName::from_static("withdrawnuploads");
+
 /// 201 with the upload tag and no body.
 pub fn created(upload_tag: &str) -> HttpResponse {
     HttpResponse::Created().insert_header((BATCH_TAG, upload_tag)).finish()
+}
+
+/// 200 without a body.
+pub fn empty() -> HttpResponse {
+    HttpResponse::Ok().finish()
 }
 
 /// 207 with a JSON body.
@@ -25,9 +33,9 @@ pub fn multi_status(body: impl Serialize) -> HttpResponse {
     HttpResponse::MultiStatus().json(body)
 }
 
-/// 200 with a JSON body.
-pub fn json(body: impl Serialize) -> HttpResponse {
-    HttpResponse::Ok().json(body)
+/// 200 with the entries of an audit, and how many uploads of the batch were withdrawn.
+pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
+    HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)
 }
 
 /// 405 with `Allow`.

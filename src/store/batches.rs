@@ -11,6 +11,7 @@ use super::{
     Lease, Store, StoreError,
     entity::{batch, upload},
     error::Failure,
+    withdrawals::withdrawn_ids,
 };
 
 /// A batch: its names, and the uploads in it in their order.
@@ -24,8 +25,10 @@ pub struct BatchRecord {
     pub sequence: u32,
     /// Major version of its format.
     pub format_major: u16,
-    /// The uploads, in the order of their keys in the download.
+    /// The uploads, in the order of their keys in the download, without the withdrawn ones.
     pub uploads: Vec<BatchUpload>,
+    /// How many were withdrawn.
+    pub withdrawn: u32,
 }
 
 impl BatchRecord {
@@ -108,6 +111,7 @@ impl Store {
                     "total",
                 )
                 .filter(upload::Column::BatchId.is_null())
+                .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
                 .into_tuple()
                 .one(&self.db)
                 .await?
@@ -133,6 +137,7 @@ impl Store {
                     upload::Column::FormatMajor,
                 ])
                 .filter(upload::Column::BatchId.is_null())
+                .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
                 .order_by_asc(upload::Column::Id)
                 // An upload has at least one key, so more cannot fit; one further tells whether the batch is full.
                 .limit(how.max_keys + 1)
@@ -192,6 +197,7 @@ impl Store {
                 sequence: sequence as u32,
                 format_major: format_major as u16,
                 uploads,
+                withdrawn: 0,
             }))
         })
         .await
@@ -209,8 +215,9 @@ impl Store {
                 .db
                 .query_all_raw(self.statement(
                     "SELECT b.id AS id, b.day AS day, b.sequence AS sequence, b.format_major AS format_major, \
-                     u.id AS upload_id, u.country AS country, u.amount AS amount \
+                     u.id AS upload_id, u.country AS country, u.amount AS amount, w.upload_id AS withdrawn \
                      FROM batch b LEFT JOIN upload u ON u.batch_id = b.id \
+                     LEFT JOIN withdrawal w ON w.upload_id = u.id \
                      WHERE b.id > ? AND b.day >= ? ORDER BY b.id, u.id",
                     [after.into(), since.into()],
                 ))
@@ -221,7 +228,12 @@ impl Store {
                 if batches.last().is_none_or(|last| last.id != id) {
                     batches.push(batch_of(id, row)?);
                 }
+                let withdrawn: Option<i64> = row.try_get("", "withdrawn")?;
                 if let (Some(batch), Some(upload_id)) = (batches.last_mut(), row.try_get("", "upload_id")?) {
+                    if withdrawn.is_some() {
+                        batch.withdrawn += 1;
+                        continue;
+                    }
                     batch.uploads.push(BatchUpload {
                         id: upload_id,
                         country: parse_country(&row.try_get::<String>("", "country")?)?,
@@ -262,6 +274,7 @@ fn batch_of(id: ObjectId, row: &QueryResult) -> Result<BatchRecord, Failure> {
         sequence: row.try_get::<i32>("", "sequence")? as u32,
         format_major: row.try_get::<i16>("", "format_major")? as u16,
         uploads: Vec::new(),
+        withdrawn: 0,
     })
 }
 

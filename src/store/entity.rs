@@ -96,3 +96,25 @@ pub(super) mod batch {
 
     impl ActiveModelBehavior for ActiveModel {}
 }
+
+pub(super) mod withdrawal {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, DeriveEntityModel)]
+    #[sea_orm(table_name = "withdrawal")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub upload_id: i64,
+        pub country: String,
+        pub upload_tag: Vec<u8>,
+        pub amount: i32,
+        pub withdrawn_at: ChronoDateTime,
+        pub withdrawn_by: String,
+        pub reason: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

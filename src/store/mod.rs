@@ -29,6 +29,7 @@ mod expiry;
 mod lease;
 mod sql;
 mod uploads;
+mod withdrawals;
 
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
@@ -36,6 +37,7 @@ pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use lease::{Job, Lease};
 pub use uploads::{StoredPayload, UploadOutcome};
+pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
 
 use error::Failure;
 

@@ -11,7 +11,7 @@ use sea_orm::{
 use super::{
     Store, StoreError,
     bulk::{self, Bulk},
-    entity::{diagnosis_key, upload},
+    entity::{diagnosis_key, upload, withdrawal},
     error::Failure,
 };
 use crate::upload::VerifiedUpload;
@@ -25,6 +25,8 @@ pub enum UploadOutcome {
     Repeated,
     /// Its tag is taken by another upload of the country; nothing was stored.
     TagTaken,
+    /// The same upload had been stored before and was withdrawn; it stays withdrawn.
+    Withdrawn,
     /// Some of its keys are stored already or repeat inside it; nothing was stored. Positions in the order of
     /// the request, ascending.
     Conflicts(Vec<usize>),
@@ -84,11 +86,14 @@ impl Store {
             .filter(upload::Column::UploadTag.eq(new.tag().as_str().as_bytes().to_vec()))
             .one(&self.db)
             .await?;
-        Ok(there.map(|there| {
-            let same = there.content_hash == new.content_hash()
-                && there.signing_certificate_id == new.signing_certificate_id();
-            if same { UploadOutcome::Repeated } else { UploadOutcome::TagTaken }
-        }))
+        let Some(there) = there else { return Ok(None) };
+        let same = there.content_hash == new.content_hash()
+            && there.signing_certificate_id == new.signing_certificate_id();
+        if !same {
+            return Ok(Some(UploadOutcome::TagTaken));
+        }
+        let withdrawn = withdrawal::Entity::find_by_id(there.id).one(&self.db).await?;
+        Ok(Some(if withdrawn.is_some() { UploadOutcome::Withdrawn } else { UploadOutcome::Repeated }))
     }
 
     /// Positions of keys that are stored already or repeat inside the upload.

@@ -21,6 +21,7 @@ mod registry;
 mod trust;
 mod upload;
 mod validation;
+mod withdrawal;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         file("trust", trust::TESTS),
         file("upload", upload::TESTS),
         file("validation", validation::TESTS),
+        file("withdrawal", withdrawal::TESTS),
         File { name: "outage", tests: outage::TESTS, own_server: true },
     ])
 }
