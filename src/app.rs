@@ -1,6 +1,7 @@
 //! The composition root: the only place that knows everyone.
 
 use std::{
+    any::Any,
     collections::HashMap,
     future::Future,
     net::{SocketAddr, TcpListener},
@@ -8,7 +9,13 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, web};
+use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_web::{
+    App as ActixApp, HttpServer,
+    dev::{Extensions, ServerHandle},
+    rt::net::TcpStream,
+    web,
+};
 use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag, country::Country};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
@@ -21,7 +28,7 @@ use crate::{
     batching,
     chain::{Chain, Link},
     clock::Clock,
-    config::{Config, ConfigError},
+    config::{AuthMode, Config, ConfigError, Tls},
     download::Sealed,
     encryption::Keyring,
     expiry, http,
@@ -182,7 +189,7 @@ pub struct Gateway {
     /// Where the admin side listens.
     pub admin_address: SocketAddr,
     app: Arc<App>,
-    tls: Arc<TlsSetup>,
+    tls: Option<(Tls, Arc<TlsSetup>)>,
     stop: tokio::sync::watch::Sender<bool>,
     servers: Vec<ServerHandle>,
     tasks: Vec<JoinHandle<()>>,
@@ -197,7 +204,11 @@ impl std::fmt::Debug for App {
 impl Gateway {
     /// Brings the schema up to date if `migrate`, then listens and starts the jobs.
     pub async fn start(app: Arc<App>, migrate: bool) -> Result<Self, StartError> {
-        let tls = TlsSetup::load(&app.config.tls)?;
+        let tls = match (app.config.server.auth, &app.config.tls) {
+            (AuthMode::Mtls, Some(files)) => Some((files.clone(), TlsSetup::load(files)?)),
+            (AuthMode::Mtls, None) => return Err(ConfigError::Invalid("`[tls]` is missing".into()).into()),
+            (AuthMode::Proxy, _) => None,
+        };
         if migrate {
             app.store.migrate().await?;
         } else if !app.store.schema_is_current().await? {
@@ -221,7 +232,9 @@ impl Gateway {
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
-        for server in [national_server(&app, &tls, national)?, admin_server(&app, admin)?] {
+        for server in
+            [national_server(&app, tls.as_ref().map(|(_, tls)| tls), national)?, admin_server(&app, admin)?]
+        {
             servers.push(server.handle());
             tasks.push(tokio::spawn(async move {
                 if let Err(error) = server.await {
@@ -243,9 +256,10 @@ impl Gateway {
 
     /// Reads certificates and the registry again.
     pub async fn reload(&self) {
-        match self.tls.reload(&self.app.config.tls) {
-            Ok(()) => tracing::info!("the TLS certificates were read again"),
-            Err(error) => tracing::error!(%error, "the TLS certificates stay as they were"),
+        match self.tls.as_ref().map(|(files, tls)| tls.reload(files)) {
+            None => {}
+            Some(Ok(())) => tracing::info!("the TLS certificates were read again"),
+            Some(Err(error)) => tracing::error!(%error, "the TLS certificates stay as they were"),
         }
         if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
@@ -277,7 +291,7 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
 
 fn national_server(
     app: &Arc<App>,
-    tls: &Arc<TlsSetup>,
+    tls: Option<&Arc<TlsSetup>>,
     listener: TcpListener,
 ) -> Result<actix_web::dev::Server, StartError> {
     let data = web::Data::from(app.clone());
@@ -296,25 +310,34 @@ fn national_server(
         .shutdown_timeout(timeout.as_secs().max(1))
         .tcp_nodelay(true)
         .disable_signals()
-        .on_connect(move |connection, extensions| {
-            let Some(stream) = connection
-                .downcast_ref::<actix_tls::accept::rustls_0_23::TlsStream<actix_web::rt::net::TcpStream>>()
-            else {
-                return;
-            };
+        .on_connect(move |connection, extensions| prepare_connection(connection, extensions, timeout));
+    let server = match tls {
+        Some(tls) => server.listen_rustls_0_23(listener, tls.server_config()?),
+        None => server.listen(listener),
+    };
+    Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
+}
+
+/// Reads the client certificate, once per connection.
+fn prepare_connection(connection: &dyn Any, extensions: &mut Extensions, timeout: Duration) {
+    let (tcp, session) = match connection.downcast_ref::<TlsStream<TcpStream>>() {
+        Some(stream) => {
             let (tcp, session) = stream.get_ref();
-            // A client that stops reading does not hold its connection and what is buffered for it for ever.
-            if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
-                tracing::debug!(%error, "a connection has no time limit for unread data");
-            }
-            let leaf = session.peer_certificates().and_then(|chain| chain.first());
-            if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
-                extensions.insert(identity);
-            }
-        })
-        .listen_rustls_0_23(listener, tls.server_config()?)
-        .map_err(|source| StartError::Listen { key: "listen", address, source })?;
-    Ok(server.run())
+            (tcp, Some(session))
+        }
+        None => match connection.downcast_ref::<TcpStream>() {
+            Some(tcp) => (tcp, None),
+            None => return,
+        },
+    };
+    // A client that stops reading does not hold its connection and what is buffered for it for ever.
+    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
+        tracing::debug!(%error, "a connection has no time limit for unread data");
+    }
+    let leaf = session.and_then(|session| session.peer_certificates()?.first());
+    if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
+        extensions.insert(identity);
+    }
 }
 
 fn admin_server(app: &Arc<App>, listener: TcpListener) -> Result<actix_web::dev::Server, StartError> {

@@ -6,13 +6,15 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use bytesize::ByteSize;
 use efgs_protocol::country::Country;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 mod load;
@@ -31,8 +33,8 @@ pub struct Config {
     /// Where and how the gateway listens.
     #[serde(default)]
     pub server: Server,
-    /// The gateway's own certificate.
-    pub tls: Tls,
+    /// The gateway's own certificate; with [`AuthMode::Mtls`] only.
+    pub tls: Option<Tls>,
     /// Where the documents are kept.
     pub database: Database,
     /// Whose signature makes a certificate count (spec §6.1.3).
@@ -69,7 +71,7 @@ pub struct Server {
     /// How callers are known.
     pub auth: AuthMode,
     /// Networks of the load balancers in front; only with [`AuthMode::Proxy`].
-    pub trusted_proxies: Vec<String>,
+    pub trusted_proxies: Vec<Network>,
     /// From the first byte of a request to its last.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
@@ -99,7 +101,7 @@ impl Default for Server {
 pub enum AuthMode {
     /// The gateway ends TLS itself and requires a client certificate.
     Mtls,
-    /// TLS ends at a load balancer (spec §7). This version refuses to start with it.
+    /// TLS ends at a load balancer (spec §7), which says in headers who calls; the gateway speaks plain HTTP.
     Proxy,
 }
 
@@ -312,6 +314,36 @@ impl Config {
     /// Reads a file and the environment, and makes relative paths absolute.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         load::load(path, std::env::vars())
+    }
+}
+
+/// A network (`10.0.0.0/8`) or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Network(IpNet);
+
+impl Network {
+    /// Whether an address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Self)
+            .map_err(|_| format!("{text:?} is neither a network such as \"10.0.0.0/8\" nor an address"))
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

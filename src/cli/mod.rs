@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     app::{App, StartError},
     clock::Clock,
-    config::{self, Config},
+    config::{self, AuthMode, Config},
 };
 
 mod certificate;
@@ -178,7 +178,9 @@ async fn open_current(path: &Path) -> Result<Arc<App>, StartError> {
 fn check(path: &Path) -> Outcome {
     let app = open(path)?;
     // Everything that `serve` reads besides.
-    crate::trust::TlsSetup::load(&app.config.tls)?;
+    if let Some(tls) = app.config.tls.as_ref().filter(|_| app.config.server.auth == AuthMode::Mtls) {
+        crate::trust::TlsSetup::load(tls)?;
+    }
     for warning in app.config.warnings() {
         say(format!("warning: {warning}"))?;
     }

@@ -160,11 +160,22 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         (Some(_), Some(_)) => return refuse("set `database.url` or `database.url_file`, not both"),
         _ => {}
     }
-    if config.server.auth == AuthMode::Proxy {
-        return refuse("`server.auth = \"proxy\"` is not supported by this version: use \"mtls\"");
-    }
-    if !config.server.trusted_proxies.is_empty() {
-        return refuse("`server.trusted_proxies` goes with `server.auth = \"proxy\"` only");
+    match config.server.auth {
+        AuthMode::Mtls if config.tls.is_none() => {
+            return refuse(
+                "`[tls]` is missing: with `server.auth = \"mtls\"` the gateway needs its own certificate",
+            );
+        }
+        AuthMode::Mtls if !config.server.trusted_proxies.is_empty() => {
+            return refuse("`server.trusted_proxies` goes with `server.auth = \"proxy\"` only");
+        }
+        AuthMode::Proxy if config.server.trusted_proxies.is_empty() => {
+            return refuse(
+                "`server.trusted_proxies` is empty: with `server.auth = \"proxy\"` name the load balancers' networks, \
+                 or nobody can call",
+            );
+        }
+        AuthMode::Mtls | AuthMode::Proxy => {}
     }
     if config.encryption.keys.is_empty() {
         return refuse(
@@ -260,8 +271,11 @@ fn is_remote(url: &str) -> bool {
 }
 
 fn absolute(config: &mut Config, folder: &Path) {
-    let mut paths = vec![&mut config.tls.certificate, &mut config.tls.private_key, &mut config.trust.anchor];
-    paths.extend(config.tls.client_ca.as_mut());
+    let mut paths = vec![&mut config.trust.anchor];
+    if let Some(tls) = &mut config.tls {
+        paths.extend([&mut tls.certificate, &mut tls.private_key]);
+        paths.extend(tls.client_ca.as_mut());
+    }
     paths.extend(config.database.url_file.as_mut());
     paths.extend(config.database.tls_ca.as_mut());
     if let Some(callback) = &mut config.callback {

@@ -140,6 +140,8 @@ impl Error {
             Self::Caller(CallerError::Undecidable(_)) => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Caller(
                 CallerError::NoCertificate
+                | CallerError::UntrustedPeer
+                | CallerError::ProxyHeader(_)
                 | CallerError::NoCountry { .. }
                 | CallerError::Inactive { .. }
                 | CallerError::WrongCountry { .. },

@@ -6,14 +6,14 @@ use efgs_protocol::{
     country::Country,
 };
 
-use super::{Inactive, RegistryUnavailable};
-use crate::app::App;
+use super::{Inactive, RegistryUnavailable, proxy};
+use crate::{app::App, config::AuthMode};
 
-/// What the certificate of a TLS connection says, read once per connection.
+/// What a client certificate says: read once per TLS connection, or from a load balancer's headers.
 #[derive(Clone, Debug)]
 pub struct PeerIdentity {
-    thumbprint: Thumbprint,
-    country: Option<Country>,
+    pub(super) thumbprint: Thumbprint,
+    pub(super) country: Option<Country>,
 }
 
 impl PeerIdentity {
@@ -40,6 +40,12 @@ pub enum CallerError {
     /// The connection has no certificate that can be read.
     #[error("the connection has no client certificate that can be read")]
     NoCertificate,
+    /// Callers are known by headers, and this peer may not say who calls.
+    #[error("this peer is not one of `server.trusted_proxies`")]
+    UntrustedPeer,
+    /// A header of the load balancer is missing, there twice, or malformed.
+    #[error("the load balancer's header {0} is not there exactly once in one of its forms")]
+    ProxyHeader(&'static str),
     /// The subject does not name exactly one country.
     #[error("the subject of the client certificate {thumbprint} does not name exactly one country (C)")]
     NoCountry {
@@ -68,8 +74,18 @@ pub enum CallerError {
 }
 
 impl Caller {
-    fn identify(app: &App, peer: Option<&PeerIdentity>) -> Result<Self, CallerError> {
-        let &PeerIdentity { thumbprint, country } = peer.ok_or(CallerError::NoCertificate)?;
+    fn identify(app: &App, request: &HttpRequest) -> Result<Self, CallerError> {
+        let PeerIdentity { thumbprint, country } = match app.config.server.auth {
+            // Headers that look like a load balancer's are ignored: backends send them by habit.
+            AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate)?,
+            AuthMode::Proxy => {
+                let all =
+                    |name| -> Vec<&[u8]> { request.headers().get_all(name).map(|v| v.as_bytes()).collect() };
+                let peer = request.peer_addr().map(|address| address.ip());
+                let trusted = &app.config.server.trusted_proxies;
+                proxy::identify(peer, trusted, &all(proxy::THUMBPRINT), &all(proxy::SUBJECT))?
+            }
+        };
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
         let registry = app.trust.registry()?;
         let entry = registry
@@ -88,7 +104,7 @@ impl FromRequest for Caller {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let identified = match request.app_data::<Data<App>>() {
-            Some(app) => Self::identify(app, request.conn_data::<PeerIdentity>()).map_err(Into::into),
+            Some(app) => Self::identify(app, request).map_err(Into::into),
             None => Err(crate::http::Error::Internal("the application is not set up".into())),
         };
         if let Ok(caller) = &identified {

@@ -1,6 +1,7 @@
 //! Who may call and who may sign (spec §6.1).
 
 mod caller;
+mod proxy;
 mod registry;
 mod tls;
 

@@ -220,7 +220,7 @@ async fn a_caller_without_a_chain_to_the_client_ca_is_refused_in_the_handshake(c
     let authority = efgs_test_ca::Authority::new("client CA", efgs_test_ca::KeyKind::Ec256).unwrap();
     let path = case.folder.path().join("client-ca.pem");
     std::fs::write(&path, authority.certificate().pem()).unwrap();
-    let gateway = case.gateway_with(|config| config.tls.client_ca = Some(path)).await;
+    let gateway = case.gateway_with(|config| config.tls.as_mut().unwrap().client_ca = Some(path)).await;
     let issue = |registered: bool| {
         let kind = CertificateType::Authentication;
         let pair = authority.issue(&Request::new(kind, "DE")).unwrap();
