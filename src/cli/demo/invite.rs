@@ -1,0 +1,71 @@
+//! After the story: how to go on by hand.
+
+use std::{error::Error, io::Write};
+
+use efgs_protocol::{canonical::CanonicalKeys, media::Format, wire};
+
+use super::{
+    Stage, quote,
+    report::Report,
+    values::{fresh_keys, run_id, upload_tag},
+};
+
+/// Shows commands to paste. Everything that they name lies in the folder.
+pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let Stage { folder, gateway, url } = stage;
+    let date = gateway.app().clock.now().date_naive();
+    let nl = folder.actor("NL", url)?;
+    let keys = fresh_keys(nl.country, date, 3)?;
+    let tag = upload_tag(nl.country, date, &run_id(), 1)?;
+    folder.write("NL/upload.json", wire::encode(Format::Json, &keys))?;
+    folder.write("NL/upload.signature", nl.signer.sign(&CanonicalKeys::of(&keys).signed_bytes())?)?;
+    let batches = gateway.app().store.batches_after(None, date).await?;
+    let tag_of = |batch: Option<&crate::store::BatchRecord>| {
+        batch.map_or_else(|| "BATCHTAG".to_owned(), |batch| batch.id.to_string())
+    };
+    let (first, last) = (tag_of(batches.first()), tag_of(batches.last()));
+    let path = quote(&folder.path().display().to_string());
+    let admin = gateway.admin_address;
+
+    let call = "curl -iw '\\n' --cacert server-ca.pem";
+    let de = format!("{call} --cert DE/authentication.pem --key DE/authentication.key");
+    let nl = format!("{call} --cert NL/authentication.pem --key NL/authentication.key");
+    let json = "application/json; version=1.0";
+    let download = format!("'{url}/diagnosiskeys/download/{date}'");
+    let audit = format!("'{url}/diagnosiskeys/audit/download/{date}/{first}'");
+    let upload = format!("--data-binary @NL/upload.json '{url}/diagnosiskeys/upload'");
+    let signature = "batchSignature: $(cat NL/upload.signature)";
+
+    report.part(&format!("The gateway keeps serving on {url} until Ctrl-C"))?;
+    report.line("To look around, paste these into another terminal:")?;
+    for (what, lines) in [
+        ("Everything is in this folder", vec![format!("cd {path}")]),
+        (
+            "Germany downloads today's first batch",
+            vec![de.clone(), format!("-H 'Accept: {json}' {download}")],
+        ),
+        ("… and asks who uploaded and who signed what is in it", vec![de.clone(), audit]),
+        (
+            "The Netherlands upload 3 keys. Again: 201. With one digit changed in NL/upload.json: 400",
+            vec![
+                nl,
+                format!("-H 'Content-Type: {json}' -H 'batchTag: {tag}'"),
+                format!("-H \"{signature}\" {upload}"),
+            ],
+        ),
+        (
+            "10 seconds later a new batch hangs on the chain: see nextbatchtag",
+            vec![de, format!("-H 'Accept: {json}' -H 'batchTag: {last}'"), download.clone()],
+        ),
+        ("Nobody gets in without a certificate", vec![call.to_owned(), download]),
+        (
+            "The operator asks whether all is well",
+            vec![format!("curl -iw '\\n' 'http://{admin}/health/ready'")],
+        ),
+    ] {
+        report.aside(format_args!("\n  # {what}"))?;
+        report.line(format_args!("  {}", lines.join(" \\\n    ")))?;
+    }
+    report.line(format_args!("\nThe API, to read in a browser: http://{admin}/swagger/"))?;
+    Ok(())
+}
