@@ -168,6 +168,10 @@ impl Store {
 
     /// The encrypted keys of some uploads, in the order of upload and of the request.
     pub async fn payloads(&self, uploads: &[i64]) -> Result<Vec<StoredPayload>, StoreError> {
+        if uploads.is_empty() {
+            // All of a batch were withdrawn; MySQL has no empty list.
+            return Ok(Vec::new());
+        }
         self.repeat("read payloads", || async {
             match &self.bulk {
                 Bulk::MySql(pool) => bulk::payloads(pool, uploads).await,

@@ -65,7 +65,7 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
                 let name = format!("{}::{file}::{}", kind.name(), test.name);
                 trials.push(Trial::ignorable_test(name, move || match is_there {
                     true => {
-                        run_one(kind, test);
+                        run_one(kind, test, own_server);
                         Ok(Completion::Completed)
                     }
                     false if require_all => Err("there is no such server, and all are required".into()),
@@ -77,9 +77,9 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-fn run_one(kind: Kind, test: &Test) {
+fn run_one(kind: Kind, test: &Test, own_server: bool) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let case = runtime.block_on(Case::new(kind));
+    let case = runtime.block_on(Case::new(kind, own_server));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             (test.run)(&case).await;
@@ -121,6 +121,8 @@ pub(crate) fn noon() -> DateTime<Utc> {
 /// What a test works with.
 pub(crate) struct Case {
     pub(crate) db: Database,
+    /// The database's server, if the test may kill it.
+    pub(crate) server: Option<PrivateServer>,
     pub(crate) folder: TempDir,
     /// Of every gateway of the test.
     pub(crate) clock: Clock,
@@ -128,20 +130,19 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    async fn new(kind: Kind) -> Self {
+    async fn new(kind: Kind, own_server: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let db = Database::create(kind, folder.path()).await;
-        Self::with(folder, db)
-    }
-
-    /// On a database that the test made.
-    pub(crate) fn with(folder: TempDir, db: Database) -> Self {
+        let server = own_server.then(|| PrivateServer::start(kind));
+        let db = match &server {
+            Some(server) => Database::create_on(kind, server.server.clone()).await,
+            None => Database::create(kind, folder.path()).await,
+        };
         PKI.write(folder.path()).unwrap();
         for (name, byte) in [("payload-1.key", 1), ("payload-2.key", 2)] {
             let text = BASE64_STANDARD.encode([byte; 32]);
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        Self { db, folder, clock: Clock::manual(noon()), gateways: Mutex::default() }
+        Self { db, server, folder, clock: Clock::manual(noon()), gateways: Mutex::default() }
     }
 
     /// The day of the clock.
@@ -223,7 +224,7 @@ impl Case {
         gateway.stop().await;
     }
 
-    pub(crate) async fn stop_gateways(&self) {
+    async fn stop_gateways(&self) {
         let gateways = std::mem::take(&mut *self.gateways.lock().unwrap());
         for gateway in gateways {
             gateway.stop().await;
@@ -241,6 +242,8 @@ pub(crate) async fn import(app: &App, bundle: &Bundle) {
         operator_signature: bundle.operator_signature.clone(),
         registration_signature: bundle.registration_signature.clone(),
         waived: String::new(),
+        waived_by: String::new(),
+        waived_because: String::new(),
     };
     app.store.import_certificate(&new, app.clock.now()).await.unwrap();
 }

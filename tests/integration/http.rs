@@ -73,8 +73,9 @@ async fn without_a_client_certificate_the_handshake_fails(case: &Case) {
     let gateway = case.gateway().await;
     let anonymous = gateway.client_with(None, "DE");
     for request in [Request::new("OPTIONS", wire::ROOT_PATH), Request::get("/")] {
-        let error = anonymous.try_send(request).await.unwrap_err();
-        assert!(format!("{error:?}").contains("CertificateRequired"), "{error:?}");
+        // Whether the reason arrives before the connection is gone is a matter of luck.
+        anonymous.try_send(request.clone()).await.unwrap_err();
+        assert!([200, 404].contains(&gateway.client("DE").send(request).await.status));
     }
 }
 

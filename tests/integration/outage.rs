@@ -7,7 +7,6 @@ use std::{
 
 use crate::{
     client::{all_at_once, keys},
-    database::{Database, PrivateServer},
     harness::{Case, Running, tests, until},
     process::{Sent, download_all, sorted, verify},
 };
@@ -37,10 +36,7 @@ async fn readiness(gateway: &Running) -> u16 {
 }
 
 async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
-    let kind = case.db.kind;
-    let private = PrivateServer::start(kind);
-    let db = Database::create_on(kind, private.server.clone()).await;
-    let case = &Case::with(tempfile::tempdir().unwrap(), db);
+    let server = case.server.as_ref().unwrap();
     let gateway = case
         .gateway_with(|config| {
             config.database.timeout = Duration::from_secs(2);
@@ -56,9 +52,9 @@ async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
     let killing = async {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(700)).await;
-            private.tell("kill9").await;
+            server.tell("kill9").await;
             assert_eq!(readiness(&gateway).await, 503);
-            private.tell("start").await;
+            server.tell("start").await;
             until("the gateway is ready again", async || (readiness(&gateway).await == 200).then_some(()))
                 .await;
         }
@@ -79,6 +75,4 @@ async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
     .await;
     let downloaded = download_all(&gateway.client("NL"), case.today()).await;
     assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys)), "{} keys", downloaded.len());
-    case.stop_gateways().await;
-    case.db.check().await;
 }
