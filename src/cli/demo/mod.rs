@@ -14,7 +14,7 @@ use std::{
     io::{ErrorKind, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
     process::ExitCode,
     time::Duration,
 };
@@ -59,23 +59,16 @@ pub(super) async fn run(args: DemoArgs) -> Outcome {
     telemetry::init_logs("warn");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut stopped = pin!(async move {
+    let stopped = pin!(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     });
     let mut report = Report::to_stdout();
-    let stage = tokio::select! {
-        stage = play(&args, &mut report) => stage?,
-        // What is temporary is deleted all the same.
-        () = &mut stopped => return Ok(ExitCode::FAILURE),
-    };
-    if !args.once {
-        invite::invite(&mut report, &stage).await?;
-        stopped.await;
-        report.line("\nStopping …")?;
-    }
+    // Not cut short by a signal, so that a temporary folder is complete when it is deleted.
+    let stage = set_up(&args, &mut report).await?;
+    let outcome = perform(&args, &stage, &mut report, stopped).await;
     stage.gateway.stop().await;
     let folder = stage.folder.path().display();
     report.aside(if stage.folder.is_temporary() {
@@ -86,18 +79,38 @@ pub(super) async fn run(args: DemoArgs) -> Outcome {
             quote(&folder.to_string())
         )
     })?;
-    Ok(if report.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if outcome? && report.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is there when the story has been told.
+/// Where the story takes place.
 struct Stage {
     folder: Folder,
     gateway: Gateway,
     url: String,
 }
 
-/// Sets everything up and tells the story.
-async fn play<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Stage, Box<dyn Error>> {
+/// The story, and what comes after it; says whether it was told to its end.
+async fn perform<W: Write>(
+    args: &DemoArgs,
+    stage: &Stage,
+    report: &mut Report<W>,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+) -> Result<bool, Box<dyn Error>> {
+    tokio::select! {
+        biased;
+        () = &mut stopped => return Ok(false),
+        told = stage.tell(report) => told?,
+    }
+    if !args.once {
+        invite::invite(report, stage).await?;
+        stopped.await;
+        report.line("\nStopping …")?;
+    }
+    Ok(true)
+}
+
+/// Makes the folder or takes an earlier one, lets the countries in, and starts the gateway.
+async fn set_up<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Stage, Box<dyn Error>> {
     refuse_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     let wanted = args.listen.unwrap_or(DEFAULT_LISTEN);
     let address = free(wanted, args.once && args.listen.is_none())?;
@@ -117,22 +130,24 @@ async fn play<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Stage
     next_batch_in(&app.store, Duration::from_secs(600)).await?;
     story::onboard(report, &folder, &app).await?;
 
-    let gateway = Gateway::start(app.clone(), true).await?;
+    let gateway = Gateway::start(app, true).await?;
     let url = format!("https://{}", reachable(gateway.address));
-    let mut story = Story {
-        report,
-        folder: &folder,
-        app: &app,
-        url: &url,
-        date: app.clock.now().date_naive(),
-        run: values::run_id(),
-    };
-    if let Err(error) = story.tell().await {
-        report.stopped(error)?;
-    }
-    report.summary()?;
-    next_batch_in(&app.store, Duration::ZERO).await?;
     Ok(Stage { folder, gateway, url })
+}
+
+impl Stage {
+    async fn tell<W: Write>(&self, report: &mut Report<W>) -> Result<(), Box<dyn Error>> {
+        let Self { folder, gateway, url } = self;
+        let app = gateway.app();
+        let date = app.clock.now().date_naive();
+        let mut story = Story { report, folder, app, url, date, run: values::run_id() };
+        if let Err(error) = story.tell().await {
+            report.stopped(error)?;
+        }
+        report.summary()?;
+        next_batch_in(&app.store, Duration::ZERO).await?;
+        Ok(())
+    }
 }
 
 /// The demo must never touch an operator's database, so it takes nothing from the environment.

@@ -5,8 +5,9 @@ use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path};
 use super::{
     DemoArgs,
     folder::Folder,
-    free, invite, play, quote, reachable, refuse_environment,
+    free, invite, quote, reachable, refuse_environment,
     report::{Report, check},
+    set_up,
 };
 
 fn printed(report: impl FnOnce(&mut Report<&mut Vec<u8>>), colour: bool) -> String {
@@ -23,7 +24,8 @@ fn any_port(keep: &Path) -> DemoArgs {
 async fn demo(folder: &Path) -> (String, bool) {
     let mut out = Vec::new();
     let mut report = Report::new(&mut out, false);
-    let stage = play(&any_port(folder), &mut report).await.unwrap();
+    let stage = set_up(&any_port(folder), &mut report).await.unwrap();
+    stage.tell(&mut report).await.unwrap();
     invite::invite(&mut report, &stage).await.unwrap();
     stage.gateway.stop().await;
     let held = report.all_held();
