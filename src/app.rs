@@ -34,7 +34,7 @@ use crate::{
     expiry, http,
     jobs::{self, Shutdown},
     store::{Store, StoreError},
-    trust::{Caller, PeerIdentity, TlsError, TlsSetup, Trust},
+    trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
     upload::UploadError,
 };
 
@@ -229,6 +229,7 @@ impl Gateway {
         let mut tasks = vec![
             tokio::spawn(batching::run(app.clone(), shutdown.clone())),
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
+            tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
@@ -287,6 +288,17 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
         app.trust.load(&app.store, app.clock.now()).await
     };
     jobs::repeat("trust", app.trust.pace(), shutdown, std::future::pending, load).await;
+}
+
+async fn watch_certificates(app: Arc<App>, shutdown: Shutdown) {
+    let watch = ExpiryWatch::default();
+    let look = || async {
+        if let Ok(registry) = app.trust.registry() {
+            watch.look(&registry, &app.config, app.clock.now());
+        }
+        Ok(())
+    };
+    jobs::repeat("certificates", Duration::from_secs(3600), shutdown, std::future::pending, look).await;
 }
 
 fn national_server(

@@ -29,6 +29,9 @@ pub const CERTIFICATES_REFUSED: &str = "efgs_certificates_refused";
 /// Certificates that count and are active now, by type.
 pub const CERTIFICATES_ACTIVE: &str = "efgs_certificates_active";
 
+/// Days until a certificate expires, by country, type and thumbprint.
+pub const CERTIFICATE_DAYS_LEFT: &str = "efgs_certificate_days_left";
+
 /// Logs go to standard error: for a person on a terminal, else as JSON lines. `RUST_LOG` is the filter.
 pub fn init_logs(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

@@ -164,7 +164,9 @@ pub struct VerifiedUpload {
     media: MediaType,
     batch_signature: String,
     uploader_certificate_id: i64,
+    uploader_thumbprint: Thumbprint,
     signing_certificate_id: i64,
+    signing_thumbprint: Thumbprint,
     content_hash: [u8; 32],
     uploaded_at: DateTime<Utc>,
     keys: Vec<SealedKey>,
@@ -183,7 +185,7 @@ impl SignedUpload {
         keys.validate(at).map_err(UploadError::from)?;
         let canonical = CanonicalKeys::of(&keys);
         let signed_bytes = canonical.signed_bytes();
-        let signing_certificate_id =
+        let (signing_certificate_id, signing_thumbprint) =
             trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)?;
         let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != caller.country);
         if let Some((index, key)) = foreign {
@@ -203,7 +205,9 @@ impl SignedUpload {
             media,
             batch_signature,
             uploader_certificate_id: caller.certificate_id,
+            uploader_thumbprint: caller.thumbprint,
             signing_certificate_id,
+            signing_thumbprint,
             content_hash: Sha256::digest(&signed_bytes).into(),
             uploaded_at: at,
             keys: sealed,
@@ -213,7 +217,7 @@ impl SignedUpload {
 }
 
 /// Verifies the signature, and that its signer may sign for the caller's country. Returns the number of the
-/// signer's row.
+/// row that lets the signer in (its own, or its CA's), and the signer's thumbprint.
 fn trusted_signer(
     batch_signature: &str,
     signed_bytes: &[u8],
@@ -221,12 +225,12 @@ fn trusted_signer(
     policy: SignaturePolicy,
     registry: &Registry,
     caller: Country,
-) -> Result<i64, UploadError> {
+) -> Result<(i64, Thumbprint), UploadError> {
     let signed_by = signature::verify(batch_signature, signed_bytes, at, policy)?;
     let thumbprint = signed_by.certificate.thumbprint();
     let signer = signed_by.certificate.country().map_err(UploadError::SignerCountry)?;
     let entry = registry
-        .active(thumbprint, CertificateType::Signing, at)
+        .admit(&signed_by.certificate, CertificateType::Signing, at)
         .map_err(|reason| UploadError::SignerInactive { thumbprint, reason })?;
     if entry.country != signer {
         return Err(UploadError::SignerRegistration { thumbprint, country: signer });
@@ -238,7 +242,7 @@ fn trusted_signer(
         tracing::warn!(country = %caller, %thumbprint, "a signature with SHA-1 was accepted, as this participant's settings allow");
         metrics::counter!(telemetry::SHA1_UPLOADS, "country" => caller.to_string()).increment(1);
     }
-    Ok(entry.id)
+    Ok((entry.id, thumbprint))
 }
 
 /// Positions of keys that are the same as an earlier one.
@@ -293,12 +297,22 @@ impl VerifiedUpload {
         &self.batch_signature
     }
 
-    /// Number of the caller's certificate.
+    /// Thumbprint of the certificate that the caller showed.
+    pub fn uploader_thumbprint(&self) -> Thumbprint {
+        self.uploader_thumbprint
+    }
+
+    /// Thumbprint of the certificate that signed.
+    pub fn signing_thumbprint(&self) -> Thumbprint {
+        self.signing_thumbprint
+    }
+
+    /// Number of the caller's certificate, or of the CA that issued it.
     pub fn uploader_certificate_id(&self) -> i64 {
         self.uploader_certificate_id
     }
 
-    /// Number of the signer's certificate.
+    /// Number of the signer's certificate, or of the CA that issued it.
     pub fn signing_certificate_id(&self) -> i64 {
         self.signing_certificate_id
     }

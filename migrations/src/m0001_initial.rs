@@ -31,12 +31,15 @@ const MYSQL: &[&str] = &[
         operator_signature TEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
         registration_signature TEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
         waived VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+        waived_by VARCHAR(255) NOT NULL,
+        waived_because TEXT NOT NULL,
         imported_at DATETIME(6) NOT NULL,
         revoked_at DATETIME(6) NULL,
         UNIQUE KEY certificate_thumbprint_type (thumbprint, type)
     ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
     // What a national backend sent in one request. `content_hash` is SHA-256 of the signed bytes and tells a
-    // repeated request from a different one. `batch_id` is NULL until a batch takes the upload in.
+    // repeated request from a different one. The certificate ids are of the registered certificates, which may
+    // be CAs; the thumbprints are of those that were used. `batch_id` is NULL until a batch takes the upload in.
     "CREATE TABLE IF NOT EXISTS upload (
         id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
         country CHAR(2) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
@@ -48,7 +51,9 @@ const MYSQL: &[&str] = &[
         content_hash BINARY(32) NOT NULL,
         batch_signature MEDIUMTEXT CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
         uploader_certificate_id BIGINT NOT NULL,
+        uploader_thumbprint BINARY(32) NOT NULL,
         signing_certificate_id BIGINT NOT NULL,
+        signing_thumbprint BINARY(32) NOT NULL,
         uploaded_at DATETIME(6) NOT NULL,
         batch_id BINARY(12) NULL,
         UNIQUE KEY upload_country_tag (country, upload_tag),
@@ -91,14 +96,12 @@ const MYSQL: &[&str] = &[
     "CREATE OR REPLACE VIEW document AS
      SELECT k.payload AS payload, HEX(k.payload_hash) AS payload_hash, k.report_type AS diagnosis_type,
             CONCAT(u.format, '; version=', u.format_major, '.', u.format_minor) AS format,
-            u.country AS uploader_country, HEX(a.thumbprint) AS uploader_thumbprint,
-            HEX(s.thumbprint) AS uploader_signing_thumbprint, u.batch_signature AS uploader_batch_signature,
+            u.country AS uploader_country, HEX(u.uploader_thumbprint) AS uploader_thumbprint,
+            HEX(u.signing_thumbprint) AS uploader_signing_thumbprint, u.batch_signature AS uploader_batch_signature,
             CAST(u.upload_tag AS CHAR) AS uploader_batch_tag, u.uploaded_at AS uploaded_at,
             k.position AS position, LOWER(HEX(b.id)) AS batch_tag, b.day AS batch_day, b.sequence AS batch_sequence
      FROM diagnosis_key k
      JOIN upload u ON u.id = k.upload_id
-     JOIN certificate a ON a.id = u.uploader_certificate_id
-     JOIN certificate s ON s.id = u.signing_certificate_id
      LEFT JOIN batch b ON b.id = u.batch_id",
 ];
 
@@ -112,6 +115,8 @@ const SQLITE: &[&str] = &[
         operator_signature TEXT NOT NULL,
         registration_signature TEXT NOT NULL,
         waived TEXT NOT NULL,
+        waived_by TEXT NOT NULL,
+        waived_because TEXT NOT NULL,
         imported_at TEXT NOT NULL,
         revoked_at TEXT NULL,
         UNIQUE (thumbprint, type)
@@ -127,7 +132,9 @@ const SQLITE: &[&str] = &[
         content_hash BLOB NOT NULL,
         batch_signature TEXT NOT NULL,
         uploader_certificate_id INTEGER NOT NULL,
+        uploader_thumbprint BLOB NOT NULL,
         signing_certificate_id INTEGER NOT NULL,
+        signing_thumbprint BLOB NOT NULL,
         uploaded_at TEXT NOT NULL,
         batch_id BLOB NULL,
         UNIQUE (country, upload_tag)
@@ -161,13 +168,11 @@ const SQLITE: &[&str] = &[
     "CREATE VIEW IF NOT EXISTS document AS
      SELECT k.payload AS payload, HEX(k.payload_hash) AS payload_hash, k.report_type AS diagnosis_type,
             u.format || '; version=' || u.format_major || '.' || u.format_minor AS format,
-            u.country AS uploader_country, HEX(a.thumbprint) AS uploader_thumbprint,
-            HEX(s.thumbprint) AS uploader_signing_thumbprint, u.batch_signature AS uploader_batch_signature,
+            u.country AS uploader_country, HEX(u.uploader_thumbprint) AS uploader_thumbprint,
+            HEX(u.signing_thumbprint) AS uploader_signing_thumbprint, u.batch_signature AS uploader_batch_signature,
             CAST(u.upload_tag AS TEXT) AS uploader_batch_tag, u.uploaded_at AS uploaded_at,
             k.position AS position, LOWER(HEX(b.id)) AS batch_tag, b.day AS batch_day, b.sequence AS batch_sequence
      FROM diagnosis_key k
      JOIN upload u ON u.id = k.upload_id
-     JOIN certificate a ON a.id = u.uploader_certificate_id
-     JOIN certificate s ON s.id = u.signing_certificate_id
      LEFT JOIN batch b ON b.id = u.batch_id",
 ];

@@ -21,7 +21,7 @@ use crate::{
     app::App,
     clock::Clock,
     store::{Imported, NewCertificate, StoredCertificate},
-    trust::Registry,
+    trust::{Registry, days_left, threshold},
 };
 
 #[derive(Debug, Subcommand)]
@@ -108,6 +108,12 @@ pub(super) struct SignArgs {
     /// Waive a rule that the certificate breaks; repeatable
     #[arg(long, value_name = "RULE")]
     accept: Vec<Rule>,
+    /// Who waives it; recorded with the certificate
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "")]
+    accepted_by: String,
+    /// Why; recorded with the certificate
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -265,7 +271,11 @@ fn sign(args: &SignArgs) -> Outcome {
         passphrase.as_ref().map(|p| p.as_str()),
     )?;
     let waived: Vec<Rule> = broken.iter().map(|f| f.rule).collect();
-    let bundle = Bundle::sign(&anchor, args.country, kind, certificate, waived)?;
+    let mut bundle = Bundle::sign(&anchor, args.country, kind, certificate, waived)?;
+    if !bundle.waived.is_empty() {
+        bundle.waived_by = args.accepted_by.clone();
+        bundle.waived_because = args.reason.clone();
+    }
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&args.output)?;
         file.write_all(bundle.to_string().as_bytes())?;
@@ -282,6 +292,14 @@ fn sign(args: &SignArgs) -> Outcome {
         bundle.certificate.thumbprint(),
         args.output.display()
     ))
+}
+
+/// A row's waived rules with who waived them and why, as far as that is known.
+fn waiver(row: &StoredCertificate) -> String {
+    let by = if row.waived_by.is_empty() { String::new() } else { format!(" by {}", row.waived_by) };
+    let because =
+        if row.waived_because.is_empty() { String::new() } else { format!(": {}", row.waived_because) };
+    format!("waived {}{by}{because}", row.waived)
 }
 
 fn names(rules: &[Rule]) -> String {
@@ -346,6 +364,8 @@ fn verify(app: &App, bundle: &Bundle) -> Result<(), String> {
         operator_signature: new.operator_signature,
         registration_signature: new.registration_signature,
         waived: new.waived,
+        waived_by: new.waived_by,
+        waived_because: new.waived_because,
         imported_at: app.clock.now(),
         revoked_at: None,
     };
@@ -365,6 +385,8 @@ fn new_certificate(bundle: &Bundle) -> NewCertificate {
         operator_signature: bundle.operator_signature.clone(),
         registration_signature: bundle.registration_signature.clone(),
         waived: names(&bundle.waived),
+        waived_by: bundle.waived_by.clone(),
+        waived_because: bundle.waived_because.clone(),
     }
 }
 
@@ -385,7 +407,7 @@ async fn list(args: &ListArgs) -> Outcome {
                     Err(crate::trust::Inactive::Revoked) => "revoked",
                     Err(crate::trust::Inactive::Expired) => "expired",
                     Err(crate::trust::Inactive::NotYetValid) => "not-yet-valid",
-                    Err(crate::trust::Inactive::Unknown) => "REFUSED",
+                    Err(crate::trust::Inactive::Unknown | crate::trust::Inactive::NotPermitted) => "REFUSED",
                 };
                 (state.to_owned(), Some(certificate.not_after()))
             }
@@ -399,7 +421,8 @@ async fn list(args: &ListArgs) -> Outcome {
             .map(|(row, state, until, thumbprint, refused)| {
                 serde_json::json!({
                     "country": row.country, "type": row.kind, "thumbprint": thumbprint, "state": state.to_lowercase(),
-                    "notAfter": until, "daysLeft": until.map(|t| (t - now).num_days()), "waived": row.waived,
+                    "notAfter": until, "daysLeft": until.map(|t| days_left(t, now)), "waived": row.waived,
+                    "waivedBy": row.waived_by, "waivedBecause": row.waived_because,
                     "importedAt": row.imported_at, "revokedAt": row.revoked_at, "reason": refused,
                 })
             })
@@ -412,12 +435,17 @@ async fn list(args: &ListArgs) -> Outcome {
     ))?;
     for (row, state, until, thumbprint, refused) in &lines {
         let until_text = until.map_or("-".to_owned(), |t| t.format("%Y-%m-%d").to_string());
-        let days = until.map_or("-".to_owned(), |t| (t - now).num_days().to_string());
-        let waived =
-            if row.waived.is_empty() { String::new() } else { format!("  waived: {}", clean(&row.waived)) };
+        let days = until.map(|t| days_left(t, now));
+        let soon = if days.is_some_and(|days| state == "active" && threshold(days).is_some()) {
+            "  EXPIRES SOON"
+        } else {
+            ""
+        };
+        let days = days.map_or("-".to_owned(), |days| days.to_string());
+        let waived = if row.waived.is_empty() { String::new() } else { format!("  {}", clean(&waiver(row))) };
         let refused = refused.as_ref().map(|reason| format!("  {}", clean(reason))).unwrap_or_default();
         say(format!(
-            "{:<3} {:<15} {state:<14} {until_text:<11} {days:>9}  {thumbprint}{waived}{refused}",
+            "{:<3} {:<15} {state:<14} {until_text:<11} {days:>9}  {thumbprint}{soon}{waived}{refused}",
             clean(&row.country),
             clean(&row.kind)
         ))?;

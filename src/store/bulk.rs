@@ -83,14 +83,16 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
         upload.content_hash().as_slice().into(),
         upload.batch_signature().into(),
         upload.uploader_certificate_id().into(),
+        upload.uploader_thumbprint().as_bytes().as_slice().into(),
         upload.signing_certificate_id().into(),
+        upload.signing_thumbprint().as_bytes().as_slice().into(),
         datetime(upload.uploaded_at().naive_utc()),
     ];
     let inserted = tx
         .exec_drop(
             "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, content_hash, \
-             batch_signature, uploader_certificate_id, signing_certificate_id, uploaded_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
+             signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             Params::Positional(row),
         )
         .await;

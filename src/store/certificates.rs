@@ -26,6 +26,10 @@ pub struct StoredCertificate {
     pub registration_signature: String,
     /// Names of the rules that the operator waived, separated by commas.
     pub waived: String,
+    /// Who waived them.
+    pub waived_by: String,
+    /// Why.
+    pub waived_because: String,
     /// When it was imported.
     pub imported_at: DateTime<Utc>,
     /// When it was revoked.
@@ -49,6 +53,10 @@ pub struct NewCertificate {
     pub registration_signature: String,
     /// Names of the rules that the operator waived, separated by commas.
     pub waived: String,
+    /// Who waived them.
+    pub waived_by: String,
+    /// Why.
+    pub waived_because: String,
 }
 
 /// What an import did.
@@ -86,6 +94,8 @@ impl Store {
                 operator_signature: Set(new.operator_signature.clone()),
                 registration_signature: Set(new.registration_signature.clone()),
                 waived: Set(new.waived.clone()),
+                waived_by: Set(new.waived_by.clone()),
+                waived_because: Set(new.waived_because.clone()),
                 imported_at: Set(now.naive_utc()),
                 revoked_at: Set(None),
                 ..Default::default()
@@ -129,6 +139,8 @@ impl From<certificate::Model> for StoredCertificate {
             operator_signature: row.operator_signature,
             registration_signature: row.registration_signature,
             waived: row.waived,
+            waived_by: row.waived_by,
+            waived_because: row.waived_because,
             imported_at: row.imported_at.and_utc(),
             revoked_at: row.revoked_at.map(|t| t.and_utc()),
         }

@@ -17,6 +17,8 @@ pub(super) mod certificate {
         pub operator_signature: String,
         pub registration_signature: String,
         pub waived: String,
+        pub waived_by: String,
+        pub waived_because: String,
         pub imported_at: ChronoDateTime,
         pub revoked_at: Option<ChronoDateTime>,
     }
@@ -44,7 +46,9 @@ pub(super) mod upload {
         pub content_hash: Vec<u8>,
         pub batch_signature: String,
         pub uploader_certificate_id: i64,
+        pub uploader_thumbprint: Vec<u8>,
         pub signing_certificate_id: i64,
+        pub signing_thumbprint: Vec<u8>,
         pub uploaded_at: ChronoDateTime,
         pub batch_id: Option<Vec<u8>>,
     }

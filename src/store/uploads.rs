@@ -88,7 +88,7 @@ impl Store {
             .await?;
         let Some(there) = there else { return Ok(None) };
         let same = there.content_hash == new.content_hash()
-            && there.signing_certificate_id == new.signing_certificate_id();
+            && there.signing_thumbprint == new.signing_thumbprint().as_bytes();
         if !same {
             return Ok(Some(UploadOutcome::TagTaken));
         }
@@ -132,7 +132,9 @@ impl Store {
             content_hash: Set(new.content_hash().to_vec()),
             batch_signature: Set(new.batch_signature().to_owned()),
             uploader_certificate_id: Set(new.uploader_certificate_id()),
+            uploader_thumbprint: Set(new.uploader_thumbprint().as_bytes().to_vec()),
             signing_certificate_id: Set(new.signing_certificate_id()),
+            signing_thumbprint: Set(new.signing_thumbprint().as_bytes().to_vec()),
             uploaded_at: Set(new.uploaded_at().naive_utc()),
             batch_id: Set(None),
         };

@@ -1,5 +1,7 @@
 //! From a connection to the country that calls.
 
+use std::sync::Arc;
+
 use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
 use efgs_protocol::{
     certificate::{Certificate, CertificateType, Thumbprint},
@@ -14,13 +16,19 @@ use crate::{app::App, config::AuthMode};
 pub struct PeerIdentity {
     pub(super) thumbprint: Thumbprint,
     pub(super) country: Option<Country>,
+    /// Not known behind a load balancer, so that there only registered certificates count, not those of a CA.
+    pub(super) certificate: Option<Arc<Certificate>>,
 }
 
 impl PeerIdentity {
     /// Reads a certificate in DER; `None` when it cannot be read.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let certificate = Certificate::from_der(der).ok()?;
-        Some(Self { thumbprint: certificate.thumbprint(), country: certificate.country().ok() })
+        Some(Self {
+            thumbprint: certificate.thumbprint(),
+            country: certificate.country().ok(),
+            certificate: Some(Arc::new(certificate)),
+        })
     }
 }
 
@@ -30,8 +38,10 @@ impl PeerIdentity {
 pub struct Caller {
     /// The country it calls for.
     pub country: Country,
-    /// Number of the certificate's row.
+    /// Number of the row that lets it in: its certificate's, or that of the CA that issued it.
     pub certificate_id: i64,
+    /// Of the certificate that it showed.
+    pub thumbprint: Thumbprint,
 }
 
 /// Why a caller is turned away.
@@ -75,7 +85,7 @@ pub enum CallerError {
 
 impl Caller {
     fn identify(app: &App, request: &HttpRequest) -> Result<Self, CallerError> {
-        let PeerIdentity { thumbprint, country } = match app.config.server.auth {
+        let PeerIdentity { thumbprint, country, certificate } = match app.config.server.auth {
             // Headers that look like a load balancer's are ignored: backends send them by habit.
             AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate)?,
             AuthMode::Proxy => {
@@ -88,13 +98,16 @@ impl Caller {
         };
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
         let registry = app.trust.registry()?;
-        let entry = registry
-            .active(thumbprint, CertificateType::Authentication, app.clock.now())
-            .map_err(|reason| CallerError::Inactive { thumbprint, reason })?;
+        let (kind, now) = (CertificateType::Authentication, app.clock.now());
+        let entry = match &certificate {
+            Some(certificate) => registry.admit(certificate, kind, now),
+            None => registry.active(thumbprint, kind, now),
+        };
+        let entry = entry.map_err(|reason| CallerError::Inactive { thumbprint, reason })?;
         if entry.country != country {
             return Err(CallerError::WrongCountry { thumbprint, country });
         }
-        Ok(Self { country, certificate_id: entry.id })
+        Ok(Self { country, certificate_id: entry.id, thumbprint })
     }
 }
 

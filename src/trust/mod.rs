@@ -4,7 +4,9 @@ mod caller;
 mod proxy;
 mod registry;
 mod tls;
+mod watch;
 
 pub use caller::{Caller, CallerError, PeerIdentity};
 pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::{TlsError, TlsSetup};
+pub use watch::{ExpiryWatch, days_left, threshold};

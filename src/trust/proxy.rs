@@ -33,7 +33,7 @@ pub(super) fn identify(
     let thumbprint = one(THUMBPRINT, thumbprints)?;
     let thumbprint = read_thumbprint(&thumbprint).ok_or(CallerError::ProxyHeader(THUMBPRINT))?;
     let subject = one(SUBJECT, subjects)?;
-    Ok(PeerIdentity { thumbprint, country: read_country(&subject) })
+    Ok(PeerIdentity { thumbprint, country: read_country(&subject), certificate: None })
 }
 
 /// 64 hexadecimal digits of either case, or base64 of the 32 bytes, URL-encoded or not.

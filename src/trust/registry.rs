@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A certificate that counts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
     /// Number of its row.
     pub id: i64,
@@ -51,6 +51,9 @@ pub enum Inactive {
     /// Its validity has ended.
     #[error("has expired")]
     Expired,
+    /// A CA that is registered issued it, but for another use.
+    #[error("names usages that do not permit its use")]
+    NotPermitted,
     /// Its validity has not begun.
     #[error("is not yet valid")]
     NotYetValid,
@@ -95,6 +98,38 @@ impl Registry {
         } else {
             Ok(entry)
         }
+    }
+
+    /// The entry that lets this certificate in: its own, or that of a CA that its country registered (spec
+    /// appendix A) and that issued it. A leaf of a CA must itself be valid, of the same country, no CA, and
+    /// permitted for the use.
+    pub fn admit(
+        &self,
+        certificate: &Certificate,
+        kind: CertificateType,
+        now: DateTime<Utc>,
+    ) -> Result<&Registered, Inactive> {
+        let own = self.active(certificate.thumbprint(), kind, now);
+        let Ok(country) = certificate.country() else { return own };
+        if own != Err(Inactive::Unknown) || certificate.is_authority() {
+            return own;
+        }
+        let authority = self
+            .entries
+            .values()
+            .filter(|entry| entry.kind == kind && entry.country == country)
+            .find(|entry| certificate.is_issued_by(&entry.certificate));
+        let Some(authority) = authority else { return own };
+        if now < certificate.not_before() {
+            return Err(Inactive::NotYetValid);
+        }
+        if now > certificate.not_after() {
+            return Err(Inactive::Expired);
+        }
+        if !certificate.permits(kind) {
+            return Err(Inactive::NotPermitted);
+        }
+        self.active(authority.certificate.thumbprint(), kind, now)
     }
 
     /// Rows that do not count, each with the reason.

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod audit;
+mod authority;
 mod batching;
 mod client;
 mod database;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let file = |name, tests| File { name, tests, own_server: false };
     harness::run(&[
         file("audit", audit::TESTS),
+        file("authority", authority::TESTS),
         file("batching", batching::TESTS),
         file("download", download::TESTS),
         file("encryption", encryption::TESTS),

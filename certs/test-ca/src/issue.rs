@@ -175,8 +175,16 @@ impl Authority {
     /// # Errors
     /// When OpenSSL fails.
     pub fn new(common_name: &str, key: KeyKind) -> Result<Self, Error> {
+        Self::of_country("EU", common_name, key)
+    }
+
+    /// Makes an authority with this `C` in its subject, such as a country's own (spec appendix A).
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn of_country(country: &str, common_name: &str, key: KeyKind) -> Result<Self, Error> {
         let key = key.generate()?;
-        let subject = name(&["EU".into()], common_name)?;
+        let subject = name(&[country.into()], common_name)?;
         let now = now();
         let mut builder = builder(&subject, &key, now - Days::new(1), now + Days::new(3650))?;
         builder.set_version(2)?;

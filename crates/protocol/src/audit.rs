@@ -133,7 +133,8 @@ pub enum Failure {
     /// The batch signature does not count for the entry's keys.
     #[error(transparent)]
     Signature(#[from] SignatureError),
-    /// The batch signature was made with another certificate than the entry shows.
+    /// The batch signature was made neither with the certificate that the entry shows nor with one of the same
+    /// country that it issued (spec appendix A: a dedicated CA).
     #[error("the batch signature was made with certificate {actual}, but the entry names {named}")]
     OtherSigner {
         /// As the entry says.
@@ -258,7 +259,13 @@ impl AuditEntry {
         let signed_bytes = CanonicalKeys::of(keys).signed_bytes();
         let signed = signature::verify(&self.batch_signature, &signed_bytes, self.uploaded_time, policy)?;
         let (named, actual) = (self.uploader_signing_thumbprint, signed.certificate.thumbprint());
-        if named != actual {
+        // A country may have registered its CA: then that is what the entry shows and the operator vouches for.
+        let issued = || {
+            let authority = Certificate::from_pem(&self.signing_certificate).ok();
+            let country = signed.certificate.country().ok();
+            authority.is_some_and(|ca| signed.certificate.is_issued_by(&ca)) && country == Some(self.country)
+        };
+        if named != actual && !issued() {
             return Err(Failure::OtherSigner { named, actual });
         }
         Ok(signed.used_sha1)

@@ -32,8 +32,19 @@ const THUMBPRINT: &str = "Thumbprint";
 const WAIVED: &str = "Waived";
 const OPERATOR_SIGNATURE: &str = "Operator-Signature";
 const REGISTRATION_SIGNATURE: &str = "Registration-Signature";
-const HEADERS: [&str; 7] =
-    [VERSION, COUNTRY, TYPE, THUMBPRINT, WAIVED, OPERATOR_SIGNATURE, REGISTRATION_SIGNATURE];
+const WAIVED_BY: &str = "Waived-By";
+const WAIVED_BECAUSE: &str = "Waived-Because";
+const HEADERS: [&str; 9] = [
+    VERSION,
+    COUNTRY,
+    TYPE,
+    THUMBPRINT,
+    WAIVED,
+    WAIVED_BY,
+    WAIVED_BECAUSE,
+    OPERATOR_SIGNATURE,
+    REGISTRATION_SIGNATURE,
+];
 
 /// A certificate, what it is registered for, and the trust anchor's signatures.
 ///
@@ -48,6 +59,10 @@ pub struct Bundle {
     pub certificate: Certificate,
     /// Rules that the certificate breaks and that the operator waived. A note for people; not signed.
     pub waived: Vec<Rule>,
+    /// Who waived them; one line, possibly empty.
+    pub waived_by: String,
+    /// Why; one line, possibly empty.
+    pub waived_because: String,
     /// The anchor's signature over the certificate's PEM text, in base64.
     pub operator_signature: String,
     /// The anchor's signature over country, type and thumbprint, in base64.
@@ -118,7 +133,17 @@ impl Bundle {
     ) -> Result<Self, AnchorError> {
         let operator_signature = anchor.sign_operator(certificate.pem())?;
         let registration_signature = anchor.sign_registration(country, kind, certificate.thumbprint())?;
-        Ok(Self { country, kind, certificate, waived, operator_signature, registration_signature })
+        let (waived_by, waived_because) = (String::new(), String::new());
+        Ok(Self {
+            country,
+            kind,
+            certificate,
+            waived,
+            waived_by,
+            waived_because,
+            operator_signature,
+            registration_signature,
+        })
     }
 
     /// Verifies both signatures against the anchor.
@@ -141,6 +166,12 @@ impl fmt::Display for Bundle {
         if !self.waived.is_empty() {
             let names: Vec<_> = self.waived.iter().map(|rule| rule.as_str()).collect();
             writeln!(f, "{WAIVED}: {}", names.join(", "))?;
+            for (name, text) in [(WAIVED_BY, &self.waived_by), (WAIVED_BECAUSE, &self.waived_because)] {
+                if !text.is_empty() {
+                    // A line break would begin another header.
+                    writeln!(f, "{name}: {}", text.replace(['\r', '\n'], " "))?;
+                }
+            }
         }
         writeln!(f, "{OPERATOR_SIGNATURE}: {}", self.operator_signature)?;
         writeln!(f, "{REGISTRATION_SIGNATURE}: {}", self.registration_signature)?;
@@ -172,7 +203,17 @@ impl FromStr for Bundle {
         if certificate.thumbprint() != named {
             return Err(BundleError::OtherThumbprint { named, actual: certificate.thumbprint() });
         }
-        Ok(Self { country, kind, certificate, waived, operator_signature, registration_signature })
+        let text = |name| headers.get(name).unwrap_or_default().to_owned();
+        Ok(Self {
+            country,
+            kind,
+            certificate,
+            waived,
+            waived_by: text(WAIVED_BY),
+            waived_because: text(WAIVED_BECAUSE),
+            operator_signature,
+            registration_signature,
+        })
     }
 }
 

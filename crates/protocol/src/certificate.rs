@@ -4,6 +4,7 @@
 //! national backend or an onboarding officer asks for. Nothing here decides whether a certificate is trusted.
 
 mod file;
+mod issuance;
 mod public_key;
 mod rules;
 #[cfg(test)]

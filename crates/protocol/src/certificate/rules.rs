@@ -93,6 +93,7 @@ pub struct Finding {
 pub(super) struct Usage {
     key: Result<Option<KeyUsage>, Unreadable>,
     extended: Result<Option<Extended>, Unreadable>,
+    ca: bool,
 }
 
 /// An extension that cannot be read or occurs twice.
@@ -112,19 +113,29 @@ impl Usage {
             |e: &ExtendedKeyUsage<'_>| Extended { any: e.any, server: e.server_auth, client: e.client_auth };
         Self {
             key: x509.key_usage().map(|u| u.map(|u| *u.value)).map_err(|_| Unreadable),
+            ca: x509.basic_constraints().is_ok_and(|c| c.is_some_and(|c| c.value.ca)),
             extended: x509.extended_key_usage().map(|u| u.map(|u| extended(u.value))).map_err(|_| Unreadable),
         }
     }
 
+    /// See [`Certificate::is_authority`].
+    pub(super) fn is_authority(&self) -> bool {
+        self.ca && matches!(&self.key, Ok(key) if key.as_ref().is_none_or(KeyUsage::key_cert_sign))
+    }
+
     /// Says which usage is missing for a certificate of this type.
-    fn check(&self, kind: CertificateType) -> Result<&'static str, &'static str> {
-        let Self { key: Ok(key), extended: Ok(extended) } = self else {
+    pub(super) fn check(&self, kind: CertificateType) -> Result<&'static str, &'static str> {
+        let Self { key: Ok(key), extended: Ok(extended), .. } = self else {
             return Err("a usage extension is unreadable or occurs twice");
         };
         let key_permits = |permits: fn(&KeyUsage) -> bool| key.as_ref().is_none_or(permits);
         let extended_permits =
             |permits: fn(&Extended) -> bool| extended.as_ref().is_none_or(|e| e.any || permits(e));
+        let signs_certificates = key.as_ref().is_some_and(|_| self.is_authority());
         match kind {
+            CertificateType::Authentication | CertificateType::Signing if signs_certificates => {
+                Ok("a CA: the certificates that it issues for this country are accepted")
+            }
             CertificateType::Authentication if !key_permits(KeyUsage::digital_signature) => {
                 Err("the key usage lacks digitalSignature")
             }
