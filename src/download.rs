@@ -252,7 +252,7 @@ pub async fn download(
     };
     let link = app.find_batch(&caller, date, tag).await?;
     let batch = &link.batch;
-    let etag = etag(batch, &caller, media, encoding);
+    let etag = etag(batch, caller.country, media, encoding);
     let headers = reply::BatchHeaders {
         batch_tag: chain::tag_for(&app, &caller, batch),
         next_batch_tag: link
@@ -282,13 +282,13 @@ fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
 }
 
 /// Everything that the bytes depend on; a batch changes only by losing withdrawn uploads.
-fn etag(batch: &BatchRecord, caller: &Caller, media: MediaType, encoding: Encoding) -> String {
+fn etag(batch: &BatchRecord, caller: Country, media: MediaType, encoding: Encoding) -> String {
     let format = match media.format {
         Format::Protobuf => "protobuf",
         Format::Json => "json",
     };
     let (withdrawn, encoding) = (batch.withdrawn, encoding.suffix());
-    format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller.country, media.version)
+    format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller, media.version)
 }
 
 /// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags, compared weakly, or `*`.
