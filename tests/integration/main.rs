@@ -8,6 +8,7 @@
 
 mod audit;
 mod authority;
+mod backends;
 mod batching;
 mod client;
 mod database;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     harness::run(&[
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
+        file("backends", backends::TESTS),
         file("batching", batching::TESTS),
         file("download", download::TESTS),
         file("encryption", encryption::TESTS),
