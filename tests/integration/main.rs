@@ -19,6 +19,7 @@ mod harness;
 mod http;
 mod outage;
 mod process;
+mod proxy;
 mod registry;
 mod trust;
 mod upload;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         file("expiry", expiry::TESTS),
         file("http", http::TESTS),
         file("process", process::TESTS),
+        file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),
         file("trust", trust::TESTS),
         file("upload", upload::TESTS),
