@@ -3,14 +3,14 @@
 //! [`verify`] says who signed. Whether that signer is trusted is another question, which the gateway answers
 //! from its registry and an auditor from the operator's signatures.
 //!
-//! The reader is our own and small. General CMS libraries decode every certificate, attribute and revocation
-//! list on the way, so that one oddity beside the signer's certificate makes a good signature unreadable, and
-//! they re-encode what they decoded, so that thumbprints change. Here everything that matters is taken from
-//! the bytes that were sent, and everything else is skipped.
+//! The signer is read by the `cms` crate, from DER. What it cannot do is done before, by a small reader of our
+//! own: it takes the SignedData apart whatever the form of its lengths and strings, keeps each certificate to
+//! the byte (a thumbprint needs that), skips what is ignored (so that no oddity beside the signer's
+//! certificate makes a good signature unreadable), and rewrites the one signer as DER.
 
 pub(crate) mod ber;
-mod cms;
 mod sign;
+mod signed_data;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +22,7 @@ use crate::certificate::{AlgorithmError, Certificate, CertificateError, Hash, Ve
 
 pub use sign::{BatchSigner, SignError};
 pub(crate) use sign::{matching_x509, private_key};
+use signed_data::SignedData;
 
 /// What is tolerated in a batch signature. The default is what the specification asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,8 +139,7 @@ pub fn verify(
     policy: SignaturePolicy,
 ) -> Result<SignedBy, SignatureError> {
     let bytes = decode_base64(batch_signature).ok_or(SignatureError::NotBase64)?;
-    let signed_data = cms::SignedData::parse(&bytes)?;
-    let signer = &signed_data.signer;
+    let signed_data = SignedData::parse(&bytes)?;
     let certificate = Certificate::from_der(signed_data.signer_certificate()?)?;
     if now < certificate.not_before() {
         return Err(SignatureError::NotYetValid { not_before: certificate.not_before() });
@@ -154,20 +154,20 @@ pub fn verify(
     if !key.is_supported() {
         return Err(SignatureError::KeyUnsupported(key.to_string()));
     }
-    let digest = signer.digest()?;
-    let scheme = signer.scheme(digest)?;
+    let digest = signed_data.digest()?;
+    let scheme = signed_data.scheme(digest)?;
     let used_sha1 = digest == Hash::Sha1 || scheme.hash() == Hash::Sha1;
     if used_sha1 && !policy.allow_sha1 {
         return Err(SignatureError::WeakHash("SHA-1"));
     }
-    let attributes = signer.signed_attributes()?;
+    let attributes = signed_data.signed_attributes()?;
     if let Some(attributes) = &attributes
-        && attributes.message_digest != digest.digest(signed_bytes).as_ref()
+        && attributes.message_digest.as_bytes() != digest.digest(signed_bytes).as_ref()
     {
         return Err(SignatureError::MessageDigestMismatch);
     }
     let message = attributes.as_ref().map_or(signed_bytes, |attributes| &attributes.der);
-    match key.verify(scheme, message, &signer.signature) {
+    match key.verify(scheme, message, signed_data.signature()) {
         Ok(()) => Ok(SignedBy { certificate, used_sha1 }),
         Err(VerifyError::Mismatch) => Err(SignatureError::Mismatch),
         Err(VerifyError::Unsupported) => {

@@ -4,8 +4,6 @@
 //! input, so that what is compared or hashed is exactly what was sent, and it neither recurses without bound
 //! nor allocates by announced lengths.
 
-use std::borrow::Cow;
-
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const OCTET_STRING: u8 = 0x04;
 pub(crate) const OID: u8 = 0x06;
@@ -122,24 +120,16 @@ impl<'a> Iterator for Reader<'a> {
 }
 
 impl<'a> Element<'a> {
-    /// The same contents under another tag, as implicit tagging needs it.
-    pub(crate) fn with_tag(self, tag: u8) -> Self {
-        Self { tag, ..self }
-    }
-
     /// A reader of the elements inside.
     pub(crate) fn children(&self) -> Reader<'a> {
         Reader::new(self.content)
     }
 
     /// The bytes of an octet string, whose pieces are put together.
-    pub(crate) fn octets(&self) -> Result<Cow<'a, [u8]>, BerError> {
-        if self.tag & CONSTRUCTED == 0 {
-            return Ok(Cow::Borrowed(self.content));
-        }
+    pub(crate) fn octets(&self) -> Result<Vec<u8>, BerError> {
         let mut bytes = Vec::with_capacity(self.content.len());
         self.collect_octets(&mut bytes, MAX_DEPTH)?;
-        Ok(Cow::Owned(bytes))
+        Ok(bytes)
     }
 
     fn collect_octets(&self, bytes: &mut Vec<u8>, depth: usize) -> Result<(), BerError> {

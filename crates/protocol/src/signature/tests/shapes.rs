@@ -44,6 +44,8 @@ struct Parts {
     certificates: Vec<Vec<u8>>,
     crls: Vec<u8>,
     issuer: Vec<u8>,
+    /// Names the signer in the place of issuer and serial number.
+    key_identifier: Option<Vec<u8>>,
     digest: Vec<u8>,
     /// In the order in which they are sent; what is signed is their DER form.
     attributes: Option<Vec<Vec<u8>>>,
@@ -62,6 +64,7 @@ impl Parts {
             certificates: vec![identity.certificate.der().to_vec()],
             crls: Vec::new(),
             issuer: x509.issuer_name().to_der().unwrap(),
+            key_identifier: None,
             digest: algorithm(SHA256),
             attributes: Some(vec![
                 attribute(CONTENT_TYPE, &der(OID, DATA)),
@@ -88,9 +91,10 @@ impl Parts {
         let signature = signer.sign_oneshot_to_vec(&self.message()).unwrap();
         let x509 = X509::from_der(self.identity.certificate.der()).unwrap();
         let serial = x509.serial_number().to_bn().unwrap().to_vec();
+        let issuer_and_serial = sequence(&[&self.issuer, &der(INTEGER, &serial)]);
         let signer_info = sequence(&[
             &der(INTEGER, &[1]),
-            &sequence(&[&self.issuer, &der(INTEGER, &serial)]),
+            self.key_identifier.as_ref().unwrap_or(&issuer_and_serial),
             &self.digest,
             &self.attributes.as_ref().map(|a| der(0xa0, &a.concat())).unwrap_or_default(),
             &self.algorithm,
@@ -152,7 +156,41 @@ fn what_is_beside_the_signature_is_ignored() {
     parts.certificates.insert(0, odd_certificate);
     parts.certificates.insert(0, attribute_certificate);
     parts.crls = odd_list;
+    parts.unsigned = der(0xa1, &der(INTEGER, &[1]));
     assert_eq!(parts.verdict(), Ok(()));
+}
+
+#[test]
+fn unsigned_attributes_come_last_and_once() {
+    let unsigned = der(0xa1, &attribute(TIME_STAMP, &[0x05, 0]));
+    for change in [
+        (|parts, unsigned| parts.unsigned = unsigned.repeat(2)) as fn(&mut Parts, Vec<u8>),
+        |parts, unsigned| parts.digest.extend(unsigned),
+    ] {
+        let mut parts = Parts::good();
+        change(&mut parts, unsigned.clone());
+        assert!(matches!(parts.verdict(), Err(SignatureError::NotCms(_))));
+    }
+}
+
+#[test]
+fn a_key_identifier_may_come_in_pieces() {
+    let identifier = |parts: &Parts| {
+        let x509 = X509::from_der(parts.identity.certificate.der()).unwrap();
+        x509.subject_key_id().unwrap().as_slice().to_vec()
+    };
+    let pieces = |identifier: &[u8]| {
+        let (first, second) = identifier.split_at(7);
+        [der(OCTET_STRING, first), der(0x24, &der(OCTET_STRING, second))].concat()
+    };
+    Parts::accepted(|parts| parts.key_identifier = Some(der(0x80, &identifier(parts))));
+    Parts::accepted(|parts| parts.key_identifier = Some(der(0xa0, &pieces(&identifier(parts)))));
+    Parts::accepted(|parts| {
+        let pieces = pieces(&identifier(parts));
+        parts.key_identifier = Some([&[0xa0, 0x80], pieces.as_slice(), &[0, 0]].concat());
+    });
+    let missing = SignatureError::CertificateMissing { present: 1, unreadable: 0 };
+    Parts::refused(|parts| parts.key_identifier = Some(der(0x80, &identifier(parts)[1..])), missing);
 }
 
 #[test]
@@ -173,6 +211,15 @@ fn attributes_are_signed_in_their_der_order_whatever_order_they_are_sent_in() {
     let mut parts = Parts::good();
     reversed(&mut parts);
     assert_eq!(parts.verdict(), Ok(()));
+
+    // Sorted by their bytes: neither by type nor by their own size.
+    for size in [1, 40, 126, 127, 128, 300] {
+        let value = [der(INTEGER, &[5]), der(OCTET_STRING, &vec![7; size]), der(SEQUENCE, &[])].concat();
+        parts.attributes.as_mut().unwrap().insert(1, attribute(TIME_STAMP, &value));
+        assert_eq!(parts.verdict(), Ok(()), "{size}");
+        reversed(&mut parts);
+        assert_eq!(parts.verdict(), Ok(()), "{size}");
+    }
 }
 
 #[test]
