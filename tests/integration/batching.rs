@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
-use efgs_gateway::{batching::form_now, clock::Clock};
+use efgs_gateway::{
+    batching::form_now,
+    clock::Clock,
+    store::{Formation, Job, StoreError},
+};
 use efgs_protocol::{batch_tag::ObjectId, key::KeyBatch};
 
 use crate::{
@@ -23,6 +27,7 @@ tests![
     what_waits_is_formed_when_the_interval_is_over,
     a_batch_that_is_visible_never_changes,
     a_lease_of_an_instance_that_died_is_taken_over,
+    an_instance_whose_lease_was_taken_over_writes_nothing,
 ];
 
 /// The batches in their order: name, day and number on it, upload tags.
@@ -270,4 +275,31 @@ async fn a_lease_of_an_instance_that_died_is_taken_over(case: &Case) {
     let started = std::time::Instant::now();
     assert_eq!(gateway.form().await.len(), 1);
     assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
+}
+
+async fn an_instance_whose_lease_was_taken_over_writes_nothing(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 1, case.clock.now()).await;
+    let store = &gateway.app.store;
+    // It was stopped for so long (a debugger, a full disk) that its time was over, and does not know it.
+    let [batching, expiry] = [Job::Batching, Job::Expiry].map(|job| store.acquire_lease(job));
+    let (batching, expiry) = (batching.await.unwrap().unwrap(), expiry.await.unwrap().unwrap());
+    assert!(store.acquire_lease(Job::Batching).await.unwrap().is_none(), "one holder at a time");
+    case.db.execute("UPDATE job SET expires_at = 0").await;
+    let successor = store.acquire_lease(Job::Batching).await.unwrap().unwrap();
+    let successor_of_expiry = store.acquire_lease(Job::Expiry).await.unwrap().unwrap();
+    let how = Formation { now: case.clock.now(), max_keys: 10, only_full: false };
+    let lost = store.form_batch(&batching, how).await.unwrap_err();
+    assert!(matches!(lost, StoreError::LeaseLost), "{lost}");
+    let tomorrow = case.today() + Days::new(1);
+    let lost = store.expire_step(&expiry, tomorrow).await.unwrap_err();
+    assert!(matches!(lost, StoreError::LeaseLost), "{lost}");
+    // Nor does it take its successor's lease away when it gives up its own.
+    store.release_lease(batching).await.unwrap();
+    assert!(store.acquire_lease(Job::Batching).await.unwrap().is_none());
+    assert_eq!(case.db.counts().await, [1, 1, 0]);
+    assert!(store.form_batch(&successor, how).await.unwrap().is_some());
+    for lease in [successor, successor_of_expiry] {
+        store.release_lease(lease).await.unwrap();
+    }
 }
