@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     batching,
+    callback::{self, Downloaded, Guard, GuardError, Resolve, SystemResolver},
     chain::{Chain, Link},
     clock::Clock,
     config::{Config, ConfigError},
@@ -49,6 +50,12 @@ pub struct App {
     pub sealed: Sealed,
     /// Tells the batching job that an upload has come.
     pub wake_batching: Notify,
+    /// Where callbacks may lead.
+    pub guard: Guard,
+    /// What countries have got, so that they are not told of it.
+    pub downloaded: Downloaded,
+    /// Tells the callback job that a batch has been formed.
+    pub wake_callbacks: Notify,
     receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
     metrics: Option<PrometheusHandle>,
     runtime: Handle,
@@ -63,6 +70,9 @@ pub enum StartError {
     /// A file of `[tls]` is not right.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// `[callback]` is not right.
+    #[error(transparent)]
+    Callback(#[from] GuardError),
     /// The trust anchor is not usable.
     #[error("`trust.anchor` ({path}): {reason}")]
     Anchor {
@@ -99,6 +109,16 @@ impl App {
         clock: Clock,
         metrics: Option<PrometheusHandle>,
     ) -> Result<Arc<Self>, StartError> {
+        Self::with_resolver(config, clock, metrics, Arc::new(SystemResolver))
+    }
+
+    /// The same with another way to look up the hosts of callbacks.
+    pub fn with_resolver(
+        config: Config,
+        clock: Clock,
+        metrics: Option<PrometheusHandle>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<Arc<Self>, StartError> {
         let anchor =
             |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
         let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
@@ -110,6 +130,9 @@ impl App {
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
             sealed: Sealed::new(config.download.cache.as_u64()),
             wake_batching: Notify::new(),
+            guard: Guard::new(config.callback.as_ref(), resolver)?,
+            downloaded: Downloaded::default(),
+            wake_callbacks: Notify::new(),
             receiving: Mutex::default(),
             runtime: Handle::current(),
             store,
@@ -218,6 +241,7 @@ impl Gateway {
         let mut tasks = vec![
             tokio::spawn(batching::run(app.clone(), shutdown.clone())),
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
+            tokio::spawn(callback::run(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
@@ -246,6 +270,9 @@ impl Gateway {
         match self.tls.reload(&self.app.config.tls) {
             Ok(()) => tracing::info!("the TLS certificates were read again"),
             Err(error) => tracing::error!(%error, "the TLS certificates stay as they were"),
+        }
+        if let Err(error) = self.app.guard.reload(self.app.config.callback.as_ref()) {
+            tracing::error!(%error, "the certificate for callbacks stays as it was");
         }
         if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
             tracing::error!(%error, "the certificate registry could not be loaded");

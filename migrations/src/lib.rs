@@ -13,6 +13,7 @@ pub use sea_orm_migration::prelude::{MigratorTrait, SchemaManager};
 use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
 
 mod m0001_initial;
+mod m0002_callbacks;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration)]
+        vec![Box::new(m0001_initial::Migration), Box::new(m0002_callbacks::Migration)]
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     config::{self, Config},
 };
 
+mod callback;
 mod certificate;
 mod demo;
 mod files;
@@ -52,6 +53,9 @@ enum Command {
     /// Inspect, sign, import, list and revoke certificates of participants
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
+    /// See which callbacks work, pause and resume them
+    #[command(subcommand)]
+    Callback(callback::CallbackCommand),
     /// Form batches; read and write files of keys
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -145,6 +149,7 @@ async fn run(command: Command) -> Outcome {
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),
         Command::Config(ConfigCommand::Example) => print(config::EXAMPLE),
         Command::Certificate(command) => certificate::run(command).await,
+        Command::Callback(command) => callback::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,
         Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
         Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),

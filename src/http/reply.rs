@@ -30,6 +30,11 @@ pub fn json(body: impl Serialize) -> HttpResponse {
     HttpResponse::Ok().json(body)
 }
 
+/// 200 without a body.
+pub fn empty() -> HttpResponse {
+    HttpResponse::Ok().finish()
+}
+
 /// 405 with `Allow`.
 pub async fn method_not_allowed(allow: &'static str) -> Result<HttpResponse, Error> {
     Err(Error::MethodNotAllowed { allow })

@@ -21,6 +21,7 @@ use crate::config::{ConfigError, Database};
 
 mod batches;
 mod bulk;
+mod callbacks;
 mod certificates;
 mod connect;
 mod entity;
@@ -31,6 +32,10 @@ mod sql;
 mod uploads;
 
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
+pub use callbacks::{
+    CallbackBacklog, CallbackLease, DueSubscription, FailedCall, Notification, Subscription,
+    SubscriptionState,
+};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;

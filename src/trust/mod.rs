@@ -7,3 +7,4 @@ mod tls;
 pub use caller::{Caller, CallerError, PeerIdentity};
 pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::{TlsError, TlsSetup};
+pub(crate) use tls::{load_identity, load_roots};

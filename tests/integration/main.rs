@@ -8,6 +8,9 @@
 
 mod audit;
 mod batching;
+mod callback;
+mod callback_failures;
+mod callback_server;
 mod client;
 mod database;
 mod download;
@@ -30,6 +33,8 @@ fn main() -> ExitCode {
     let files = [
         ("audit", audit::TESTS),
         ("batching", batching::TESTS),
+        ("callback", callback::TESTS),
+        ("callback_failures", callback_failures::TESTS),
         ("download", download::TESTS),
         ("encryption", encryption::TESTS),
         ("expiry", expiry::TESTS),
