@@ -30,10 +30,7 @@ fn the_walk_through_works_word_for_word() {
     // The program is built already, and other tests may have the usual ports; nothing else is changed.
     let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", walk_through())
         .replace("cargo build --release\n", "")
-        .replace(
-            "$PWD/target/release",
-            program.parent().expect("it is in a folder").to_str().expect("a plain path"),
-        )
+        .replace("$PWD/target/release", program.parent().expect("it is in a folder").to_str().expect("a plain path"))
         .replace("localhost:8443", &format!("localhost:{national}"))
         .replace("127.0.0.1:8081", &format!("127.0.0.1:{admin}"));
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -45,12 +42,9 @@ fn the_walk_through_works_word_for_word() {
         .stdin(Stdio::null())
         .output()
         .expect("bash is there");
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "the walk-through stopped:\n{text}");
-    for expected in
-        ["HTTP/1.1 201 Created", "CMS Verification successful", "Verified OK", "\"code\":\"forbidden\""]
-    {
+    for expected in ["HTTP/1.1 201 Created", "CMS Verification successful", "Verified OK", "\"code\":\"forbidden\""] {
         assert!(text.contains(expected), "{expected:?} is missing:\n{text}");
     }
 }

@@ -30,7 +30,7 @@ tests![
 ];
 
 /// Deliveries on loopback with short waits.
-pub(crate) fn calling(case: &Case) -> impl Fn(&mut Config) {
+pub(crate) fn calling(case: &Case) -> impl Fn(&mut Config) + use<> {
     let folder = case.folder.path().to_owned();
     move |config| {
         config.callback = Some(Callback {

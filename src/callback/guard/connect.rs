@@ -5,7 +5,7 @@ use std::{convert::Infallible, future::pending, io, net::SocketAddr, sync::Arc, 
 use hyper::{Method, Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig,
+    CertificateError, ClientConfig, OtherError,
     client::{Resumption, WebPkiServerVerifier},
     crypto::CryptoProvider,
     pki_types::ServerName,
@@ -84,11 +84,11 @@ impl Outgoing {
         match &self.proxy {
             None => {
                 let tcp = connect(&target.addresses, each).await?;
-                get(tls.connect(name, tcp).await.map_err(CallError::Tls)?, target, query).await
+                get(tls.connect(name, tcp).await.map_err(tls_failed)?, target, query).await
             }
             Some(proxy) => {
                 let tunnel = tunnel(proxy, target, each).await?;
-                get(tls.connect(name, tunnel).await.map_err(CallError::Tls)?, target, query).await
+                get(tls.connect(name, tunnel).await.map_err(tls_failed)?, target, query).await
             }
         }
     }
@@ -112,6 +112,17 @@ fn server_name(host: &Host) -> Result<ServerName<'static>, CallError> {
             .map_err(|e| super::Refused::new("host", format!("{name}: {e}")).into()),
         Host::Ipv4(v4) => Ok(ServerName::IpAddress((*v4).into())),
         Host::Ipv6(v6) => Ok(ServerName::IpAddress((*v6).into())),
+    }
+}
+
+/// The verifier's own words where it was the verifier: the library would print their structure.
+fn tls_failed(error: io::Error) -> CallError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
+            CallError::Tls(reason.to_string())
+        }
+        _ => CallError::Tls(error.to_string()),
     }
 }
 

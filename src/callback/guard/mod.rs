@@ -72,7 +72,7 @@ pub enum CallError {
     Proxy(String),
     /// No secure connection: the certificate is not the one that is pinned, for example.
     #[error("TLS: {0}")]
-    Tls(io::Error),
+    Tls(String),
     /// The connection broke, or what came is not HTTP.
     #[error("no answer: {0}")]
     Http(#[from] hyper::Error),
