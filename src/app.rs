@@ -175,9 +175,9 @@ impl App {
         Ok(self.chain.look(date, tag, end)?)
     }
 
-    /// Leave to receive an upload's body. A country that sends many at once waits for itself: neither the memory
+    /// Leave to receive an upload's body, or to look at a callback's URL. A country that sends many at once waits for itself: neither the memory
     /// for bodies nor the time of the others grows with what one country sends.
-    pub async fn turn_to_upload(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
+    pub async fn turn_to_send(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
         let turns = match self.receiving.lock() {
             Ok(mut all) => all
                 .entry(country)

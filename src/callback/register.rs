@@ -1,6 +1,7 @@
 //! Registering URLs to be called (spec §5.6).
 
 use actix_web::{HttpRequest, HttpResponse, web};
+use efgs_protocol::country::Country;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -8,11 +9,15 @@ use super::Refused;
 use crate::{
     app::App,
     http::{Error, ErrorBody, reply},
+    store::Put,
     trust::Caller,
 };
 
 /// Characters of an id.
 const MAX_ID: usize = 64;
+
+/// Callbacks of one country.
+const MAX_CALLBACKS: usize = 256;
 
 /// Why a registration is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +33,12 @@ pub enum CallbackError {
     Url {
         /// How many.
         found: usize,
+    },
+    /// More than anybody needs; each batch is queued for each.
+    #[error("{country} has {MAX_CALLBACKS} callbacks already: delete one first")]
+    TooMany {
+        /// Whose.
+        country: Country,
     },
     /// The URL is not one that the gateway calls.
     #[error(transparent)]
@@ -89,7 +100,7 @@ pub async fn list(caller: Caller, app: web::Data<App>) -> Result<HttpResponse, E
     ),
     responses(
         (status = 200, description = "Registered, now or before. The body is empty."),
-        (status = 400, description = "The id is too long, or there is not exactly one url.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the callback id has 65 characters instead of 1 to 64", "code": "invalid-callback"})),
+        (status = 400, description = "The id is too long, there is not exactly one url, or the country has 256 callbacks already.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the callback id has 65 characters instead of 1 to 64", "code": "invalid-callback"})),
         (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 406, description = "The URL fails one of the checks: length, backslash, syntax, https, userinfo, fragment, query, port, host, resolves, public-address.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the URL fails the check \"public-address\": national.backend.example leads to 10.0.0.7", "code": "url-refused"})),
         (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
@@ -109,12 +120,18 @@ pub async fn put(
     if more > 0 {
         return Err(CallbackError::Url { found: more + 1 }.into());
     }
+    // A look at the DNS can take long; a country that has many under way waits for itself.
+    let turn = app.turn_to_send(caller.country).await?;
     let app = app.into_inner();
     let work = app.clone();
     app.background(async move {
+        let _turn = turn;
         work.guard.check(&url).await.map_err(CallbackError::from)?;
-        work.store.put_subscription(caller.country, &id, &url).await?;
-        tracing::info!(country = %caller.country, id, url, "a callback was registered");
+        let country = caller.country;
+        if work.store.put_subscription(country, &id, &url, MAX_CALLBACKS).await? == Put::TooMany {
+            return Err(CallbackError::TooMany { country }.into());
+        }
+        tracing::info!(%country, id, url, "a callback was registered");
         // It may have been paused, with a batch to tell.
         work.wake_callbacks.notify_one();
         Ok::<_, Error>(())

@@ -120,7 +120,7 @@ pub enum Code {
     BatchNotFound,
     /// 400: the batch was formed before the date.
     BatchBeforeDate,
-    /// 400: the id of a callback, or its parameter url, is not right.
+    /// 400: the id of a callback, or its parameter url, is not right, or the country has too many.
     InvalidCallback,
     /// 406: the URL of a callback fails a check.
     UrlRefused,
@@ -182,7 +182,9 @@ impl Error {
             Self::Download(DownloadError::NoEncoding) => (StatusCode::NOT_ACCEPTABLE, Code::NotAcceptable),
             Self::Audit(AuditError::BeforeDate { .. }) => (StatusCode::NOT_FOUND, Code::BatchNotFound),
             Self::Callback(error) => match error {
-                CallbackError::InvalidId { .. } | CallbackError::Url { .. } => (BAD, Code::InvalidCallback),
+                CallbackError::InvalidId { .. }
+                | CallbackError::Url { .. }
+                | CallbackError::TooMany { .. } => (BAD, Code::InvalidCallback),
                 CallbackError::Refused(_) => (StatusCode::NOT_ACCEPTABLE, Code::UrlRefused),
                 CallbackError::Unknown => (StatusCode::NOT_FOUND, Code::CallbackNotFound),
             },

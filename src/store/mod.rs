@@ -21,6 +21,7 @@ use crate::config::{ConfigError, Database};
 
 mod batches;
 mod bulk;
+mod callback_queue;
 mod callbacks;
 mod certificates;
 mod connect;
@@ -32,10 +33,8 @@ mod sql;
 mod uploads;
 
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
-pub use callbacks::{
-    CallbackBacklog, CallbackLease, DueSubscription, FailedCall, Notification, Subscription,
-    SubscriptionState,
-};
+pub use callback_queue::{CallbackBacklog, CallbackLease, DueSubscription, FailedCall, Notification};
+pub use callbacks::{Put, Subscription, SubscriptionState};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;

@@ -11,7 +11,7 @@ use efgs_protocol::wire;
 use crate::{
     callback_server::{Behaviour, CallbackServer},
     client::{Answer, Client, Request},
-    harness::{Case, Running, country, participant, tests, until},
+    harness::{Case, Running, country, output_of, participant, tests, until},
 };
 
 tests![
@@ -27,6 +27,8 @@ tests![
     without_a_certificate_callbacks_wait_for_an_instance_that_has_one,
     a_lease_of_a_dead_instance_is_taken_over,
     a_call_to_a_url_that_was_replaced_counts_for_nothing,
+    a_country_has_256_callbacks_at_most,
+    the_operator_lists_pauses_and_resumes,
 ];
 
 /// Deliveries on loopback with short waits.
@@ -361,4 +363,43 @@ async fn a_call_to_a_url_that_was_replaced_counts_for_nothing(case: &Case) {
     called(&new, &[batch]).await;
     quiet(case).await;
     assert_eq!(subscription(&gateway, "a").await.failures, 0);
+}
+
+async fn a_country_has_256_callbacks_at_most(case: &Case) {
+    let gateway = case.gateway_with(calling(case)).await;
+    let store = &gateway.app.store;
+    for i in 0..256 {
+        store.put_subscription(country("NL"), &format!("x{i}"), "https://127.0.0.1:1/", 256).await.unwrap();
+    }
+    let (nl, url) = (gateway.client("NL"), "https://127.0.0.1:2/");
+    put(&nl, "one-more", url).await.refused(400, "invalid-callback");
+    put(&nl, "x7", url).await.expect(200);
+    put(&gateway.client("DE"), "one-more", url).await.expect(200);
+    assert_eq!(case.db.number("SELECT COUNT(*) FROM callback_subscription").await, 257);
+}
+
+async fn the_operator_lists_pauses_and_resumes(case: &Case) {
+    let gateway = case.gateway_with(calling(case)).await;
+    let server = subscribe(&gateway, "NL", "a b").await;
+    let tag = batch(&gateway, "0").await;
+    called(&server, std::slice::from_ref(&tag)).await;
+    quiet(case).await;
+    let config = case.write_config(&case.config_text());
+    let run = |arguments: &[&str]| {
+        let config = config.to_str().unwrap();
+        let arguments = [&["callback"], arguments, &["--config", config, "--json"]].concat();
+        let output = output_of(env!("CARGO_BIN_EXE_efgs-gateway"), &arguments, case.folder.path());
+        serde_json::from_slice::<serde_json::Value>(&output).unwrap()
+    };
+    let one = &run(&["list"])[0];
+    assert_eq!((&one["country"], &one["id"], &one["state"]), (&"NL".into(), &"a b".into(), &"active".into()));
+    assert!(one["lastSuccess"].is_string() && one["queued"] == 0, "{one}");
+    assert_eq!(run(&["pause", "--country", "NL", "a b"])["state"], "paused");
+    let one = &run(&["list"])[0];
+    assert_eq!((&one["state"], &one["pausedBy"]), (&"paused".into(), &"operator".into()));
+    let missed = batch(&gateway, "1").await;
+    assert_eq!(run(&["list"])[0]["queued"], 1);
+    assert_eq!(run(&["resume", "--country", "NL", "a b"])["state"], "active");
+    called(&server, &[tag, missed]).await;
+    quiet(case).await;
 }

@@ -8,7 +8,6 @@ use rustls::{
     CertificateError, ClientConfig, OtherError,
     client::{Resumption, WebPkiServerVerifier},
     crypto::CryptoProvider,
-    pki_types::ServerName,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::{
@@ -16,7 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
-use url::{Host, Url};
+use url::Url;
 
 use super::{
     CallError, GuardError, Target,
@@ -78,7 +77,7 @@ impl Outgoing {
         // Each call looks at the certificate anew.
         tls.resumption = Resumption::disabled();
         let tls = TlsConnector::from(Arc::new(tls));
-        let name = server_name(&target.url.host)?;
+        let name = target.url.name.clone();
 
         let each = timeout / u32::try_from(target.addresses.len()).unwrap_or(u32::MAX).max(1);
         match &self.proxy {
@@ -103,15 +102,6 @@ fn proxy_address(text: &str) -> Result<String, ConfigError> {
     match (url.host(), url.port_or_known_default()) {
         (Some(host), Some(port)) if bare => Ok(format!("{host}:{port}")),
         _ => Err(invalid()),
-    }
-}
-
-fn server_name(host: &Host) -> Result<ServerName<'static>, CallError> {
-    match host {
-        Host::Domain(name) => ServerName::try_from(name.clone())
-            .map_err(|e| super::Refused::new("host", format!("{name}: {e}")).into()),
-        Host::Ipv4(v4) => Ok(ServerName::IpAddress((*v4).into())),
-        Host::Ipv6(v6) => Ok(ServerName::IpAddress((*v6).into())),
     }
 }
 

@@ -151,6 +151,8 @@ const HOSTILE: &[(&str, &[&str])] = &[
             "https://127\u{3002}0\u{3002}0\u{3002}1/",
             "https://\u{2460}27.0.0.1/",
             "https://%31%32%37.0.0.1/",
+            "https://-a.example/",
+            "https://a..example/",
             "https://a.example./",
             "https://localhost./",
         ],

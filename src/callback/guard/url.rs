@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use hyper::http::uri::PathAndQuery;
+use rustls::pki_types::ServerName;
 use url::{Host, Url};
 
 use super::Refused;
@@ -17,6 +18,8 @@ pub(super) struct CallbackUrl {
     pub(super) host: Host,
     pub(super) port: u16,
     pub(super) path: String,
+    /// What the certificate must name.
+    pub(super) name: ServerName<'static>,
 }
 
 impl CallbackUrl {
@@ -57,7 +60,13 @@ impl CallbackUrl {
         let host = host(&url, authority)?;
         let path = url.path().to_owned();
         path.parse::<PathAndQuery>().map_err(|e| Refused::new("syntax", e.to_string()))?;
-        Ok(Self { host, port, path })
+        let name = match &host {
+            Host::Domain(name) => ServerName::try_from(name.clone())
+                .map_err(|_| Refused::new("host", format!("{name:?} is not the name of a host")))?,
+            Host::Ipv4(v4) => ServerName::IpAddress((*v4).into()),
+            Host::Ipv6(v6) => ServerName::IpAddress((*v6).into()),
+        };
+        Ok(Self { host, port, path, name })
     }
 
     /// The host when it is an address.
