@@ -107,7 +107,10 @@ async fn every_bad_server_is_paused_with_its_reason_while_nine_others_are_called
     let bad = [
         ("answers-500", &good, answer(500), "the server answered 500"),
         ("answers-404", &good, answer(404), "the server answered 404"),
+        // More than there are gateways: one may hold up neither the others of its country nor a gateway.
         ("hangs", &good, Behaviour::Hang, "the server did not answer within 2s"),
+        ("hangs-too", &good, Behaviour::Hang, "the server did not answer within 2s"),
+        ("hangs-as-well", &good, Behaviour::Hang, "the server did not answer within 2s"),
         ("closes", &good, Behaviour::Close, "no answer: "),
         ("redirects", &good, Behaviour::Redirect(inside.url()), "302; redirects are not followed"),
         ("floods", &good, Behaviour::Flood, "no answer: "),
