@@ -362,7 +362,7 @@ async fn a_call_to_a_url_that_was_replaced_counts_for_nothing(case: &Case) {
     let new = subscribe(&gateway, "NL", "a").await;
     called(&new, &[batch]).await;
     case.stop(&gateway).await;
-    assert_eq!(case.db.number("SELECT failures FROM callback_subscription").await, 0);
+    assert_eq!(case.db.number("SELECT COUNT(last_error) FROM callback_subscription").await, 0);
 }
 
 async fn a_country_has_256_callbacks_at_most(case: &Case) {
