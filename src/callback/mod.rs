@@ -1,7 +1,7 @@
 //! Calling countries back when there is a new batch (spec §5.6).
 //!
 //! A country registers URLs ([`register`]). The transaction that forms a batch queues one notification for
-//! each; a job ([`deliver`]) calls them. The guard ([`Guard`]) is the only place that opens outgoing
+//! each; a job ([`run`]) calls them. The guard ([`Guard`]) is the only place that opens outgoing
 //! connections, and decides where they may lead.
 
 mod deliver;
