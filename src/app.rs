@@ -26,6 +26,7 @@ use tokio::{
 
 use crate::{
     batching,
+    callback::{self, Downloaded, Guard, GuardError, Resolve, SystemResolver},
     chain::{Chain, Link},
     clock::Clock,
     config::{AuthMode, Config, ConfigError, Tls},
@@ -56,6 +57,12 @@ pub struct App {
     pub sealed: Sealed,
     /// Tells the batching job that an upload has come.
     pub wake_batching: Notify,
+    /// Where callbacks may lead.
+    pub guard: Guard,
+    /// What countries have got, so that they are not told of it.
+    pub downloaded: Downloaded,
+    /// Tells the callback job that a batch has been formed.
+    pub wake_callbacks: Notify,
     receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
     metrics: Option<PrometheusHandle>,
     runtime: Handle,
@@ -70,6 +77,9 @@ pub enum StartError {
     /// A file of `[tls]` is not right.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// `[callback]` is not right.
+    #[error(transparent)]
+    Callback(#[from] GuardError),
     /// The trust anchor is not usable.
     #[error("`trust.anchor` ({path}): {reason}")]
     Anchor {
@@ -106,6 +116,16 @@ impl App {
         clock: Clock,
         metrics: Option<PrometheusHandle>,
     ) -> Result<Arc<Self>, StartError> {
+        Self::with_resolver(config, clock, metrics, Arc::new(SystemResolver))
+    }
+
+    /// The same with another way to look up the hosts of callbacks.
+    pub fn with_resolver(
+        config: Config,
+        clock: Clock,
+        metrics: Option<PrometheusHandle>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<Arc<Self>, StartError> {
         let anchor =
             |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
         let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
@@ -117,6 +137,9 @@ impl App {
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
             sealed: Sealed::new(config.download.cache.as_u64()),
             wake_batching: Notify::new(),
+            guard: Guard::new(config.callback.as_ref(), resolver)?,
+            downloaded: Downloaded::default(),
+            wake_callbacks: Notify::new(),
             receiving: Mutex::default(),
             runtime: Handle::current(),
             store,
@@ -159,9 +182,9 @@ impl App {
         Ok(self.chain.look(date, tag, end)?)
     }
 
-    /// Leave to receive an upload's body. A country that sends many at once waits for itself: neither the memory
+    /// Leave to receive an upload's body, or to look at a callback's URL. A country that sends many at once waits for itself: neither the memory
     /// for bodies nor the time of the others grows with what one country sends.
-    pub async fn turn_to_upload(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
+    pub async fn turn_to_send(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
         let turns = match self.receiving.lock() {
             Ok(mut all) => all
                 .entry(country)
@@ -230,6 +253,7 @@ impl Gateway {
             tokio::spawn(batching::run(app.clone(), shutdown.clone())),
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
             tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
+            tokio::spawn(callback::run(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
@@ -261,6 +285,9 @@ impl Gateway {
             None => {}
             Some(Ok(())) => tracing::info!("the TLS certificates were read again"),
             Some(Err(error)) => tracing::error!(%error, "the TLS certificates stay as they were"),
+        }
+        if let Err(error) = self.app.guard.reload(self.app.config.callback.as_ref()) {
+            tracing::error!(%error, "the certificate for callbacks stays as it was");
         }
         if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
             tracing::error!(%error, "the certificate registry could not be loaded");

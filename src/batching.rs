@@ -65,6 +65,7 @@ async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<Batch
             batch = %batch.id, day = %batch.day, sequence = batch.sequence, uploads = batch.uploads.len(),
             keys = batch.amount(), "a batch was formed"
         );
+        app.wake_callbacks.notify_one();
         formed.push(batch);
     }
 }

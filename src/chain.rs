@@ -17,6 +17,7 @@ use std::{
 use chrono::{Days, NaiveDate};
 use efgs_protocol::{
     batch_tag::{BatchTag, DayName, ObjectId},
+    country::Country,
     media::SUPPORTED,
 };
 
@@ -219,8 +220,13 @@ impl Chain {
 
 /// The name of a batch that the gateway says to a country.
 pub fn tag_for(app: &App, caller: &Caller, batch: &BatchRecord) -> String {
-    match app.config.participant(caller.country).tags.unwrap_or(app.config.batching.tags) {
-        TagStyle::ObjectId => batch.id.to_string(),
-        TagStyle::DaySequence => DayName { day: batch.day, sequence: batch.sequence }.to_string(),
+    name_for(app, caller.country, batch.id, DayName { day: batch.day, sequence: batch.sequence })
+}
+
+/// The one of a batch's two names that the gateway says to a country.
+pub fn name_for(app: &App, country: Country, id: ObjectId, day_name: DayName) -> String {
+    match app.config.participant(country).tags.unwrap_or(app.config.batching.tags) {
+        TagStyle::ObjectId => id.to_string(),
+        TagStyle::DaySequence => day_name.to_string(),
     }
 }

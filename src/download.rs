@@ -263,12 +263,14 @@ pub async fn download(
         etag,
     };
     if matches(&request, &headers.etag) {
+        app.downloaded.note(caller.country, batch.id);
         return Ok(headers.not_modified());
     }
     // Countries that have nothing in the batch share one body.
     let without =
         batch.uploads.iter().any(|upload| upload.country == caller.country).then_some(caller.country);
     let body = app.sealed.body(&app, batch, media.format, encoding, without).await?;
+    app.downloaded.note(caller.country, batch.id);
     Ok(headers.ok(body))
 }
 

@@ -25,6 +25,11 @@ impl Shutdown {
         // A sender that is gone means the same.
         drop(self.0.wait_for(|stop| *stop).await);
     }
+
+    /// Whether it is.
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow()
+    }
 }
 
 /// Calls `step` every `pace`, and when `wake` completes, until the gateway stops. A failed step is logged and

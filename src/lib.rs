@@ -14,12 +14,13 @@
 //! over bytes built from the parsed keys, and what comes out, a `VerifiedUpload`, is stored in one transaction
 //! ([`store`]), each key encrypted ([`encryption`]). A job ([`batching`]) puts whole uploads into **batches**.
 //! A **download** ([`download`]) finds its batch in the [`chain`] and sends the sealed segments of the other
-//! countries. An **audit** ([`audit`]) tells who signed what. What is older than 14 days is never served and
+//! countries; who registered for it is **called back** when there is a batch ([`callback`]). An **audit** ([`audit`]) tells who signed what. What is older than 14 days is never served and
 //! soon deleted ([`expiry`]).
 
 pub mod app;
 pub mod audit;
 pub mod batching;
+pub mod callback;
 pub mod chain;
 pub mod cli;
 pub mod clock;

@@ -18,6 +18,12 @@ pub const SHA1_UPLOADS: &str = "efgs_sha1_signatures_total";
 pub const BATCHES_FORMED: &str = "efgs_batches_formed_total";
 /// Keys that wait for a batch.
 pub const KEYS_WAITING: &str = "efgs_keys_waiting";
+/// Calls to countries by this instance, by country and outcome.
+pub const CALLBACKS: &str = "efgs_callbacks_total";
+/// Callbacks that are paused, after failures or by the operator.
+pub const CALLBACKS_PAUSED: &str = "efgs_callbacks_paused";
+/// Age of the oldest notification that waits for an active callback.
+pub const CALLBACK_OLDEST_SECONDS: &str = "efgs_callback_oldest_seconds";
 /// Keys deleted by this instance because of their age.
 pub const KEYS_EXPIRED: &str = "efgs_keys_expired_total";
 /// Runs of a job, by job and outcome.

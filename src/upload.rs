@@ -400,7 +400,7 @@ pub async fn upload(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
-    let _turn = app.turn_to_upload(caller.country).await?;
+    let _turn = app.turn_to_send(caller.country).await?;
     let limits = &app.config.upload;
     let body =
         http::read_body(&request, payload, limits.max_bytes.as_u64(), app.config.server.request_timeout)

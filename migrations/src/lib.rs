@@ -13,6 +13,7 @@ pub use sea_orm_migration::prelude::{MigratorTrait, SchemaManager};
 use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
 
 mod m0001_initial;
+mod m0002_callbacks;
 mod m0003_withdrawal;
 
 /// All steps, oldest first.
@@ -22,7 +23,11 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration), Box::new(m0003_withdrawal::Migration)]
+        vec![
+            Box::new(m0001_initial::Migration),
+            Box::new(m0002_callbacks::Migration),
+            Box::new(m0003_withdrawal::Migration),
+        ]
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     config::{self, AuthMode, Config},
 };
 
+mod callback;
 mod certificate;
 mod demo;
 mod files;
@@ -56,6 +57,9 @@ enum Command {
     /// List, show and withdraw uploads
     #[command(subcommand)]
     Upload(upload::UploadCommand),
+    /// See which callbacks work, pause and resume them
+    #[command(subcommand)]
+    Callback(callback::CallbackCommand),
     /// Form batches; read and write files of keys
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -150,6 +154,7 @@ async fn run(command: Command) -> Outcome {
         Command::Config(ConfigCommand::Example) => print(config::EXAMPLE),
         Command::Certificate(command) => certificate::run(command).await,
         Command::Upload(command) => upload::run(command).await,
+        Command::Callback(command) => callback::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,
         Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
         Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),

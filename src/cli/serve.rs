@@ -28,7 +28,7 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) async fn run(args: ServeArgs) -> Outcome {
-    telemetry::init_logs("info,actix_server=warn,sea_orm_migration=warn");
+    telemetry::init_logs(&format!("info,actix_server=warn,{}", crate::store::LOG_FILTER));
     let metrics = install_metrics()?;
     let app = App::new(Config::load(&args.file.config)?, Clock::system(), Some(metrics.clone()))?;
     let gateway = Gateway::start(app, !args.no_migrate).await?;

@@ -202,7 +202,15 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("database.pool", u128::from(config.database.pool)),
         ("database.timeout", config.database.timeout.as_millis()),
     ];
-    match positive.iter().find(|(_, value)| *value == 0) {
+    let callback = config.callback.iter().flat_map(|callback| {
+        [
+            ("callback.max_attempts", u128::from(callback.max_attempts)),
+            ("callback.timeout", callback.timeout.as_millis()),
+            ("callback.retry_initial", callback.retry_initial.as_millis()),
+            ("callback.retry_max", callback.retry_max.as_millis()),
+        ]
+    });
+    match positive.into_iter().chain(callback).find(|(_, value)| *value == 0) {
         Some((key, _)) => Err(ConfigError::Invalid(format!("`{key}` must be greater than zero"))),
         None => Ok(()),
     }
@@ -231,8 +239,16 @@ impl Config {
                     .to_owned(),
             );
         }
-        if self.callback.is_some() {
-            warnings.push("`[callback]` has no effect: this version does not call countries back".to_owned());
+        match &self.callback {
+            None => warnings.push(
+                "`[callback]` is not set: callbacks can be registered, but this instance calls nobody"
+                    .to_owned(),
+            ),
+            Some(callback) if !callback.allowed_networks.is_empty() => warnings.push(
+                "`callback.allowed_networks` lets countries have the gateway call addresses inside"
+                    .to_owned(),
+            ),
+            Some(_) => {}
         }
         for (country, participant) in &self.participants {
             if participant.allow_sha1_signatures {

@@ -20,8 +20,9 @@ use utoipa::ToSchema;
 
 use super::{BodyError, HeaderError};
 use crate::{
-    audit::AuditError, chain::ChainError, download::DownloadError, encryption::EncryptionError,
-    store::StoreError, trust::CallerError, upload::UploadError, withdrawal::WithdrawalError,
+    audit::AuditError, callback::CallbackError, chain::ChainError, download::DownloadError,
+    encryption::EncryptionError, store::StoreError, trust::CallerError, upload::UploadError,
+    withdrawal::WithdrawalError,
 };
 
 /// What a request can end with instead of a result.
@@ -51,6 +52,9 @@ pub enum Error {
     /// An audit is refused.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// A registration of a callback is refused.
+    #[error(transparent)]
+    Callback(#[from] CallbackError),
     /// The batch that was asked for cannot be given.
     #[error(transparent)]
     Chain(#[from] ChainError),
@@ -124,6 +128,12 @@ pub enum Code {
     BatchNotFound,
     /// 400: the batch was formed before the date.
     BatchBeforeDate,
+    /// 400: the id of a callback, or its parameter url, is not right, or the country has too many.
+    InvalidCallback,
+    /// 406: the URL of a callback fails a check.
+    UrlRefused,
+    /// 404: the country has no callback with this id.
+    CallbackNotFound,
     /// 503: try again at the time in Retry-After.
     Unavailable,
     /// 500: a defect; the message has the request id.
@@ -183,6 +193,13 @@ impl Error {
             Self::Download(DownloadError::Media(media)) => media_answer(media),
             Self::Download(DownloadError::NoEncoding) => (StatusCode::NOT_ACCEPTABLE, Code::NotAcceptable),
             Self::Audit(AuditError::BeforeDate { .. }) => (StatusCode::NOT_FOUND, Code::BatchNotFound),
+            Self::Callback(error) => match error {
+                CallbackError::InvalidId { .. }
+                | CallbackError::Url { .. }
+                | CallbackError::TooMany { .. } => (BAD, Code::InvalidCallback),
+                CallbackError::Refused(_) => (StatusCode::NOT_ACCEPTABLE, Code::UrlRefused),
+                CallbackError::Unknown => (StatusCode::NOT_FOUND, Code::CallbackNotFound),
+            },
             Self::Chain(error) => match error {
                 ChainError::InvalidDate { .. } => (BAD, Code::InvalidDate),
                 ChainError::TooOld { .. } => (StatusCode::GONE, Code::Gone),

@@ -53,6 +53,17 @@ pub fn routes(config: &mut ServiceConfig) {
                     .route(web::get().to(crate::audit::audit))
                     .default_service(web::to(|| reply::method_not_allowed("GET"))),
             )
+            .service(
+                web::resource(wire::CALLBACK_PATH)
+                    .route(web::get().to(crate::callback::register::list))
+                    .default_service(web::to(|| reply::method_not_allowed("GET"))),
+            )
+            .service(
+                web::resource([wire::CALLBACK_PATH, "/{id}"].concat())
+                    .route(web::put().to(crate::callback::register::put))
+                    .route(web::delete().to(crate::callback::register::delete))
+                    .default_service(web::to(|| reply::method_not_allowed("PUT,DELETE"))),
+            )
             .default_service(web::to(|| async { Err::<actix_web::HttpResponse, _>(Error::NoSuchPath) })),
     );
 }

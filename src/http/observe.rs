@@ -105,6 +105,7 @@ fn operation(request: &ServiceRequest) -> &'static str {
         path if path.starts_with(efgs_protocol::wire::UPLOAD_PATH) => "upload",
         path if path.starts_with(efgs_protocol::wire::DOWNLOAD_PATH) => "download",
         path if path.starts_with(efgs_protocol::wire::AUDIT_PATH) => "audit",
+        path if path.starts_with(efgs_protocol::wire::CALLBACK_PATH) => "callback",
         path if path == efgs_protocol::wire::ROOT_PATH => "options",
         _ => "other",
     }

@@ -33,6 +33,11 @@ pub fn multi_status(body: impl Serialize) -> HttpResponse {
     HttpResponse::MultiStatus().json(body)
 }
 
+/// 200 with a JSON body.
+pub fn json(body: impl Serialize) -> HttpResponse {
+    HttpResponse::Ok().json(body)
+}
+
 /// 200 with the entries of an audit, and how many uploads of the batch were withdrawn.
 pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
     HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)

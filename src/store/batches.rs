@@ -190,6 +190,7 @@ impl Store {
             if marked.rows_affected != uploads.len() as u64 {
                 return Err(Failure::Transient("an upload went away while its batch was formed".into()));
             }
+            self.queue_notifications(&tx, id).await?;
             tx.commit().await?;
             Ok(Some(BatchRecord {
                 id,
@@ -299,7 +300,7 @@ pub(super) fn parse_id(bytes: &[u8]) -> Result<ObjectId, Failure> {
     Ok(ObjectId::from_bytes(bytes))
 }
 
-fn parse_country(text: &str) -> Result<Country, Failure> {
+pub(super) fn parse_country(text: &str) -> Result<Country, Failure> {
     Country::new(text)
         .map_err(|_| Failure::Permanent("an upload's country is not two capital letters".into()))
 }

@@ -1,7 +1,9 @@
 //! Deleting what is too old, in small steps (spec §4.2.6).
 
 use chrono::NaiveDate;
-use sea_orm::{ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 
 use super::{
     Lease, Store, StoreError,
@@ -102,6 +104,11 @@ impl Store {
                         .exec(&tx)
                         .await?;
                     step.batches = deleted.rows_affected;
+                    if step.batches > 0 {
+                        let sql =
+                            "DELETE FROM callback_notification WHERE batch_id NOT IN (SELECT id FROM batch)";
+                        tx.execute_raw(self.statement(sql, [])).await?;
+                    }
                 }
             }
             tx.commit().await?;

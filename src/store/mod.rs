@@ -21,6 +21,8 @@ use crate::config::{ConfigError, Database};
 
 mod batches;
 mod bulk;
+mod callback_queue;
+mod callbacks;
 mod certificates;
 mod connect;
 mod entity;
@@ -32,6 +34,8 @@ mod uploads;
 mod withdrawals;
 
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
+pub use callback_queue::{CallbackBacklog, CallbackLease, DueSubscription, FailedCall, Notification};
+pub use callbacks::{Put, Subscription, SubscriptionState};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
@@ -43,6 +47,9 @@ use error::Failure;
 
 /// The longest that bringing the schema up to date may take.
 const MIGRATION: Duration = Duration::from_secs(24 * 3600);
+
+/// What of the database crates' own messages is worth an operator's time.
+pub const LOG_FILTER: &str = "sea_orm_migration=warn";
 
 /// A handle on the database; clones share its connections.
 #[derive(Clone)]

@@ -9,4 +9,5 @@ mod watch;
 pub use caller::{Caller, CallerError, PeerIdentity};
 pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::{TlsError, TlsSetup};
+pub(crate) use tls::{load_identity, load_roots};
 pub use watch::{ExpiryWatch, days_left, threshold};

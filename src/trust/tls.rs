@@ -23,9 +23,9 @@ use rustls::{
 
 use crate::{config::Tls, trust::PeerIdentity};
 
-/// What is wrong with the files of `[tls]`.
+/// What is wrong with a file of `[tls]` or `[callback]`.
 #[derive(Debug, thiserror::Error)]
-#[error("`tls.{key}` ({path}): {reason}", path = path.display())]
+#[error("`{key}` ({path}): {reason}", path = path.display())]
 pub struct TlsError {
     key: &'static str,
     path: PathBuf,
@@ -80,26 +80,46 @@ impl TlsSetup {
 
 impl Files {
     fn load(config: &Tls, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
-        let certificates = certificates("certificate", &config.certificate)?;
-        let fail = |reason: String| TlsError { key: "private_key", path: config.private_key.clone(), reason };
-        let key = PrivateKeyDer::from_pem_file(&config.private_key).map_err(|e| fail(describe(&e)))?;
-        let identity =
-            CertifiedKey::from_der(certificates, key, provider).map_err(|e| fail(e.to_string()))?;
+        let identity = load_identity(
+            ("tls.certificate", &config.certificate),
+            ("tls.private_key", &config.private_key),
+            provider,
+        )?;
         let chain = match &config.client_ca {
             None => None,
             Some(path) => {
-                let fail = |reason: String| TlsError { key: "client_ca", path: path.clone(), reason };
-                let mut roots = RootCertStore::empty();
-                for root in self::certificates("client_ca", path)? {
-                    roots.add(root).map_err(|e| fail(e.to_string()))?;
-                }
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-                Some(verifier.map_err(|e| fail(e.to_string()))?)
+                let roots = Arc::new(load_roots("tls.client_ca", path)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build();
+                Some(verifier.map_err(|e| TlsError {
+                    key: "tls.client_ca",
+                    path: path.clone(),
+                    reason: e.to_string(),
+                })?)
             }
         };
         Ok(Self { identity: Arc::new(identity), chain })
     }
+}
+
+/// A certificate with its chain and its private key; each file comes with the key that names it.
+pub(crate) fn load_identity(
+    (certificate_key, certificate): (&'static str, &Path),
+    (private_key_key, private_key): (&'static str, &Path),
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let certificates = certificates(certificate_key, certificate)?;
+    let fail = |reason: String| TlsError { key: private_key_key, path: private_key.to_owned(), reason };
+    let key = PrivateKeyDer::from_pem_file(private_key).map_err(|e| fail(describe(&e)))?;
+    CertifiedKey::from_der(certificates, key, provider).map_err(|e| fail(e.to_string()))
+}
+
+/// The authorities in a file.
+pub(crate) fn load_roots(key: &'static str, path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(key, path)? {
+        roots.add(root).map_err(|e| TlsError { key, path: path.to_owned(), reason: e.to_string() })?;
+    }
+    Ok(roots)
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

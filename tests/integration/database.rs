@@ -191,6 +191,8 @@ impl Database {
     pub(crate) async fn check(&self) {
         let leases: Vec<String> = self.column("SELECT name FROM job WHERE owner IS NOT NULL").await;
         assert_eq!(leases, Vec::<String>::new(), "leases that nobody gave back");
+        let leases = "SELECT COUNT(*) FROM callback_subscription WHERE owner IS NOT NULL";
+        assert_eq!(self.number(leases).await, 0, "leases of callbacks that nobody gave back");
         let half = "SELECT COUNT(*) FROM upload u WHERE u.amount <> \
              (SELECT COUNT(*) FROM diagnosis_key k WHERE k.upload_id = u.id)";
         assert_eq!(self.number(half).await, 0, "uploads that are half there");

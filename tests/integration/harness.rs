@@ -189,7 +189,10 @@ impl Case {
     pub(crate) async fn gateway_at(&self, clock: Clock, change: impl FnOnce(&mut Config)) -> Running {
         let mut config = self.config();
         change(&mut config);
-        let app = App::new(config, clock, None).unwrap();
+        self.start(App::new(config, clock, None).unwrap()).await
+    }
+
+    pub(crate) async fn start(&self, app: Arc<App>) -> Running {
         self.register_participants(&app).await;
         let gateway = Gateway::start(app.clone(), true).await.unwrap();
         let running = Running { address: gateway.address.port(), admin: gateway.admin_address.port(), app };

@@ -10,6 +10,9 @@ mod audit;
 mod authority;
 mod backends;
 mod batching;
+mod callback;
+mod callback_failures;
+mod callback_server;
 mod client;
 mod database;
 mod download;
@@ -40,6 +43,8 @@ fn main() -> ExitCode {
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),
         file("batching", batching::TESTS),
+        file("callback", callback::TESTS),
+        file("callback_failures", callback_failures::TESTS),
         file("download", download::TESTS),
         file("encryption", encryption::TESTS),
         file("expiry", expiry::TESTS),

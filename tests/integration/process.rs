@@ -35,8 +35,8 @@ struct Process {
 
 impl Process {
     fn start(config: &Path) -> Self {
-        let mut child = serve(config).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut process = Self { child: serve(config).spawn().unwrap(), port: 0 };
+        let stderr = BufReader::new(process.child.stderr.take().unwrap());
         let (send, receive) = mpsc::channel();
         // Also goes on reading when the address is known, so that the process never waits for us.
         std::thread::spawn(move || {
@@ -49,11 +49,11 @@ impl Process {
         while let Ok(entry) = receive.recv_timeout(Duration::from_secs(30)) {
             if entry["message"] == "the gateway serves" {
                 let address: std::net::SocketAddr = entry["address"].as_str().unwrap().parse().unwrap();
-                return Self { child, port: address.port() };
+                process.port = address.port();
+                return process;
             }
             log.push(entry);
         }
-        drop(child.kill());
         panic!("the gateway does not start: {log:?}");
     }
 
@@ -74,6 +74,12 @@ impl Process {
 
     async fn exit(mut self) -> ExitStatus {
         until("the process ends", async || self.child.try_wait().unwrap()).await
+    }
+
+    /// Ends it as an operator does.
+    async fn stop(self) {
+        self.signal("-TERM");
+        assert_eq!(self.exit().await.code(), Some(0));
     }
 }
 
@@ -217,8 +223,7 @@ async fn kill_9_loses_no_acknowledged_upload_and_leaves_none_half_there(case: &C
     all_in_batches(case).await;
     let downloaded = download_all(&process.client("NL"), today).await;
     assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys)), "{} keys", downloaded.len());
-    process.signal("-TERM");
-    assert_eq!(process.exit().await.code(), Some(0));
+    process.stop().await;
 }
 
 async fn sigterm_finishes_what_is_under_way_and_exits_0(case: &Case) {
@@ -270,6 +275,8 @@ async fn sighup_reads_the_certificates_again(case: &Case) {
     let get = Client::download_request(now().date_naive(), None);
     before.write(&get.raw()).unwrap();
     before.answer().refused(404, "batch-not-found");
+    drop(before);
+    process.stop().await;
 }
 
 async fn two_processes_on_one_database_store_each_key_once(case: &Case) {
@@ -308,8 +315,7 @@ async fn two_processes_on_one_database_store_each_key_once(case: &Case) {
         assert!(downloaded == sorted(&all), "{} keys", downloaded.len());
     }
     for process in processes {
-        process.signal("-TERM");
-        assert_eq!(process.exit().await.code(), Some(0));
+        process.stop().await;
     }
 }
 
@@ -321,4 +327,5 @@ async fn a_second_process_cannot_take_the_same_port(case: &Case) {
     assert_ne!(output.status.code(), Some(0));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("server.listen") && stderr.contains("in use"), "{stderr}");
+    process.stop().await;
 }

@@ -1,0 +1,225 @@
+//! Announcing batches: one queue per subscription, in order, at least once (spec §5.6.4).
+//!
+//! Every instance looks for subscriptions that have something to be told, and works on each under a lease of
+//! that subscription alone, so a slow server holds up nobody but itself, and an instance that dies is replaced
+//! when its lease ends. A notification leaves its queue after the call: a batch is announced twice only when
+//! an instance died between the call and its record.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use efgs_protocol::{batch_tag::DayName, country::Country};
+use rand::RngExt;
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+
+use super::CallError;
+use crate::{
+    app::App,
+    chain,
+    config::Callback,
+    jobs::{self, Shutdown},
+    store::{CallbackLease, DueSubscription, FailedCall, Notification, StoreError},
+    telemetry,
+};
+
+/// How often to look for what other instances have queued; a batch of this instance is noticed at once.
+const PACE: Duration = Duration::from_millis(500);
+
+/// How often downloads are written down and the queues measured.
+const RECORD: Duration = Duration::from_secs(1);
+
+/// Calls of one country under way at once: its many hanging servers hold up its own others at most.
+const CONCURRENT: usize = 16;
+
+/// The job, until the gateway stops.
+pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+    let work = Work::new(&app, &shutdown);
+    jobs::repeat("callbacks", PACE, shutdown, || app.wake_callbacks.notified(), || work.turn()).await;
+    let calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
+    calls.join_all().await;
+    if let Err(error) = app.downloaded.record(&app.store).await {
+        tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
+    }
+}
+
+struct Work {
+    app: Arc<App>,
+    shutdown: Shutdown,
+    calls: Mutex<JoinSet<()>>,
+    /// Subscriptions that a task of this instance works on.
+    busy: Arc<Mutex<HashSet<i64>>>,
+    turns: Mutex<HashMap<Country, Arc<Semaphore>>>,
+    recorded: Mutex<Option<Instant>>,
+}
+
+impl Work {
+    fn new(app: &Arc<App>, shutdown: &Shutdown) -> Self {
+        Self {
+            app: app.clone(),
+            shutdown: shutdown.clone(),
+            calls: Mutex::default(),
+            busy: Arc::default(),
+            turns: Mutex::default(),
+            recorded: Mutex::default(),
+        }
+    }
+
+    async fn turn(&self) -> Result<(), StoreError> {
+        self.record().await?;
+        let Some(config) = &self.app.config.callback else { return Ok(()) };
+        for due in self.app.store.due_subscriptions().await? {
+            self.start(due, config.clone());
+        }
+        Ok(())
+    }
+
+    /// Once a second.
+    async fn record(&self) -> Result<(), StoreError> {
+        if self.recorded.lock().is_ok_and(|at| at.is_some_and(|at| at.elapsed() < RECORD)) {
+            return Ok(());
+        }
+        self.app.downloaded.record(&self.app.store).await?;
+        let backlog = self.app.store.callback_backlog().await?;
+        metrics::gauge!(telemetry::CALLBACKS_PAUSED).set(backlog.paused as f64);
+        metrics::gauge!(telemetry::CALLBACK_OLDEST_SECONDS).set(backlog.oldest.as_secs_f64());
+        if let Ok(mut at) = self.recorded.lock() {
+            *at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Begins to work on a subscription, unless that has begun already.
+    fn start(&self, due: DueSubscription, config: Callback) {
+        let (Ok(mut calls), Ok(mut turns)) = (self.calls.lock(), self.turns.lock()) else { return };
+        while calls.try_join_next().is_some() {}
+        if !self.busy.lock().is_ok_and(|mut busy| busy.insert(due.id)) {
+            return;
+        }
+        let turns = turns.entry(due.country).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT))).clone();
+        let (app, shutdown, busy) = (self.app.clone(), self.shutdown.clone(), self.busy.clone());
+        calls.spawn(async move {
+            if let Ok(_turn) = turns.acquire().await
+                && let Err(error) = deliver(&app, due, &config, &shutdown).await
+            {
+                // It is due again when the lease has ended.
+                tracing::warn!(country = %due.country, %error, "a callback could not be recorded");
+            }
+            if let Ok(mut busy) = busy.lock() {
+                busy.remove(&due.id);
+            }
+        });
+    }
+}
+
+/// Tells one subscription what waits for it, until nothing waits, a call fails, or the gateway stops.
+async fn deliver(
+    app: &App,
+    due: DueSubscription,
+    config: &Callback,
+    shutdown: &Shutdown,
+) -> Result<(), StoreError> {
+    // A look at the DNS, the call, and a database that is slow to take note of it.
+    let term = config.timeout * 2 + Duration::from_secs(5);
+    if shutdown.is_requested() {
+        return Ok(());
+    }
+    let Some(lease) = app.store.acquire_callback(due.id, term).await? else { return Ok(()) };
+    let outcome = deliver_all(app, due.country, config, shutdown, (&lease, term)).await;
+    app.store.release_callback(lease).await?;
+    match outcome {
+        // It was registered anew, deleted or paused meanwhile, or another instance took over.
+        Err(StoreError::LeaseLost) => Ok(()),
+        other => other,
+    }
+}
+
+async fn deliver_all(
+    app: &App,
+    country: Country,
+    config: &Callback,
+    shutdown: &Shutdown,
+    (lease, term): (&CallbackLease, Duration),
+) -> Result<(), StoreError> {
+    while !shutdown.is_requested() {
+        // A revocation could have been missed: wait rather than count it against the country.
+        let Ok(registry) = app.trust.registry() else { return Ok(()) };
+        let downloaded = app.downloaded.newest(country);
+        let Some(next) = app.store.next_notification(lease, term, downloaded).await? else { return Ok(()) };
+        let query = query(app, country, &next);
+        let called = match app.guard.check(&next.url).await {
+            Ok(target) => app.guard.call(&target, &query, country, registry, app.clock.now()).await,
+            Err(refused) => Err(refused.into()),
+        };
+        let outcome = if called.is_ok() { "delivered" } else { "failed" };
+        metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => outcome)
+            .increment(1);
+        match called {
+            Ok(()) => {
+                app.store.callback_succeeded(lease, next.batch).await?;
+                tracing::info!(%country, url = next.url, batch = %next.batch, "a batch was announced");
+            }
+            Err(error) => return fail(app, country, config, lease, &next, &error).await,
+        }
+    }
+    Ok(())
+}
+
+fn query(app: &App, country: Country, next: &Notification) -> String {
+    let day_name = DayName { day: next.day, sequence: next.sequence };
+    let tag = chain::name_for(app, country, next.batch, day_name);
+    format!("batchTag={tag}&date={}", next.day)
+}
+
+async fn fail(
+    app: &App,
+    country: Country,
+    config: &Callback,
+    lease: &CallbackLease,
+    next: &Notification,
+    error: &CallError,
+) -> Result<(), StoreError> {
+    let failures = next.failures + 1;
+    let pause = failures >= config.max_attempts;
+    let reason = error.to_string();
+    let retry_after = wait(config, failures).mul_f64(rand::rng().random_range(0.75..1.25));
+    let call = FailedCall { error: &reason, retry_after, pause };
+    app.store.callback_failed(lease, call).await?;
+    let (url, batch) = (&next.url, next.batch);
+    if pause {
+        metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => "paused")
+            .increment(1);
+        tracing::error!(
+            %country, url, failures, reason,
+            "a callback is paused: it failed too often in a row; `efgs-gateway callback resume` calls it again"
+        );
+    } else {
+        tracing::warn!(%country, url, %batch, failures, ?retry_after, reason, "a callback failed");
+    }
+    Ok(())
+}
+
+/// Twice as long after each failure, up to a limit.
+fn wait(config: &Callback, failures: u32) -> Duration {
+    let factor = 1 << failures.saturating_sub(1).min(20);
+    config.retry_initial.saturating_mul(factor).min(config.retry_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_the_limit() {
+        let config = Callback {
+            retry_initial: Duration::from_secs(5),
+            retry_max: Duration::from_secs(3600),
+            ..Callback::new("certificate.pem", "private.key")
+        };
+        let seconds: Vec<u64> = (1..=12).map(|failures| wait(&config, failures).as_secs()).collect();
+        assert_eq!(seconds, [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
+        assert_eq!(wait(&config, u32::MAX).as_secs(), 3600);
+    }
+}
