@@ -22,6 +22,7 @@ mod certificate;
 mod demo;
 mod files;
 mod health;
+mod participant;
 mod serve;
 mod upload;
 mod work;
@@ -54,6 +55,9 @@ enum Command {
     /// Inspect, sign, import, list and revoke certificates of participants
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
+    /// See how each country is served
+    #[command(subcommand)]
+    Participant(participant::ParticipantCommand),
     /// List, show and withdraw uploads
     #[command(subcommand)]
     Upload(upload::UploadCommand),
@@ -153,6 +157,7 @@ async fn run(command: Command) -> Outcome {
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),
         Command::Config(ConfigCommand::Example) => print(config::EXAMPLE),
         Command::Certificate(command) => certificate::run(command).await,
+        Command::Participant(command) => participant::run(command).await,
         Command::Upload(command) => upload::run(command).await,
         Command::Callback(command) => callback::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,

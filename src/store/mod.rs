@@ -29,6 +29,7 @@ mod entity;
 mod error;
 mod expiry;
 mod lease;
+mod participants;
 mod sql;
 mod uploads;
 mod withdrawals;
@@ -40,6 +41,7 @@ pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use lease::{Job, Lease};
+pub use participants::Traffic;
 pub use uploads::{StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
 
