@@ -306,3 +306,40 @@ fn what_the_image_is_built_from_exists_and_is_all_that_cargo_needs() {
     let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
     assert_eq!(user, compose().services["gateway"].user);
 }
+
+/// What is at a path of keys and indexes such as `a.0.b`.
+fn at<'a>(value: &'a serde_json::Value, path: &str) -> &'a serde_json::Value {
+    value.pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or_else(|| panic!("{path}: not there"))
+}
+
+/// nginx's and HAProxy's configurations are run by `load_balancer`; Envoy's is at least read.
+#[test]
+fn the_sample_for_envoy_says_who_calls_and_nobody_else_does() {
+    let envoy: serde_json::Value = serde_saphyr::from_str(&read("deploy/envoy/envoy.yaml")).unwrap();
+    let chain = at(&envoy, "static_resources.listeners.0.filter_chains.0");
+    let tls = at(chain, "transport_socket.typed_config");
+    assert_eq!(at(tls, "require_client_certificate"), true);
+    let common = at(tls, "common_tls_context");
+    assert_eq!(at(common, "validation_context.trust_chain_verification"), "ACCEPT_UNTRUSTED");
+    assert_eq!(at(common, "tls_params.tls_minimum_protocol_version"), "TLSv1_2");
+    assert_eq!(at(common, "tls_params.tls_maximum_protocol_version"), "TLSv1_3");
+
+    let http = at(chain, "filters.0.typed_config");
+    assert_eq!(at(http, "common_http_protocol_options.headers_with_underscores_action"), "DROP_HEADER");
+    let body = at(http, "http_filters.0.typed_config.max_request_bytes").as_u64();
+    let limit = efgs_gateway::config::Upload::default().max_bytes.as_u64();
+    assert_eq!(body, Some(limit), "upload.max_bytes");
+    let routes = at(http, "route_config");
+    let added = [
+        ("X-SSL-Client-SHA256", "%DOWNSTREAM_PEER_FINGERPRINT_256%"),
+        ("X-SSL-Client-DN", "%DOWNSTREAM_PEER_SUBJECT%"),
+    ];
+    for (i, (name, value)) in added.into_iter().enumerate() {
+        assert_eq!(at(routes, &format!("request_headers_to_remove.{i}")), name);
+        let add = at(routes, &format!("request_headers_to_add.{i}"));
+        assert_eq!((at(add, "header.key"), at(add, "header.value")), (&name.into(), &value.into()));
+        assert_eq!(at(add, "append_action"), "OVERWRITE_IF_EXISTS_OR_ADD");
+    }
+    let cluster = at(&envoy, "static_resources.clusters.0");
+    assert_eq!(at(cluster, "health_checks.0.http_health_check.path"), "/health/ready");
+}
