@@ -6,12 +6,9 @@
 //! link to the next batch is live, also when another instance formed it, and a country that catches up on
 //! thousands of batches costs the database nothing.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, RwLock,
+    atomic::{AtomicU64, Ordering},
 };
 
 use chrono::{Days, NaiveDate};
@@ -81,7 +78,6 @@ pub struct Chain {
     clock: Clock,
     retention: Days,
     batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
-    withdrawn: RwLock<HashSet<i64>>,
     asked: AtomicU64,
     answered: tokio::sync::Mutex<u64>,
 }
@@ -94,7 +90,6 @@ impl Chain {
             clock,
             retention: Days::new(u64::from(retention_days)),
             batches: RwLock::default(),
-            withdrawn: RwLock::default(),
             asked: AtomicU64::new(0),
             answered: tokio::sync::Mutex::new(0),
         }
@@ -167,7 +162,8 @@ impl Chain {
         // Not while new batches are added.
         let _adding = self.answered.lock().await;
         let withdrawn = self.store.withdrawn_uploads().await?;
-        if self.withdrawn.read().is_ok_and(|known| *known == withdrawn) {
+        // Not "nothing new": a batch may have been read from a node that did not know of a withdrawal yet.
+        if withdrawn.is_empty() {
             return Ok(Vec::new());
         }
         let mut changed = Vec::new();
@@ -181,9 +177,10 @@ impl Chain {
                 *batch = Arc::new(smaller);
             }
         }
-        if let (Ok(mut current), Ok(mut known)) = (self.batches.write(), self.withdrawn.write()) {
+        if !changed.is_empty()
+            && let Ok(mut current) = self.batches.write()
+        {
             *current = Arc::new(batches);
-            *known = withdrawn;
         }
         Ok(changed)
     }

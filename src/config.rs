@@ -351,7 +351,11 @@ impl Config {
 
     /// Reads a file and the environment, and makes relative paths absolute.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        load::load(path, std::env::vars())
+        load::load(
+            path,
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+        )
     }
 }
 

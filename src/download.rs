@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
+use chrono::NaiveDate;
 use efgs_protocol::{
     batch_tag::{BatchTag, ObjectId},
     country::Country,
@@ -59,6 +60,14 @@ enum CacheKey {
     Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
 }
 
+impl CacheKey {
+    fn batch(&self) -> ObjectId {
+        match self {
+            Self::Segments(id, ..) | Self::Compressed(id, ..) => *id,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Cached {
     Segments(Arc<[Segment]>),
@@ -82,12 +91,19 @@ impl Sealed {
         Self(Cache::builder().max_capacity(bytes).weigher(weigh).build())
     }
 
+    /// Forgets what was built of batches that are not served any more.
+    pub async fn forget_before(&self, oldest: NaiveDate) {
+        let outdated: Vec<_> = self.0.iter().map(|(key, _)| key.batch()).collect();
+        for batch in outdated {
+            if batch.timestamp().date_naive() < oldest {
+                self.forget(batch).await;
+            }
+        }
+    }
+
     /// Forgets what was built of a batch that has lost an upload.
     pub async fn forget(&self, batch: ObjectId) {
-        let of_batch = |key: &CacheKey| match key {
-            CacheKey::Segments(id, ..) | CacheKey::Compressed(id, ..) => *id == batch,
-        };
-        let keys: Vec<_> = self.0.iter().map(|(key, _)| *key).filter(of_batch).collect();
+        let keys: Vec<_> = self.0.iter().map(|(key, _)| *key).filter(|key| key.batch() == batch).collect();
         for key in &keys {
             self.0.invalidate(key).await;
         }

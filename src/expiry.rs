@@ -24,6 +24,8 @@ pub async fn run(app: Arc<App>, shutdown: Shutdown) {
 }
 
 async fn turn(app: &App) -> Result<(), StoreError> {
+    // Of this instance's own memory, whoever has the lease.
+    app.sealed.forget_before(app.chain.oldest()).await;
     if !app.store.is_due(Job::Expiry).await? {
         return Ok(());
     }

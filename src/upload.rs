@@ -332,6 +332,11 @@ impl VerifiedUpload {
         &self.keys
     }
 
+    /// Bytes of all payloads.
+    pub fn payload_bytes(&self) -> u64 {
+        self.keys.iter().map(|key| key.payload.len() as u64).sum()
+    }
+
     /// Positions of keys that are the same as an earlier one in the upload, ascending.
     pub fn repeats(&self) -> &[usize] {
         &self.repeats
@@ -400,7 +405,7 @@ pub async fn upload(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
-    let _turn = app.turn_to_send(caller.country).await?;
+    let turn = app.turn_to_send(caller.country).await?;
     let limits = &app.config.upload;
     let body =
         http::read_body(&request, payload, limits.max_bytes.as_u64(), app.config.server.request_timeout)
@@ -410,8 +415,11 @@ pub async fn upload(
     // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
     // it, and an upload that has been verified is brought to its end even if its sender goes away.
     let upload_tag = tag.as_str().to_owned();
-    let accepting =
-        app.clone().background(async move { accept(&app, caller, tag, batch_signature, media, body).await });
+    let accepting = app.clone().background(async move {
+        // Held to the end, also when the sender goes away: or else one could have any number under way.
+        let _turn = turn;
+        accept(&app, caller, tag, batch_signature, media, body).await
+    });
     Ok(match accepting.await?? {
         None => reply::created(&upload_tag),
         Some(conflicts) => reply::multi_status(conflicts),

@@ -33,7 +33,7 @@ pub enum WithdrawalError {
     delete,
     path = "/diagnosiskeys/upload/{batchTag}",
     tag = "upload",
-    params(("batchTag" = String, Path, description = "The upload tag, as it was sent with the upload.", example = "2026-11-22-1")),
+    params(("batchTag" = String, Path, description = "The upload tag, as it was sent with the upload; a slash at its end is written %2F.", example = "2026-11-22-1")),
     responses(
         (status = 200, description = "The upload is withdrawn, now or by an earlier request. The body is empty."),
         (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),

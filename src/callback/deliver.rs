@@ -38,8 +38,8 @@ const CONCURRENT: usize = 16;
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let work = Work::new(&app, &shutdown);
     jobs::repeat("callbacks", PACE, shutdown, || app.wake_callbacks.notified(), || work.turn()).await;
-    let calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
-    calls.join_all().await;
+    let mut calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
+    while calls.join_next().await.is_some() {}
     if let Err(error) = app.downloaded.record(&app.store).await {
         tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
     }
@@ -101,16 +101,28 @@ impl Work {
         let turns = turns.entry(due.country).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT))).clone();
         let (app, shutdown, busy) = (self.app.clone(), self.shutdown.clone(), self.busy.clone());
         calls.spawn(async move {
+            let _busy = Busy { all: busy, id: due.id };
             if let Ok(_turn) = turns.acquire().await
                 && let Err(error) = deliver(&app, due, &config, &shutdown).await
             {
                 // It is due again when the lease has ended.
                 tracing::warn!(country = %due.country, %error, "a callback could not be recorded");
             }
-            if let Ok(mut busy) = busy.lock() {
-                busy.remove(&due.id);
-            }
         });
+    }
+}
+
+/// Takes a subscription out of the busy ones, however its task ends.
+struct Busy {
+    all: Arc<Mutex<HashSet<i64>>>,
+    id: i64,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Ok(mut all) = self.all.lock() {
+            all.remove(&self.id);
+        }
     }
 }
 
@@ -122,7 +134,7 @@ async fn deliver(
     shutdown: &Shutdown,
 ) -> Result<(), StoreError> {
     // A look at the DNS, the call, and a database that is slow to take note of it.
-    let term = config.timeout * 2 + Duration::from_secs(5);
+    let term = config.timeout * 2 + app.config.database.timeout + Duration::from_secs(2);
     if shutdown.is_requested() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use efgs_protocol::country::Country;
 
-use super::{ConfigFile, Outcome, WorkArgs, open_current, say};
+use super::{ConfigFile, Outcome, WorkArgs, clean, open_current, say};
 use crate::store::{Subscription, SubscriptionState};
 
 #[derive(Debug, Subcommand)]
@@ -74,11 +74,11 @@ async fn list(args: &WorkArgs) -> Outcome {
             SubscriptionState::Paused => "paused after failures",
             SubscriptionState::Held => "paused by the operator",
         };
-        say(format!("{}  {}  {}", one.country, one.name, one.url))?;
+        say(format!("{}  {}  {}", one.country, clean(&one.name), clean(&one.url)))?;
         say(format!("    {state}, {} queued, last success {}", one.queued, time(one.last_success_at)))?;
         if let Some(error) = one.last_error.as_ref().filter(|_| one.failures > 0) {
             let at = time(one.last_attempt_at);
-            say(format!("    {} failures in a row, the last {at}: {error}", one.failures))?;
+            say(format!("    {} failures in a row, the last {at}: {}", one.failures, clean(error)))?;
         }
     }
     say(format!("{} callbacks", all.len()))

@@ -322,6 +322,7 @@ async fn import(args: &ImportArgs) -> Outcome {
         let what = format!("{} {} {}", bundle.country, bundle.kind, bundle.certificate.thumbprint());
         match import_bundle(&app, bundle).await? {
             Imported::New => say(format!("imported {what}"))?,
+            Imported::Renewed => say(format!("renewed {what}"))?,
             Imported::AlreadyThere => say(format!("already there: {what}"))?,
         };
     }
@@ -337,6 +338,9 @@ pub(super) async fn import_bundle(
     let thumbprint = bundle.certificate.thumbprint();
     let imported = app.store.import_certificate(&new_certificate(bundle), app.clock.now()).await?;
     if imported == Imported::AlreadyThere {
+        if app.store.renew_certificate(&new_certificate(bundle)).await? {
+            return Ok(Imported::Renewed);
+        }
         let rows = app.store.certificates().await?;
         let same = |row: &&StoredCertificate| {
             row.thumbprint == thumbprint.as_bytes() && row.kind == bundle.kind.as_str()

@@ -59,9 +59,10 @@ pub(super) fn parse(
     path: &Path,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string() })?;
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
+        path: path.to_owned(),
+        reason: syntax(text, &e),
+    })?;
     for (name, value) in environment {
         if let Some(key) = name.strip_prefix("EFGS__") {
             set(&mut table, &name, key, &value)?;
@@ -76,6 +77,12 @@ pub(super) fn parse(
     })?;
     check(&config)?;
     Ok(config)
+}
+
+/// Where and why a text is not TOML, without quoting it: the line may hold a password.
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 /// `EFGS__SERVER__LISTEN=…` sets `server.listen`; the value is TOML, or else a plain text.
@@ -210,6 +217,16 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             ("callback.retry_max", callback.retry_max.as_millis()),
         ]
     });
+    let bounded = [
+        // A batch of one-key uploads must fit the parameters of one statement.
+        ("batching.max_keys", config.batching.max_keys as u64, 30_000),
+        ("upload.max_keys", config.upload.max_keys as u64, 1_000_000),
+        // One key's row must fit its column.
+        ("upload.max_bytes", config.upload.max_bytes.as_u64(), 15 << 20),
+    ];
+    if let Some((key, value, most)) = bounded.iter().find(|(_, value, most)| value > most) {
+        return Err(ConfigError::Invalid(format!("`{key}` = {value} is too large: {most} at most")));
+    }
     match positive.into_iter().chain(callback).find(|(_, value)| *value == 0) {
         Some((key, _)) => Err(ConfigError::Invalid(format!("`{key}` must be greater than zero"))),
         None => Ok(()),

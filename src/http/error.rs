@@ -226,7 +226,15 @@ impl Error {
                 format!("something unexpected happened; tell the operator this request id: {request_id}")
             }
             Code::Unavailable => "the gateway cannot answer right now; try again a little later".to_owned(),
-            _ => self.to_string(),
+            _ => match self {
+                // What a name resolves to inside the gateway's network is nobody else's business.
+                Self::Callback(CallbackError::Refused(refused))
+                    if ["resolves", "public-address"].contains(&refused.check) =>
+                {
+                    format!("the URL fails the check \"{}\"", refused.check)
+                }
+                _ => self.to_string(),
+            },
         };
         let mut response = HttpResponse::build(status);
         match self {

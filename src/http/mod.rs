@@ -10,7 +10,9 @@ pub mod reply;
 
 use actix_web::{
     HttpRequest,
-    middleware::{NormalizePath, from_fn},
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    middleware::{Next, from_fn},
     web::{self, ServiceConfig},
 };
 use efgs_protocol::wire;
@@ -26,7 +28,7 @@ pub fn routes(config: &mut ServiceConfig) {
     config.service(
         web::scope("")
             .wrap(from_fn(observe::observe))
-            .wrap(NormalizePath::trim())
+            .wrap(from_fn(trim_slash))
             .service(
                 web::resource(wire::ROOT_PATH)
                     .route(web::method(actix_web::http::Method::OPTIONS).to(crate::options::options))
@@ -66,6 +68,23 @@ pub fn routes(config: &mut ServiceConfig) {
             )
             .default_service(web::to(|| async { Err::<actix_web::HttpResponse, _>(Error::NoSuchPath) })),
     );
+}
+
+/// Takes one slash off the end of the path: backends of some countries put one there. Nothing else of the path
+/// is touched, because slashes inside an upload tag count.
+async fn trim_slash<B: MessageBody>(
+    mut request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, actix_web::Error> {
+    let uri = request.uri();
+    if let Some(path) = uri.path().strip_suffix('/').filter(|path| !path.is_empty()) {
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        if let Ok(trimmed) = format!("{path}{query}").parse::<actix_web::http::Uri>() {
+            request.match_info_mut().get_mut().update(&trimmed);
+            request.head_mut().uri = trimmed;
+        }
+    }
+    next.call(request).await
 }
 
 /// A request header as text, or why it cannot be used.

@@ -14,6 +14,10 @@ use super::{
     withdrawals::withdrawn_ids,
 };
 
+/// Payload bytes in one batch, unless a single upload has more: keys with long lists of visited countries must not
+/// make a batch that no instance has the memory for. Ordinary batches are far below.
+const MAX_BYTES: i64 = 32 << 20;
+
 /// A batch: its names, and the uploads in it in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchRecord {
@@ -128,12 +132,13 @@ impl Store {
         self.repeat("form batch", || async {
             let tx = self.begin().await?;
             self.fence(&tx, lease).await?;
-            let waiting: Vec<(i64, String, i32, i16)> = upload::Entity::find()
+            let waiting: Vec<(i64, String, i32, i64, i16)> = upload::Entity::find()
                 .select_only()
                 .columns([
                     upload::Column::Id,
                     upload::Column::Country,
                     upload::Column::Amount,
+                    upload::Column::PayloadBytes,
                     upload::Column::FormatMajor,
                 ])
                 .filter(upload::Column::BatchId.is_null())
@@ -144,20 +149,24 @@ impl Store {
                 .into_tuple()
                 .all(&tx)
                 .await?;
-            let Some(&(_, _, _, format_major)) = waiting.first() else {
+            let Some(&(.., format_major)) = waiting.first() else {
                 tx.rollback().await?;
                 return Ok(None);
             };
-            let mut keys = 0;
+            let (mut keys, mut bytes) = (0, 0);
             let mut full = false;
             let mut uploads = Vec::new();
-            for (id, country, amount, _) in waiting.iter().filter(|(.., major)| *major == format_major) {
+            for (id, country, amount, payload_bytes, _) in
+                waiting.iter().filter(|(.., major)| *major == format_major)
+            {
                 let amount = *amount as u32;
-                if !uploads.is_empty() && keys + u64::from(amount) > how.max_keys {
+                let fits = keys + u64::from(amount) <= how.max_keys && bytes + payload_bytes <= MAX_BYTES;
+                if !uploads.is_empty() && !fits {
                     full = true;
                     break;
                 }
                 keys += u64::from(amount);
+                bytes += payload_bytes;
                 uploads.push(BatchUpload { id: *id, country: parse_country(country)?, amount });
             }
             if how.only_full && !full && keys < how.max_keys {

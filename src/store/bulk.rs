@@ -80,6 +80,7 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
         upload.media().version.major.into(),
         upload.media().version.minor.into(),
         (upload.keys().len() as u64).into(),
+        upload.payload_bytes().into(),
         upload.content_hash().as_slice().into(),
         upload.batch_signature().into(),
         upload.uploader_certificate_id().into(),
@@ -90,9 +91,9 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
     ];
     let inserted = tx
         .exec_drop(
-            "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, content_hash, \
+            "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, content_hash, \
              batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
-             signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             Params::Positional(row),
         )
         .await;

@@ -64,6 +64,9 @@ pub struct NewCertificate {
 pub enum Imported {
     /// The certificate is new.
     New,
+    /// A certificate with this thumbprint and type was there with other signatures (of an earlier trust anchor,
+    /// or tampered with); it has the new ones now.
+    Renewed,
     /// A certificate with this thumbprint and type was there; it was left as it is.
     AlreadyThere,
 }
@@ -105,6 +108,41 @@ impl Store {
                 Err(Failure::Duplicate) => Ok(Imported::AlreadyThere),
                 Err(other) => Err(other),
             }
+        })
+        .await
+    }
+
+    /// Writes the columns of a certificate that is there and not revoked anew, if any of them differs.
+    pub async fn renew_certificate(&self, new: &NewCertificate) -> Result<bool, StoreError> {
+        use certificate::Column;
+        self.repeat("renew certificate", || async {
+            let there = certificate::Entity::find()
+                .filter(Column::Thumbprint.eq(new.thumbprint.as_bytes().to_vec()))
+                .filter(Column::Kind.eq(new.kind.as_str()))
+                .filter(Column::RevokedAt.is_null())
+                .one(&self.db)
+                .await?;
+            let Some(there) = there else { return Ok(false) };
+            let same = there.country == new.country
+                && there.pem == new.pem
+                && there.operator_signature == new.operator_signature
+                && there.registration_signature == new.registration_signature;
+            if same {
+                return Ok(false);
+            }
+            let row = certificate::ActiveModel {
+                id: Set(there.id),
+                country: Set(new.country.clone()),
+                pem: Set(new.pem.clone()),
+                operator_signature: Set(new.operator_signature.clone()),
+                registration_signature: Set(new.registration_signature.clone()),
+                waived: Set(new.waived.clone()),
+                waived_by: Set(new.waived_by.clone()),
+                waived_because: Set(new.waived_because.clone()),
+                ..Default::default()
+            };
+            certificate::Entity::update(row).exec(&self.db).await?;
+            Ok(true)
         })
         .await
     }

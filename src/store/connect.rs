@@ -94,6 +94,17 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
                 Ok(())
             })
         })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // A BEGIN whose answer nobody waited for leaves a transaction open, and what the next user wrote
+                // would be in it. A peer that does not answer must not keep its place in the pool either.
+                let rollback = tokio::time::timeout(Duration::from_secs(2), connection.execute("ROLLBACK"));
+                match rollback.await {
+                    Ok(done) => done.map(|_| true),
+                    Err(_) => Ok(false),
+                }
+            })
+        })
         // One message per statement is noise; slow statements are the database's to log.
         .connect_lazy_with(control.disable_statement_logging());
     let constraints = PoolConstraints::new(0, usize::from(config.pool)).unwrap_or_default();

@@ -43,6 +43,7 @@ pub(super) mod upload {
         pub format_major: i16,
         pub format_minor: i16,
         pub amount: i32,
+        pub payload_bytes: i64,
         pub content_hash: Vec<u8>,
         pub batch_signature: String,
         pub uploader_certificate_id: i64,

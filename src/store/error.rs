@@ -74,8 +74,27 @@ impl Failure {
             1062 | 1586 => Self::Duplicate,
             // Too many connections, shutdown, lock time-out, deadlock, record changed, commit failed,
             // read-only (a primary that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
-            1040 | 1053 | 1205 | 1213 | 1020 | 1180 | 1290 | 1317 | 1836 | 1927 | 3024 | 3572 | 1047
-            | 3100 | 3101 | 3169 => Self::Transient(format!("error {code}: {message}")),
+            1040
+            | 1053
+            | 1158..=1161
+            | 1203
+            | 1226
+            | 1969
+            | 4031
+            | 1205
+            | 1213
+            | 1020
+            | 1180
+            | 1290
+            | 1317
+            | 1836
+            | 1927
+            | 3024
+            | 3572
+            | 1047
+            | 3100
+            | 3101
+            | 3169 => Self::Transient(format!("error {code}: {message}")),
             _ => Self::Permanent(format!("error {code}: {message}")),
         }
     }

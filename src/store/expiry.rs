@@ -8,6 +8,7 @@ use sea_orm::{
 use super::{
     Lease, Store, StoreError,
     entity::{batch, diagnosis_key, upload},
+    error::Failure,
 };
 
 /// Keys that one transaction deletes: few enough that nobody waits for its locks.
@@ -38,9 +39,9 @@ impl Store {
         self.repeat("expire", || async {
             let tx = self.begin().await?;
             self.fence(&tx, lease).await?;
-            let too_old: Option<(i64, i32)> = upload::Entity::find()
+            let too_old: Option<(i64, i32, Option<Vec<u8>>)> = upload::Entity::find()
                 .select_only()
-                .columns([upload::Column::Id, upload::Column::Amount])
+                .columns([upload::Column::Id, upload::Column::Amount, upload::Column::BatchId])
                 .filter(
                     Condition::any()
                         .add(
@@ -64,7 +65,20 @@ impl Store {
                 .await?;
             let mut step = ExpiryStep::default();
             match too_old {
-                Some((id, amount)) => {
+                Some((id, _, None)) => {
+                    // All at once, and only if no batch has taken it in the meantime: a batch never loses keys.
+                    let waiting = upload::Entity::delete_many()
+                        .filter(upload::Column::Id.eq(id))
+                        .filter(upload::Column::BatchId.is_null());
+                    step.uploads = waiting.exec(&tx).await?.rows_affected;
+                    if step.uploads == 0 {
+                        return Err(Failure::Transient("a batch took an upload that was to expire".into()));
+                    }
+                    let keys =
+                        diagnosis_key::Entity::delete_many().filter(diagnosis_key::Column::UploadId.eq(id));
+                    step.keys = keys.exec(&tx).await?.rows_affected;
+                }
+                Some((id, amount, Some(_))) => {
                     // From the end, so that the first remaining position tells how much is left.
                     let left = diagnosis_key::Entity::find()
                         .select_only()

@@ -78,23 +78,42 @@ impl Store {
         // That the database is away shows soon; changing large tables may then take as long as it takes.
         self.ping().await?;
         let patient = Self { timeout: MIGRATION, ..self.clone() };
-        patient.repeat("migrate", || async { Ok(Migrator::up(&self.db, None).await?) }).await
+        patient
+            .repeat("migrate", || async {
+                // A newer version may have been here: its steps are none of ours, and the rule of expanding before
+                // contracting lets this version run on them.
+                if self.missing_steps().await? == 0 {
+                    return Ok(());
+                }
+                Migrator::up(&self.db, None).await.map_err(|error| match Failure::from(error) {
+                    // Another instance has recorded the same step: look again.
+                    Failure::Duplicate => Failure::Transient("another instance migrates".into()),
+                    other => other,
+                })
+            })
+            .await
     }
 
     /// Whether every step of the schema has been carried out.
     pub async fn schema_is_current(&self) -> Result<bool, StoreError> {
-        self.repeat("schema", || async {
-            Ok(Migrator::get_pending_migrations(&self.db).await.map(|pending| pending.is_empty())?)
-        })
-        .await
+        self.repeat("schema", || async { Ok(self.missing_steps().await? == 0) }).await
     }
 
     /// Whether no step of the schema has been carried out yet.
     pub async fn is_empty(&self) -> Result<bool, StoreError> {
         self.repeat("schema", || async {
-            Ok(Migrator::get_applied_migrations(&self.db).await.map(|applied| applied.is_empty())?)
+            Migrator::install(&self.db).await?;
+            Ok(Migrator::get_migration_models(&self.db).await?.is_empty())
         })
         .await
+    }
+
+    /// How many of this version's steps have not been carried out.
+    async fn missing_steps(&self) -> Result<usize, Failure> {
+        Migrator::install(&self.db).await?;
+        let done = Migrator::get_migration_models(&self.db).await?;
+        let done = |name: &str| done.iter().any(|done| done.version == name);
+        Ok(Migrator::migrations().iter().filter(|step| !done(step.name())).count())
     }
 
     /// Whether the database answers.

@@ -129,6 +129,7 @@ impl Store {
             format_major: Set(new.media().version.major as i16),
             format_minor: Set(new.media().version.minor as i16),
             amount: Set(new.keys().len() as i32),
+            payload_bytes: Set(new.payload_bytes() as i64),
             content_hash: Set(new.content_hash().to_vec()),
             batch_signature: Set(new.batch_signature().to_owned()),
             uploader_certificate_id: Set(new.uploader_certificate_id()),

@@ -114,12 +114,16 @@ impl Registry {
         if own != Err(Inactive::Unknown) || certificate.is_authority() {
             return own;
         }
-        let authority = self
-            .entries
-            .values()
-            .filter(|entry| entry.kind == kind && entry.country == country)
-            .find(|entry| certificate.is_issued_by(&entry.certificate));
-        let Some(authority) = authority else { return own };
+        // A CA that was renewed with the same key is there twice: one that is active decides.
+        let mut found = own;
+        for entry in self.entries.values().filter(|entry| entry.kind == kind && entry.country == country) {
+            if found.is_err() && certificate.is_issued_by(&entry.certificate) {
+                found = self.active(entry.certificate.thumbprint(), kind, now);
+            }
+        }
+        if found == Err(Inactive::Unknown) {
+            return own;
+        }
         if now < certificate.not_before() {
             return Err(Inactive::NotYetValid);
         }
@@ -129,7 +133,7 @@ impl Registry {
         if !certificate.permits(kind) {
             return Err(Inactive::NotPermitted);
         }
-        self.active(authority.certificate.thumbprint(), kind, now)
+        found
     }
 
     /// Rows that do not count, each with the reason.

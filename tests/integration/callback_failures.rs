@@ -324,7 +324,9 @@ async fn when_the_delivering_gateway_is_killed_the_other_takes_over(case: &Case)
     let config = case.folder.path().join("killed.toml");
     let callback = "[callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\
          allowed_networks = [\"127.0.0.0/8\"]\ntimeout = \"1s\"\n";
-    std::fs::write(&config, case.config_text() + callback).unwrap();
+    // A short lease, so that the other takes over soon.
+    let text = case.config_text().replace("[database]\n", "[database]\ntimeout = \"5s\"\n");
+    std::fs::write(&config, text + callback).unwrap();
     let mut serve = Command::new(env!("CARGO_BIN_EXE_efgs-gateway"));
     serve.args(["serve", "--config"]).arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
     let killed = Process(serve.spawn().unwrap());

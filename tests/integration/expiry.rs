@@ -10,6 +10,7 @@ use crate::{
 };
 
 tests![
+    an_upload_that_a_batch_takes_is_not_expired_beside_it,
     what_is_too_old_is_not_served_from_the_first_moment,
     expiry_deletes_all_rows_in_steps_and_keeps_the_newest_batch,
     what_was_never_in_a_batch_expires_too,
@@ -181,4 +182,23 @@ async fn another_retention_is_heeded_everywhere(case: &Case) {
     let message = reader.download(day, Some(&batch)).await.refused(410, "gone");
     assert!(message.contains(&(day + Days::new(1)).to_string()), "{message}");
     assert_eq!(expire_now(&gateway.app).await.unwrap().keys, 1);
+}
+
+async fn an_upload_that_a_batch_takes_is_not_expired_beside_it(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 2300, case.clock.now()).await;
+    case.clock.set(case.clock.now() + Days::new(20));
+    // Both jobs at once, on what was never in a batch: either takes the upload whole.
+    let (formed, expired) =
+        tokio::join!(efgs_gateway::batching::form_now(&gateway.app), expire_now(&gateway.app));
+    match formed.unwrap().len() {
+        0 => assert_eq!(expired.unwrap().keys, 2300),
+        _ => {
+            assert_eq!(expired.unwrap().keys, 0);
+            assert_eq!(
+                gateway.client("NL").download(case.today(), None).await.expect(200).keys().len(),
+                2300
+            );
+        }
+    }
 }

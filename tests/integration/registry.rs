@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use efgs_gateway::app::App;
 use efgs_protocol::{certificate::CertificateType, wire};
 use efgs_test_ca::Request as CertificateRequest;
 
@@ -11,6 +12,9 @@ use crate::{
 };
 
 tests![
+    several_instances_migrate_an_empty_database_at_once,
+    an_older_version_runs_on_a_newer_schema,
+    a_bundle_that_is_imported_again_mends_its_row,
     a_revocation_holds_on_a_connection_that_is_open_already,
     an_import_and_a_revocation_take_effect_on_every_instance,
     a_row_that_was_tampered_with_is_as_good_as_absent,
@@ -155,4 +159,56 @@ async fn a_row_signed_by_another_anchor_does_not_count(case: &Case) {
     let keys = keys(country("DE"), 1, case.clock.now());
     let client = gateway.client("DE").signing_with(&intruder.signing);
     client.upload("a", &keys).await.refused(400, "untrusted-signer");
+}
+
+async fn several_instances_migrate_an_empty_database_at_once(case: &Case) {
+    let apps: Vec<_> = (0..4).map(|_| App::new(case.config(), case.clock.clone(), None).unwrap()).collect();
+    let (a, b, c, d) = tokio::join!(
+        apps[0].store.migrate(),
+        apps[1].store.migrate(),
+        apps[2].store.migrate(),
+        apps[3].store.migrate()
+    );
+    for done in [a, b, c, d] {
+        done.unwrap();
+    }
+    assert!(apps[0].store.schema_is_current().await.unwrap());
+    for app in apps {
+        app.store.clone().close().await;
+    }
+}
+
+async fn an_older_version_runs_on_a_newer_schema(case: &Case) {
+    let app = App::new(case.config(), case.clock.clone(), None).unwrap();
+    app.store.migrate().await.unwrap();
+    case.db
+        .execute("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m9999_from_the_future', 1)")
+        .await;
+    assert!(app.store.schema_is_current().await.unwrap());
+    app.store.migrate().await.unwrap();
+    assert!(!app.store.is_empty().await.unwrap());
+    app.store.clone().close().await;
+}
+
+async fn a_bundle_that_is_imported_again_mends_its_row(case: &Case) {
+    let gateway = case.gateway().await;
+    case.db.execute("UPDATE certificate SET operator_signature = 'AAAA' WHERE country = 'NL'").await;
+    gateway.reload().await;
+    gateway.client("NL").download(case.today(), None).await.refused(403, "forbidden");
+    let bundle = &participant("NL").authentication.bundle;
+    let new = efgs_gateway::store::NewCertificate {
+        thumbprint: bundle.certificate.thumbprint(),
+        kind: bundle.kind,
+        country: bundle.country.to_string(),
+        pem: bundle.certificate.pem().to_owned(),
+        operator_signature: bundle.operator_signature.clone(),
+        registration_signature: bundle.registration_signature.clone(),
+        waived: String::new(),
+        waived_by: String::new(),
+        waived_because: String::new(),
+    };
+    assert!(gateway.app.store.renew_certificate(&new).await.unwrap());
+    assert!(!gateway.app.store.renew_certificate(&new).await.unwrap());
+    gateway.reload().await;
+    gateway.client("NL").download(case.today(), None).await.refused(404, "batch-not-found");
 }

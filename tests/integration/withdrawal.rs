@@ -144,6 +144,8 @@ async fn a_tag_with_slashes_can_be_withdrawn(case: &Case) {
     de.upload_new("2020-9-28-Ab+/c==-0", 1, case.clock.now()).await;
     de.upload_new("x/y", 1, case.clock.now()).await;
     de.send(delete("2020-9-28-Ab+%2Fc==-0")).await.expect(200);
+    // Slashes count: this is another tag.
+    de.send(delete("x//y")).await.refused(404, "upload-not-found");
     de.send(delete("x/y")).await.expect(200);
     assert_eq!(gateway.app.store.pending().await.unwrap().uploads, 0);
 }

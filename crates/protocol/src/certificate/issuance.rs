@@ -6,7 +6,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{Certificate, CertificateType, Hash, Scheme};
 
 impl Certificate {
-    /// Whether it may issue certificates: it is a CA, and its key usage, if it names one, permits it.
+    /// Whether it may issue certificates: it is a CA, and its key usage says keyCertSign.
     pub fn is_authority(&self) -> bool {
         self.usage.is_authority()
     }

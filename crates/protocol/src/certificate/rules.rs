@@ -120,7 +120,8 @@ impl Usage {
 
     /// See [`Certificate::is_authority`].
     pub(super) fn is_authority(&self) -> bool {
-        self.ca && matches!(&self.key, Ok(key) if key.as_ref().is_none_or(KeyUsage::key_cert_sign))
+        // In so many words: `openssl req -x509` marks every certificate as a CA.
+        self.ca && matches!(&self.key, Ok(Some(key)) if key.key_cert_sign())
     }
 
     /// Says which usage is missing for a certificate of this type.
@@ -131,9 +132,8 @@ impl Usage {
         let key_permits = |permits: fn(&KeyUsage) -> bool| key.as_ref().is_none_or(permits);
         let extended_permits =
             |permits: fn(&Extended) -> bool| extended.as_ref().is_none_or(|e| e.any || permits(e));
-        let signs_certificates = key.as_ref().is_some_and(|_| self.is_authority());
         match kind {
-            CertificateType::Authentication | CertificateType::Signing if signs_certificates => {
+            CertificateType::Authentication | CertificateType::Signing if self.is_authority() => {
                 Ok("a CA: the certificates that it issues for this country are accepted")
             }
             CertificateType::Authentication if !key_permits(KeyUsage::digital_signature) => {
