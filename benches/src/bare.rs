@@ -1,0 +1,93 @@
+//! The same rows as an upload's, inserted by the bare database driver: prepared inserts of 1,000 rows in the
+//! order of the hashes, in one durable transaction.
+
+use std::{sync::Arc, time::Instant};
+
+use chrono::{Datelike, Timelike};
+use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
+
+use crate::{Outcome, load::Round, uploads::Upload};
+
+/// Rows of one insert.
+const ROWS: usize = 1000;
+
+/// Inserts all uploads on as many connections at once.
+pub(crate) async fn insert_all(pool: &Pool, connections: usize, uploads: Arc<Vec<Upload>>) -> Outcome<Round> {
+    let mut open = Vec::new();
+    for _ in 0..connections {
+        open.push(pool.get_conn().await?);
+    }
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    for (at, mut connection) in open.into_iter().enumerate() {
+        let uploads = uploads.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut latencies = Vec::new();
+            for upload in uploads.iter().skip(at).step_by(connections) {
+                let begin = Instant::now();
+                insert(&mut connection, upload).await?;
+                latencies.push(begin.elapsed().as_secs_f64());
+            }
+            Outcome::Ok(latencies)
+        }));
+    }
+    let mut round = Round::default();
+    for task in tasks {
+        round.latencies.extend(task.await??);
+    }
+    round.seconds = start.elapsed().as_secs_f64();
+    Ok(round)
+}
+
+async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
+    let mut tx = connection.start_transaction(TxOpts::default()).await?;
+    let (day, time) = (upload.at.date_naive(), upload.at.time());
+    let row: Vec<Value> = vec![
+        upload.country.as_str().into(),
+        upload.tag.as_bytes().into(),
+        "protobuf".into(),
+        1.into(),
+        0.into(),
+        upload.rows.len().into(),
+        upload.content_hash.as_slice().into(),
+        upload.signature.as_str().into(),
+        1.into(),
+        2.into(),
+        Value::Date(
+            day.year() as u16,
+            day.month() as u8,
+            day.day() as u8,
+            time.hour() as u8,
+            time.minute() as u8,
+            time.second() as u8,
+            time.nanosecond() / 1000,
+        ),
+    ];
+    tx.exec_drop(
+        "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, content_hash, \
+         batch_signature, uploader_certificate_id, signing_certificate_id, uploaded_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        Params::Positional(row),
+    )
+    .await?;
+    let id = tx.last_insert_id().ok_or("the database gave an upload no number")?;
+    for rows in upload.rows.chunks(ROWS) {
+        let mut values = Vec::with_capacity(rows.len() * 5);
+        for row in rows {
+            values.extend([
+                id.into(),
+                row.position.into(),
+                row.payload_hash.as_slice().into(),
+                row.report_type.into(),
+                row.payload.as_slice().into(),
+            ]);
+        }
+        let marks = vec!["(?,?,?,?,?)"; rows.len()].join(",");
+        let sql = format!(
+            "INSERT INTO diagnosis_key (upload_id, position, payload_hash, report_type, payload) VALUES {marks}"
+        );
+        tx.exec_drop(sql, Params::Positional(values)).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}

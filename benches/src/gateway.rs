@@ -1,0 +1,148 @@
+//! A gateway as an operator runs it: the release binary, a configuration, imported certificates.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use efgs_test_ca::{KeyKind, Participant, Pki};
+use rustls::ClientConfig;
+use tempfile::TempDir;
+
+use crate::{
+    Outcome,
+    connection::{self, Connection},
+    database::{Kind, Schema},
+    load::Processes,
+    process::Server,
+};
+
+/// The repository's root.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Builds the gateway of this repository as it is released.
+pub(crate) fn build() -> Outcome<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["build", "--release", "--package", "efgs-gateway", "--bin", "efgs-gateway"])
+        .current_dir(ROOT);
+    if !cargo.status().map_err(|e| format!("cannot run cargo: {e}"))?.success() {
+        return Err("the gateway does not build".into());
+    }
+    // This program lies beside it, wherever the target folder is.
+    Ok(env::current_exe()?.with_file_name("efgs-gateway"))
+}
+
+/// Everything that gateways of one measurement share: a folder, a PKI with five countries, a schema.
+pub(crate) struct Site {
+    program: PathBuf,
+    pub(crate) folder: TempDir,
+    pub(crate) pki: Pki,
+    /// The last one uploads nothing.
+    pub(crate) participants: Vec<Participant>,
+    pub(crate) schema: Schema,
+}
+
+impl Site {
+    pub(crate) async fn new(program: &Path, kind: Kind) -> Outcome<Self> {
+        let folder = tempfile::Builder::new().prefix("efgs-bench-").tempdir()?;
+        // nginx reads what it serves as another user.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        let pki = Pki::new(KeyKind::Ec256)?;
+        pki.write(folder.path())?;
+        let mut participants = Vec::new();
+        for code in ["NL", "IT", "IE", "ES", "DE"] {
+            let participant = pki.participant(code.parse()?)?;
+            participant.write(&folder.path().join(code))?;
+            participants.push(participant);
+        }
+        // 32 random bytes would do as well: nobody keeps what is encrypted with it.
+        fs::write(folder.path().join("payload-1.key"), format!("{}=\n", "A".repeat(43)))?;
+        let schema = Schema::create(kind, folder.path()).await?;
+        let site = Self { program: program.to_owned(), folder, pki, participants, schema };
+        let config = site.config("gateway.toml", &site.schema, "")?;
+        let mut bundles = Vec::new();
+        for participant in &site.participants {
+            for name in ["authentication", "signing"] {
+                bundles.push(format!(
+                    "{}/{}/{name}.bundle",
+                    site.folder.path().display(),
+                    participant.country
+                ));
+            }
+        }
+        let mut arguments = vec!["certificate", "import", "--config", &config];
+        arguments.extend(bundles.iter().map(String::as_str));
+        site.run(&arguments)?;
+        Ok(site)
+    }
+
+    /// Writes a configuration with the gateway's defaults and, at its end, `more`.
+    fn config(&self, name: &str, schema: &Schema, more: &str) -> Outcome<String> {
+        let path = self.folder.path().join(name);
+        let tls_ca = schema.tls_ca.as_ref().map(|ca| format!("tls_ca = {ca:?}\n")).unwrap_or_default();
+        let text = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n\
+             [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
+             [database]\nurl = \"{}\"\n{tls_ca}\
+             [trust]\nanchor = \"trust-anchor.pem\"\n\
+             [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n{more}",
+            schema.url
+        );
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Outcome {
+        let output = Command::new(&self.program).args(arguments).output();
+        let output = output.map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
+    }
+
+    /// Sets up the gateway's tables in another schema.
+    pub(crate) fn migrate(&self, schema: &Schema) -> Outcome {
+        let config = self.config("bare.toml", schema, "")?;
+        self.run(&["migrate", "--config", &config])
+    }
+
+    /// Starts a gateway with the default settings and `more` of them.
+    pub(crate) fn start(&self, more: &str) -> Outcome<Gateway> {
+        let config = self.config("gateway.toml", &self.schema, more)?;
+        let (server, port) = Server::start(&self.program, &["serve", "--config", &config], |line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line.get("admin_address")?;
+            line.get("address")?.as_str()?.rsplit(':').next()?.parse().ok()
+        })?;
+        Ok(Gateway { server, port })
+    }
+
+    /// TLS of the country that uploads nothing.
+    pub(crate) fn reader(&self, resume: bool) -> Outcome<Arc<ClientConfig>> {
+        let reader = self.participants.last().ok_or("there is no participant")?;
+        connection::client(&self.pki, &reader.authentication, resume)
+    }
+
+    /// A connection of a country that uploads.
+    pub(crate) fn writer(&self, port: u16, country: &Participant) -> Outcome<Connection> {
+        Connection::open(port, &connection::client(&self.pki, &country.authentication, true)?)
+    }
+}
+
+/// A gateway that runs.
+pub(crate) struct Gateway {
+    server: Server,
+    pub(crate) port: u16,
+}
+
+impl Gateway {
+    pub(crate) fn id(&self) -> u32 {
+        self.server.id()
+    }
+
+    pub(crate) fn processes(&self, kind: Kind) -> Processes {
+        Processes { server: self.id(), database: kind.process() }
+    }
+}
