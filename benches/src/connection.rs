@@ -224,7 +224,7 @@ mod tests {
         assert!(split(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r").unwrap().is_none());
         let (head, length, begin) =
             split(b"HTTP/1.1 200 OK\r\nbatchtag: a b\r\ncontent-length: 3\r\n\r\nab").unwrap().unwrap();
-        assert_eq!((head.status(), head.header("batchTag"), length, begin), (200, Some("a b"), 3, 55));
+        assert_eq!((head.status(), head.header("batchTag"), length, begin), (200, Some("a b"), 3, 53));
         assert!(split(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
     }
 }
