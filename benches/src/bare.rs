@@ -49,10 +49,13 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
         1.into(),
         0.into(),
         upload.rows.len().into(),
+        upload.rows.iter().map(|row| row.payload.len()).sum::<usize>().into(),
         upload.content_hash.as_slice().into(),
         upload.signature.as_str().into(),
         1.into(),
+        upload.content_hash.as_slice().into(),
         2.into(),
+        upload.content_hash.as_slice().into(),
         Value::Date(
             day.year() as u16,
             day.month() as u8,
@@ -64,9 +67,9 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
         ),
     ];
     tx.exec_drop(
-        "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, content_hash, \
-         batch_signature, uploader_certificate_id, signing_certificate_id, uploaded_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, \
+         content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
+         signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         Params::Positional(row),
     )
     .await?;

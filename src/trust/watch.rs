@@ -70,7 +70,7 @@ pub fn days_left(not_after: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
     if left < chrono::TimeDelta::zero() { left.num_days().min(0) } else { left.num_days() + 1 }
 }
 
-/// The smallest number of [`DAYS`] that is not less than what is left.
+/// The warning that so many days deserve: the smallest of 60, 30, 14, 7 and 0 that is not less.
 pub fn threshold(left: i64) -> Option<i64> {
     DAYS.into_iter().rev().find(|days| left <= *days)
 }

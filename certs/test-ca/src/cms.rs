@@ -57,8 +57,8 @@ enum Inside {
     Certificates,
 }
 
-/// Rewrites DER, as OpenSSL makes it, into the loosest BER. A SignedData's certificates are the only field [0]
-/// whose first child is a SEQUENCE of a SEQUENCE of a field [0].
+/// Rewrites DER, as OpenSSL makes it, into the loosest BER. A SignedData's certificates are the only field `[0]`
+/// whose first child is a SEQUENCE of a SEQUENCE of a field `[0]`.
 fn to_ber(der: &[u8], inside: Inside) -> Vec<u8> {
     let mut ber = Vec::new();
     let mut rest = der;

@@ -19,10 +19,10 @@ use super::SignatureError;
 use super::ber::{self, BerError, Element, Reader};
 use crate::certificate::{AlgorithmError, Hash, Scheme};
 
-/// The context-specific tags [0] and [1], constructed.
+/// The context-specific tags `[0]` and `[1]`, constructed.
 const FIELD_0: u8 = 0xa0;
 const FIELD_1: u8 = 0xa1;
-/// The context-specific tag [0], primitive.
+/// The context-specific tag `[0]`, primitive.
 const FIELD_0_PRIMITIVE: u8 = 0x80;
 
 /// A SignedData with exactly one signer and no content.
