@@ -109,7 +109,7 @@ impl Sealed {
         }
     }
 
-    /// The pieces of a body.
+    /// The pieces of a body, from memory or built now. Requests that need the same at once build it once.
     async fn body(
         &self,
         app: &Arc<App>,
@@ -125,10 +125,14 @@ impl Sealed {
             let pieces = assemble(&self.segments(app, batch, format).await?, format, without);
             app.blocking(move || encoding.compress(&pieces)).await?.map(Cached::Compressed).map_err(internal)
         };
-        let key = CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without);
-        match self.get_or_build(key, build).await? {
-            Cached::Compressed(bytes) => Ok(vec![bytes]),
-            Cached::Segments(_) => Err(internal("the cache holds another kind of value")),
+        match self
+            .0
+            .try_get_with(CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without), build)
+            .await
+        {
+            Ok(Cached::Compressed(bytes)) => Ok(vec![bytes]),
+            Ok(Cached::Segments(_)) => Err(internal("the cache holds another kind of value")),
+            Err(error) => Err(Error::Shared(error)),
         }
     }
 
@@ -145,25 +149,11 @@ impl Sealed {
             let (shared, batch) = (app.clone(), batch.clone());
             app.blocking(move || seal(&batch, payloads, format, &shared.keyring)).await?.map(Cached::Segments)
         };
-        match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
-            Cached::Segments(segments) => Ok(segments),
-            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
+        match self.0.try_get_with(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await {
+            Ok(Cached::Segments(segments)) => Ok(segments),
+            Ok(Cached::Compressed(_)) => Err(internal("the cache holds another kind of value")),
+            Err(error) => Err(Error::Shared(error)),
         }
-    }
-
-    /// What is in memory, or is built now and kept. Requests that need the same at once build it once.
-    async fn get_or_build(
-        &self,
-        key: CacheKey,
-        build: impl Future<Output = Result<Cached, Error>>,
-    ) -> Result<Cached, Error> {
-        let entry = self.0.entry(key).or_try_insert_with(build).await.map_err(Error::Shared)?;
-        if entry.is_fresh() {
-            // Left to itself the cache makes room only now and then, and a country that catches up would have
-            // dozens of batches more in memory until it does.
-            self.0.run_pending_tasks().await;
-        }
-        Ok(entry.into_value())
     }
 }
 

@@ -150,15 +150,3 @@ fn several_accept_headers_are_one_list() {
     let none = TestRequest::default().to_http_request();
     assert!(matches!(accepted(&none), Err(DownloadError::Media(_))));
 }
-
-#[tokio::test]
-async fn a_country_that_catches_up_does_not_outgrow_the_memory_for_batches() {
-    const MAX: usize = 20_000;
-    let sealed = Sealed::new(MAX as u64);
-    for number in 0..60 {
-        let key = CacheKey::Segments(ObjectId::from_bytes([number; 12]), 0, Format::Protobuf);
-        let bytes = Bytes::from(vec![0; 1000]);
-        sealed.get_or_build(key, async { Ok(Cached::Compressed(bytes)) }).await.unwrap();
-        assert!(sealed.0.iter().count() * 1000 <= MAX, "after {number}");
-    }
-}

@@ -86,9 +86,6 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         .max_connections(CONTROL_CONNECTIONS)
         .acquire_timeout(config.timeout)
         .idle_timeout(Duration::from_secs(300))
-        // sqlx asks the server when a connection comes back; asking again when it is taken out would double the
-        // round trips of the small statements. One that broke in between is replaced when they are repeated.
-        .test_before_acquire(false)
         .after_connect(|connection, _| {
             Box::pin(async move {
                 for statement in MYSQL_SESSION {
