@@ -33,6 +33,7 @@ use crate::{
     download::Sealed,
     encryption::Keyring,
     expiry, http,
+    instance::Instance,
     jobs::{self, Shutdown},
     store::{Store, StoreError},
     trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
@@ -41,6 +42,8 @@ use crate::{
 
 /// What every feature shares.
 pub struct App {
+    /// Which start of a gateway this is.
+    pub instance: Instance,
     /// The settings.
     pub config: Config,
     /// The time.
@@ -132,6 +135,7 @@ impl App {
         let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
         let store = Store::connect(&config.database, &config.database_url()?)?;
         Ok(Arc::new(Self {
+            instance: Instance::new(),
             keyring: Keyring::load(&config.encryption)?,
             trust: Trust::new(anchor, config.trust.refresh),
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
@@ -270,7 +274,7 @@ impl Gateway {
         for warning in app.config.warnings() {
             tracing::warn!("{warning}");
         }
-        tracing::info!(%address, %admin_address, "the gateway serves");
+        tracing::info!(%address, %admin_address, instance = app.instance.id, host = app.instance.host, "the gateway serves");
         Ok(Self { address, admin_address, app, tls, stop, servers, tasks })
     }
 

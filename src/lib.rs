@@ -29,6 +29,7 @@ pub mod download;
 pub mod encryption;
 pub mod expiry;
 pub mod http;
+pub mod instance;
 pub mod jobs;
 pub mod options;
 pub mod store;

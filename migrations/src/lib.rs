@@ -15,6 +15,7 @@ use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
 mod m0001_initial;
 mod m0002_callbacks;
 mod m0003_withdrawal;
+mod m0004_access_log;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_initial::Migration),
             Box::new(m0002_callbacks::Migration),
             Box::new(m0003_withdrawal::Migration),
+            Box::new(m0004_access_log::Migration),
         ]
     }
 }
