@@ -21,6 +21,7 @@
 //! ```
 
 mod connection;
+pub mod download;
 mod error;
 #[cfg(test)]
 mod tests;
