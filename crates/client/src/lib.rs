@@ -23,6 +23,7 @@
 mod connection;
 pub mod download;
 mod error;
+pub mod gaen;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,382 @@
+//! Reading export files, of any length in little memory.
+
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
+
+use flate2::{CrcReader, bufread::DeflateDecoder};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use zip::{CompressionMethod, ZipArchive, result::ZipError};
+
+use super::{
+    EXPORT_ENTRY, ExportHeader, HEADER, SIGNATURE_ENTRY, Section, SignatureInfo, TemporaryExposureKey,
+    VerifyingKey,
+    message::{Key, SignatureList},
+};
+
+/// How many bytes of `export.bin` are read at most, unpacked: about eight million keys.
+pub const MAX_EXPORT_BYTES: u64 = 256 << 20;
+/// The longest `export.sig`.
+const MAX_SIGNATURE_BYTES: u64 = 64 << 10;
+/// The longest message of one key; real ones have about 30 bytes.
+const MAX_KEY_BYTES: u64 = 4 << 10;
+/// The longest of everything in `export.bin` that is no key.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// Why an export file cannot be read or trusted. None of the texts contains key data.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file is not there to be read.
+    #[error("the file cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// No zip archive, or one that cannot be unpacked.
+    #[error("it is not a zip archive that can be unpacked: {0}")]
+    Archive(String),
+    /// An entry is missing.
+    #[error("the archive has no entry {0}: it is not a key export file")]
+    Missing(&'static str),
+    /// `export.bin` does not begin with its header.
+    #[error("export.bin does not begin with \"EK Export v1\" and four spaces")]
+    Header,
+    /// An entry is longer than any real one.
+    #[error("{entry} has more than {limit} bytes")]
+    TooLong {
+        /// Which one.
+        entry: &'static str,
+        /// How many bytes are read at most.
+        limit: u64,
+    },
+    /// `export.bin` is not the message that it should be.
+    #[error("export.bin cannot be read: {what} before byte {at}")]
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+        /// Where, in the unpacked entry.
+        at: u64,
+    },
+    /// One key is none. The keys behind it can still be read.
+    #[error("key {index}: the key data has {found} bytes instead of 16")]
+    KeyDataLength {
+        /// Which key, counted from 0 over both lists in the order of the file.
+        index: usize,
+        /// The number of bytes found.
+        found: usize,
+    },
+    /// `export.sig` is not the message that it should be.
+    #[error("export.sig cannot be read: it is not a list of signatures")]
+    Signatures,
+    /// No signature is one of the given key.
+    #[error("none of the {signatures} signatures in export.sig is the given key's over this export.bin")]
+    NotVerified {
+        /// How many there are.
+        signatures: usize,
+    },
+}
+
+/// An export file, opened: both entries are there and can be unpacked.
+pub struct ExportFile<R> {
+    reader: R,
+    export: Place,
+    signatures: SignatureList,
+}
+
+/// Where an entry lies in the archive, and how.
+#[derive(Clone, Copy)]
+struct Place {
+    start: u64,
+    packed: u64,
+    deflated: bool,
+    crc32: u32,
+}
+
+impl<R: Read + Seek> ExportFile<R> {
+    /// Opens an export file. Entries besides the two, and the order of the entries, do not matter.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn open(reader: R) -> Result<Self, ReadError> {
+        let mut archive = ZipArchive::new(reader).map_err(|error| archive_error(error, EXPORT_ENTRY))?;
+        let export = place(&mut archive, EXPORT_ENTRY)?;
+        let place = place(&mut archive, SIGNATURE_ENTRY)?;
+        let mut reader = archive.into_inner();
+
+        let mut bytes = Vec::new();
+        let mut entry = place.unpack(&mut reader, SIGNATURE_ENTRY, MAX_SIGNATURE_BYTES)?;
+        entry.read_to_end(&mut bytes).map_err(unpack_error)?;
+        let signatures = SignatureList::decode(&*bytes).map_err(|_| ReadError::Signatures)?;
+        Ok(Self { reader, export, signatures })
+    }
+
+    /// Checks the file's signatures: at least one must be the given key's, over the whole of `export.bin`.
+    /// Returns what the file says of the key that made it.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn verify(&mut self, key: &VerifyingKey) -> Result<SignatureInfo, ReadError> {
+        let mut export = self.export.unpack(&mut self.reader, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
+        let mut sha256 = Sha256::new();
+        loop {
+            let bytes = export.fill_buf().map_err(unpack_error)?;
+            if bytes.is_empty() {
+                break;
+            }
+            sha256.update(bytes);
+            let length = bytes.len();
+            export.consume(length);
+        }
+        let digest = sha256.finalize();
+        let signatures = &self.signatures.signatures;
+        let by_key =
+            signatures.iter().find(|one| key.verify(&digest, one.signature.as_deref().unwrap_or_default()));
+        match by_key {
+            Some(signature) => Ok(signature.signature_info.clone().unwrap_or_default()),
+            None => Err(ReadError::NotVerified { signatures: signatures.len() }),
+        }
+    }
+
+    /// With which keys the file says that it is signed.
+    pub fn signature_infos(&self) -> impl Iterator<Item = &SignatureInfo> {
+        self.signatures.signatures.iter().filter_map(|signature| signature.signature_info.as_ref())
+    }
+
+    /// The file's keys, one by one.
+    ///
+    /// # Errors
+    /// When `export.bin` does not begin as it should.
+    pub fn into_keys(self) -> Result<Keys<R>, ReadError> {
+        let mut export = self.export.unpack(self.reader, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
+        let mut header = Vec::new();
+        export.by_ref().take(HEADER.len() as u64).read_to_end(&mut header).map_err(unpack_error)?;
+        if header != HEADER {
+            return Err(ReadError::Header);
+        }
+        Ok(Keys {
+            export,
+            position: HEADER.len() as u64,
+            header: Vec::new(),
+            message: Vec::new(),
+            read: 0,
+            ended: false,
+        })
+    }
+}
+
+/// A key in an export file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// In which of the two lists it stands.
+    pub section: Section,
+    /// The key.
+    pub key: TemporaryExposureKey,
+}
+
+/// The keys of an export file, in the file's order. After [`ReadError::KeyDataLength`] the next keys follow;
+/// any other error is the last item.
+///
+/// The end of the items means that the file was whole: its length and its check sum are right.
+pub struct Keys<R: Read> {
+    export: Unpacked<R>,
+    /// How many bytes have been read.
+    position: u64,
+    /// The fields that are no keys, as they stand in the file.
+    header: Vec<u8>,
+    /// The message of one key, kept for its memory.
+    message: Vec<u8>,
+    read: usize,
+    ended: bool,
+}
+
+impl<R: Read> Keys<R> {
+    /// What the file says besides its keys. It is complete once all keys have been read: most files have it
+    /// before the keys, but the format does not promise that.
+    ///
+    /// # Errors
+    /// [`ReadError::Malformed`].
+    pub fn header(&self) -> Result<ExportHeader, ReadError> {
+        ExportHeader::decode(&*self.header).map_err(|_| self.malformed("a header field of another type"))
+    }
+
+    fn next_key(&mut self) -> Result<Option<Entry>, ReadError> {
+        // Each turn reads one field of the outer message.
+        loop {
+            if self.export.fill_buf().map_err(unpack_error)?.is_empty() {
+                // A header that cannot be read makes the file none, even if nobody asks for the header.
+                return self.header().map(|_| None);
+            }
+            let before = self.header.len();
+            let tag = self.varint()?;
+            let section = match tag {
+                0x3a => Section::New,     // field 7, length-delimited
+                0x42 => Section::Revised, // field 8, length-delimited
+                _ => {
+                    match tag & 7 {
+                        0 => drop(self.varint()?),
+                        1 => self.copy(8)?,
+                        2 => {
+                            let length = self.varint()?;
+                            self.copy(length)?;
+                        }
+                        5 => self.copy(4)?,
+                        _ => return Err(self.malformed("an unknown wire type")),
+                    }
+                    continue;
+                }
+            };
+            let length = self.varint()?;
+            self.header.truncate(before);
+            if length > MAX_KEY_BYTES {
+                return Err(self.malformed("a key that is too long"));
+            }
+            self.message.clear();
+            append(&mut self.export, &mut self.position, length, &mut self.message)?;
+            let key = Key::decode(&*self.message).map_err(|_| self.malformed("a key that is no message"))?;
+            let index = self.read;
+            self.read += 1;
+            return match key.parse() {
+                Ok(key) => Ok(Some(Entry { section, key })),
+                Err(found) => Err(ReadError::KeyDataLength { index, found }),
+            };
+        }
+    }
+
+    /// A number, which is also kept with the header's fields.
+    fn varint(&mut self) -> Result<u64, ReadError> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            self.copy(1)?;
+            let byte = self.header.last().copied().unwrap_or_default();
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(self.malformed("a number that does not end"))
+    }
+
+    /// Moves bytes to the header's fields.
+    fn copy(&mut self, length: u64) -> Result<(), ReadError> {
+        if length > (MAX_HEADER_BYTES - self.header.len()) as u64 {
+            return Err(self.malformed("a header that is too long"));
+        }
+        append(&mut self.export, &mut self.position, length, &mut self.header)
+    }
+
+    fn malformed(&self, what: &'static str) -> ReadError {
+        ReadError::Malformed { what, at: self.position }
+    }
+}
+
+impl<R: Read> Iterator for Keys<R> {
+    type Item = Result<Entry, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.next_key();
+        self.ended = !matches!(next, Ok(Some(_)) | Err(ReadError::KeyDataLength { .. }));
+        next.transpose()
+    }
+}
+
+/// Appends the next `length` bytes.
+fn append<R: Read>(
+    export: &mut Unpacked<R>,
+    position: &mut u64,
+    length: u64,
+    to: &mut Vec<u8>,
+) -> Result<(), ReadError> {
+    let read = export.take(length).read_to_end(to).map_err(unpack_error)? as u64;
+    *position += read;
+    if read < length {
+        return Err(ReadError::Malformed { what: "a field that is cut off", at: *position });
+    }
+    Ok(())
+}
+
+fn place<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &'static str) -> Result<Place, ReadError> {
+    let entry = archive.by_name(name).map_err(|error| archive_error(error, name))?;
+    let deflated = match entry.compression() {
+        CompressionMethod::Stored => false,
+        CompressionMethod::Deflated => true,
+        other => {
+            return Err(ReadError::Archive(format!("{name} is packed with {other}, not deflated or stored")));
+        }
+    };
+    let start = entry.data_start().ok_or_else(|| ReadError::Archive(format!("{name} has no data")))?;
+    Ok(Place { start, packed: entry.compressed_size(), deflated, crc32: entry.crc32() })
+}
+
+impl Place {
+    fn unpack<R: Read + Seek>(
+        self,
+        mut reader: R,
+        entry: &'static str,
+        limit: u64,
+    ) -> Result<Unpacked<R>, ReadError> {
+        reader.seek(SeekFrom::Start(self.start))?;
+        let packed = BufReader::new(reader.take(self.packed));
+        let bytes = CrcReader::new(if self.deflated {
+            Packed::Deflated(DeflateDecoder::new(packed))
+        } else {
+            Packed::Stored(packed)
+        });
+        Ok(BufReader::new(Checked { bytes, crc32: self.crc32, entry, limit, left: limit }))
+    }
+}
+
+/// The bytes of an entry.
+type Unpacked<R> = BufReader<Checked<R>>;
+
+enum Packed<R> {
+    Stored(BufReader<Take<R>>),
+    Deflated(DeflateDecoder<BufReader<Take<R>>>),
+}
+
+impl<R: Read> Read for Packed<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Stored(bytes) => bytes.read(into),
+            Self::Deflated(bytes) => bytes.read(into),
+        }
+    }
+}
+
+/// Refuses an entry that is too long, whatever the archive says of its length, or whose check sum is wrong.
+struct Checked<R> {
+    bytes: CrcReader<Packed<R>>,
+    crc32: u32,
+    entry: &'static str,
+    limit: u64,
+    left: u64,
+}
+
+impl<R: Read> Read for Checked<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.bytes.read(into)?;
+        if read == 0 && !into.is_empty() && self.bytes.crc().sum() != self.crc32 {
+            let reason = format!("the check sum of {} is wrong", self.entry);
+            return Err(io::Error::other(ReadError::Archive(reason)));
+        }
+        self.left = (self.left.checked_sub(read as u64))
+            .ok_or_else(|| io::Error::other(ReadError::TooLong { entry: self.entry, limit: self.limit }))?;
+        Ok(read)
+    }
+}
+
+fn archive_error(error: ZipError, entry: &'static str) -> ReadError {
+    match error {
+        ZipError::FileNotFound => ReadError::Missing(entry),
+        ZipError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => ReadError::Io(error),
+        other => ReadError::Archive(other.to_string()),
+    }
+}
+
+/// What went wrong while bytes were unpacked: something of ours, bytes that are not deflated, or the disk.
+fn unpack_error(error: io::Error) -> ReadError {
+    match error.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            ReadError::Archive(error.to_string())
+        }
+        _ => error.downcast::<ReadError>().unwrap_or_else(ReadError::Io),
+    }
+}
