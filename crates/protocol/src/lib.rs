@@ -10,6 +10,7 @@
 //! - [`canonical`]: the bytes that a batch signature covers, and the hash that identifies a key (spec §4.1.5).
 //! - [`signature`], [`certificate`], [`anchor`] and [`bundle`]: who signed, and why that may be believed
 //!   (spec §4.1.6, §6.1).
+//! - [`clock`]: where the gateway and its clients get the time from.
 //! - [`audit`]: what an auditor is told about a batch, and the arithmetic that checks it (spec §5.7).
 
 pub mod anchor;
@@ -18,6 +19,7 @@ pub mod batch_tag;
 pub mod bundle;
 pub mod canonical;
 pub mod certificate;
+pub mod clock;
 pub mod country;
 pub mod key;
 pub mod media;
