@@ -20,7 +20,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use crate::country::Country;
 
-pub(crate) use file::from_pkcs12;
+pub(crate) use file::{certificates, from_pkcs12};
 pub(crate) use public_key::{AlgorithmError, Hash, PublicKey, Scheme, VerifyError};
 pub use rules::{Finding, Rule, UnknownRule};
 pub use thumbprint::{InvalidThumbprint, Thumbprint};

@@ -2,7 +2,7 @@
 //!
 //! Everything that decides by the time of day (validity, days, retention, tags) asks a [`Clock`], so that a
 //! test can stand at midnight without waiting for it. Leases are the exception: they use the clock of the
-//! database, so that instances with different clocks agree.
+//! database, so that instances with different clocks agree. It is here because the gateway and its clients share it.
 
 use std::sync::{
     Arc,

@@ -20,7 +20,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::certificate::{AlgorithmError, Certificate, CertificateError, Hash, VerifyError};
 
-pub use sign::{BatchSigner, SignError};
+pub use sign::{BatchSigner, Identity, SignError};
 pub(crate) use sign::{matching_x509, private_key};
 use signed_data::SignedData;
 

@@ -152,9 +152,9 @@ fn a_file_is_recognised_by_its_content() {
     assert_eq!(read(outdated, Some("geheim")).unwrap_err(), CertificateError::OutdatedEncryption);
     assert_eq!(read(outdated, Some("Geheim")).unwrap_err(), CertificateError::WrongPassword);
 
-    let (with_key, key) = from_pkcs12(&pkcs12("geheim"), Some("geheim")).unwrap();
-    assert_eq!(with_key, certificate);
-    assert!(key.is_some());
+    let with_key = from_pkcs12(&pkcs12("geheim"), Some("geheim")).unwrap();
+    assert_eq!(with_key.certificate, certificate);
+    assert!(with_key.key.is_some());
     assert!(matches!(read(pair.key_pem.as_bytes(), None), Err(CertificateError::NotPem(_))));
     assert!(matches!(read(b"hello", None), Err(CertificateError::NotACertificate(_))));
 }

@@ -8,7 +8,9 @@ use openssl::x509::X509;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::certificate::{Certificate, CertificateError, from_pkcs12};
+use zeroize::Zeroizing;
+
+use crate::certificate::{Certificate, CertificateError, certificates, from_pkcs12};
 
 /// Why a signer cannot be made or cannot sign. Never holds key data.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,20 +38,84 @@ impl From<ErrorStack> for SignError {
     }
 }
 
-/// A national backend's signing certificate with its private key.
-pub struct BatchSigner {
+/// A national backend's certificate with its private key.
+pub struct Identity {
     certificate: Certificate,
+    issuers: Vec<Certificate>,
     x509: X509,
     key: PKey<Private>,
 }
 
+impl Identity {
+    /// From PEM texts: the certificate, then those of its issuers if they are to be shown; and the private
+    /// key, with its passphrase when it is encrypted.
+    ///
+    /// # Errors
+    /// When either text is unreadable or the key belongs to another certificate.
+    pub fn from_pem(
+        certificates_pem: impl AsRef<[u8]>,
+        key_pem: impl AsRef<[u8]>,
+        passphrase: Option<&str>,
+    ) -> Result<Self, SignError> {
+        let mut certificates = certificates(certificates_pem.as_ref())?.into_iter();
+        let certificate = certificates.next().ok_or(CertificateError::NotPem("no BEGIN CERTIFICATE line"))?;
+        Self::new(certificate, certificates.collect(), private_key(key_pem.as_ref(), passphrase)?)
+    }
+
+    /// From a PKCS#12 file with certificate and private key.
+    ///
+    /// # Errors
+    /// When the file cannot be opened with the password or lacks either.
+    pub fn from_pkcs12(bytes: &[u8], password: Option<&str>) -> Result<Self, SignError> {
+        let contents = from_pkcs12(bytes, password)?;
+        Self::new(contents.certificate, contents.others, contents.key.ok_or(SignError::KeyMissing)?)
+    }
+
+    fn new(
+        certificate: Certificate,
+        issuers: Vec<Certificate>,
+        key: PKey<Private>,
+    ) -> Result<Self, SignError> {
+        let x509 = matching_x509(&certificate, &key)?;
+        Ok(Self { certificate, issuers, x509, key })
+    }
+
+    /// The certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// The certificate and then those of its issuers, as PEM.
+    pub fn certificates_pem(&self) -> String {
+        std::iter::once(&self.certificate).chain(&self.issuers).map(Certificate::pem).collect()
+    }
+
+    /// The private key as PEM (PKCS#8), not encrypted; whoever calls this takes care where it goes.
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn private_key_pem(&self) -> Result<Zeroizing<String>, SignError> {
+        let pem = self.key.private_key_to_pem_pkcs8()?;
+        String::from_utf8(pem).map(Zeroizing::new).map_err(|_| SignError::Key)
+    }
+}
+
+/// A national backend's signing certificate with its private key.
+pub struct BatchSigner(Identity);
+
+impl From<Identity> for BatchSigner {
+    fn from(identity: Identity) -> Self {
+        Self(identity)
+    }
+}
+
 impl BatchSigner {
-    /// A signer from PEM texts. An encrypted key needs [`BatchSigner::from_pkcs12`].
+    /// A signer from PEM texts. An encrypted key needs [`Identity::from_pem`].
     ///
     /// # Errors
     /// When either text is unreadable or the key belongs to another certificate.
     pub fn from_pem(certificate_pem: impl AsRef<[u8]>, key_pem: impl AsRef<[u8]>) -> Result<Self, SignError> {
-        Self::new(Certificate::from_pem(certificate_pem)?, private_key(key_pem.as_ref(), None)?)
+        Identity::from_pem(certificate_pem, key_pem, None).map(Self)
     }
 
     /// A signer from a PKCS#12 file with certificate and private key.
@@ -57,18 +123,12 @@ impl BatchSigner {
     /// # Errors
     /// When the file cannot be opened with the password or lacks either.
     pub fn from_pkcs12(bytes: &[u8], password: Option<&str>) -> Result<Self, SignError> {
-        let (certificate, key) = from_pkcs12(bytes, password)?;
-        Self::new(certificate, key.ok_or(SignError::KeyMissing)?)
-    }
-
-    fn new(certificate: Certificate, key: PKey<Private>) -> Result<Self, SignError> {
-        let x509 = matching_x509(&certificate, &key)?;
-        Ok(Self { certificate, x509, key })
+        Identity::from_pkcs12(bytes, password).map(Self)
     }
 
     /// The signing certificate.
     pub fn certificate(&self) -> &Certificate {
-        &self.certificate
+        self.0.certificate()
     }
 
     /// Signs the signed bytes of a batch: base64 of a detached CMS SignedData in DER, with signed attributes
@@ -78,7 +138,8 @@ impl BatchSigner {
     /// When OpenSSL fails.
     pub fn sign(&self, signed_bytes: &[u8]) -> Result<String, SignError> {
         let options = CMSOptions::DETACHED | CMSOptions::BINARY | CMSOptions::NOSMIMECAP;
-        let cms = CmsContentInfo::sign(Some(&self.x509), Some(&self.key), None, Some(signed_bytes), options)?;
+        let cms =
+            CmsContentInfo::sign(Some(&self.0.x509), Some(&self.0.key), None, Some(signed_bytes), options)?;
         Ok(STANDARD.encode(cms.to_der()?))
     }
 }
