@@ -23,7 +23,6 @@ pub mod batching;
 pub mod callback;
 pub mod chain;
 pub mod cli;
-pub mod clock;
 pub mod config;
 pub mod download;
 pub mod encryption;
@@ -37,3 +36,5 @@ pub mod telemetry;
 pub mod trust;
 pub mod upload;
 pub mod withdrawal;
+
+pub use efgs_protocol::clock;

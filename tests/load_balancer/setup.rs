@@ -150,7 +150,7 @@ impl Setup {
             url: format!("https://localhost:{}", self.port),
             server_ca_pem: self.pki.server_ca.certificate().pem().to_owned(),
             certificate_pem: participant.authentication.certificate.pem().to_owned(),
-            private_key_pem: participant.authentication.key_pem.clone(),
+            private_key_pem: participant.authentication.key_pem.clone().into(),
             timeout: Duration::from_secs(20),
         })
         .unwrap()

@@ -58,6 +58,18 @@ pub enum Error {
     Sign(#[from] SignError),
 }
 
+impl Error {
+    /// Whether the same call can succeed later without anybody mending anything: there was no answer, or the
+    /// gateway is overloaded or cannot decide (408, 429, 5xx).
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::Refused(refusal) => matches!(refusal.status, 408 | 429 | 500..),
+            Self::Request(_) | Self::TooLong { .. } | Self::Unexpected(_) | Self::Sign(_) => false,
+        }
+    }
+}
+
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
         // The outer layers only say that sending failed, and where to; the innermost says why.

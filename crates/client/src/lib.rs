@@ -20,10 +20,13 @@
 //! # }
 //! ```
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod connection;
 pub mod download;
 mod error;
 pub mod gaen;
+pub mod profile;
 #[cfg(test)]
 mod tests;
 
@@ -44,9 +47,11 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, HeaderMap},
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
+pub use profile::Profile;
 
 /// What it takes to call a gateway as a country.
 pub struct Settings {
@@ -57,7 +62,7 @@ pub struct Settings {
     /// The country's AUTHENTICATION certificate, then its chain if it has one, as PEM.
     pub certificate_pem: String,
     /// Its private key as PEM, not encrypted.
-    pub private_key_pem: String,
+    pub private_key_pem: Zeroizing<String>,
     /// How long one call may take, from connecting to the last byte of the answer.
     pub timeout: Duration,
 }

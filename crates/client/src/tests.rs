@@ -251,7 +251,7 @@ fn settings_that_cannot_be_used_are_named() {
         url: "https://localhost:8443".into(),
         server_ca_pem: pki.server_ca.certificate().pem().to_owned(),
         certificate_pem: identity.certificate.pem().to_owned(),
-        private_key_pem: identity.key_pem.clone(),
+        private_key_pem: identity.key_pem.clone().into(),
         timeout: Duration::from_secs(1),
     };
     let refuse = |settings| Gateway::new(settings).unwrap_err();
@@ -280,7 +280,10 @@ fn settings_that_cannot_be_used_are_named() {
     ));
     let other = Request::new(CertificateType::Authentication, "NL").self_signed().unwrap().key_pem;
     for key in [String::new(), other] {
-        assert!(matches!(refuse(Settings { private_key_pem: key, ..good() }), SettingsError::PrivateKey(_)));
+        assert!(matches!(
+            refuse(Settings { private_key_pem: key.into(), ..good() }),
+            SettingsError::PrivateKey(_)
+        ));
     }
 }
 

@@ -124,7 +124,7 @@ impl Folder {
             url: url.to_owned(),
             server_ca_pem,
             certificate_pem,
-            private_key_pem,
+            private_key_pem: private_key_pem.into(),
             timeout,
         })?)
     }

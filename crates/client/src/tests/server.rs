@@ -78,7 +78,7 @@ impl Server {
             url: format!("https://localhost:{}", self.port),
             server_ca_pem: self.server_ca.clone(),
             certificate_pem: self.client.certificate.pem().to_owned(),
-            private_key_pem: self.client.key_pem.clone(),
+            private_key_pem: self.client.key_pem.clone().into(),
             timeout: Duration::from_secs(20),
         }
     }

@@ -1,0 +1,97 @@
+//! The command `efgs`: a thin shell on the library. One file per subcommand.
+
+use std::{error::Error, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::profile::{DEFAULT_FILE, Profile, ProfileError};
+
+mod generate;
+mod output;
+
+use output::{Console, Exit};
+
+/// What a command comes to. An error is told on standard error; which exit code it gives, see [`Exit::of`].
+type Outcome = Result<Exit, Box<dyn Error>>;
+
+const EXAMPLE: &str = "Example:\n  efgs completions bash > /etc/bash_completion.d/efgs";
+
+/// A national backend's side of the Federation Gateway: upload, download, verify, publish.
+#[derive(Debug, Parser)]
+#[command(
+    name = "efgs",
+    version,
+    propagate_version = true,
+    after_help = EXAMPLE,
+    after_long_help = format!("{EXAMPLE}\n\n{}", Exit::explained())
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Global {
+    /// The profile (TOML)
+    #[arg(long, global = true, env = "EFGS_PROFILE", value_name = "FILE", default_value = DEFAULT_FILE)]
+    profile: PathBuf,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print only results and errors: no progress, no warnings
+    #[arg(long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Completions(generate::CompletionsArgs),
+    Man(generate::ManArgs),
+}
+
+/// What a command works with.
+struct Context {
+    console: Console,
+    path: PathBuf,
+}
+
+impl Context {
+    /// Reads the profile; its warnings go to standard error.
+    #[expect(dead_code, reason = "the commands that need a profile follow")]
+    fn profile(&self) -> Result<Profile, ProfileError> {
+        let profile = Profile::load(&self.path)?;
+        for warning in profile.warnings() {
+            self.console.warn(warning);
+        }
+        Ok(profile)
+    }
+}
+
+/// Runs the command that the arguments name; says on standard error what went wrong and what to do.
+pub fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let context = Context { console: Console::new(global.json, global.quiet), path: global.profile };
+    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(&context, command)),
+        Err(error) => Err(error.into()),
+    };
+    let exit = outcome.unwrap_or_else(|error| {
+        context.console.fail(&*error);
+        Exit::of(&*error)
+    });
+    ExitCode::from(exit as u8)
+}
+
+#[expect(clippy::unused_async, reason = "the commands that call a gateway follow")]
+async fn run(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Completions(args) => generate::completions(context, &args),
+        Command::Man(args) => generate::man(context, &args),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! What a person or a script sees of a command: results on standard output, everything else on standard
+//! error, progress on a terminal only, and an exit code that says how it went.
+
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{IsTerminal as _, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::Outcome;
+
+/// How a command ended, for scripts. The numbers are a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(dead_code, reason = "commands that end like this follow")]
+pub(super) enum Exit {
+    /// Everything was done.
+    Done = 0,
+    /// It failed, and running it again will not help before somebody has mended what the message names.
+    Failed = 1,
+    /// The arguments are wrong; clap ends the program with it.
+    Usage = 2,
+    /// Something did not verify. It was put aside or refused; nothing of it was released.
+    Unverified = 3,
+    /// It was done, except for single keys or files, which are reported.
+    Partly = 4,
+    /// Not now: the gateway cannot be reached or is busy, or another `efgs` uses the state folder. Nothing is
+    /// lost; run it again.
+    Later = 5,
+}
+
+impl Exit {
+    /// The exit codes, as the help and the manual page list them.
+    pub(super) fn explained() -> &'static str {
+        "Exit codes:\n  \
+         0  all of it was done\n  \
+         1  it failed; the message says what to mend\n  \
+         2  the arguments are wrong\n  \
+         3  something did not verify; it was put aside or refused, nothing of it was released\n  \
+         4  done, except for single keys or files, which are reported\n  \
+         5  not now: the gateway cannot be reached or is busy, or another efgs uses the state folder; \
+         nothing is lost, run it again"
+    }
+
+    /// The code for an error: that of a [`Failure`], [`Exit::Later`] for what passes by itself, else
+    /// [`Exit::Failed`].
+    pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut at = Some(error);
+        while let Some(error) = at {
+            if let Some(failure) = error.downcast_ref::<Failure>() {
+                return failure.exit;
+            }
+            if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_temporary) {
+                return Self::Later;
+            }
+            at = error.source();
+        }
+        Self::Failed
+    }
+}
+
+/// An error with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+#[expect(dead_code, reason = "commands that fail like this follow")]
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+}
+
+/// Where a command prints.
+pub(super) struct Console {
+    json: bool,
+    quiet: bool,
+    terminal: bool,
+}
+
+#[expect(dead_code, reason = "commands that print like this follow")]
+impl Console {
+    pub(super) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet, terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// Whether the result is wanted as JSON.
+    pub(super) fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    /// The result: as JSON when that is wanted, else these lines.
+    pub(super) fn result(&self, json: &impl Serialize, text: impl Display) -> Outcome {
+        if self.json { self.json(json) } else { self.say(text) }
+    }
+
+    /// A line of the result.
+    pub(super) fn say(&self, line: impl Display) -> Outcome {
+        self.print(format!("{line}\n"))
+    }
+
+    /// The result, or one of several, as JSON on one line.
+    pub(super) fn json(&self, value: &impl Serialize) -> Outcome {
+        self.say(serde_json::to_string(value)?)
+    }
+
+    /// Bytes on standard output; a reader that went away (`| head`) is not an error of ours.
+    pub(super) fn print(&self, bytes: impl AsRef<[u8]>) -> Outcome {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(bytes.as_ref()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(Exit::Done),
+        }
+    }
+
+    /// A line about what is going on, for people.
+    pub(super) fn note(&self, line: impl Display) {
+        if !self.quiet {
+            to_stderr(line);
+        }
+    }
+
+    /// A line about what is not right but stops nothing.
+    pub(super) fn warn(&self, line: impl Display) {
+        self.note(format_args!("warning: {line}"));
+    }
+
+    /// Why the command failed.
+    pub(super) fn fail(&self, error: &dyn Error) {
+        to_stderr(format_args!("efgs: {error}"));
+    }
+
+    /// A progress bar that counts `unit` (such as `keys`) up to `total`, or without a total. It is drawn on a
+    /// terminal only, and disappears at its end.
+    pub(super) fn progress(&self, total: Option<u64>, unit: &str) -> ProgressBar {
+        if self.quiet || !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let template = match total {
+            Some(_) => {
+                format!("{{msg}} {{bar:30}} {{human_pos}}/{{human_len}} {unit}, {{per_sec}}, {{eta}} left")
+            }
+            None => format!("{{msg}} {{spinner}} {{human_pos}} {unit}, {{per_sec}}, {{elapsed}}"),
+        };
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+        // The template is one of two; a mistake in it shows as the default style.
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+}
+
+fn to_stderr(line: impl Display) {
+    // Nothing is left to do when standard error is closed.
+    drop(writeln!(std::io::stderr(), "{}", clean(&line.to_string())));
+}
+
+/// A text from elsewhere, made harmless for a terminal.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}

@@ -1,0 +1,344 @@
+//! Who a national backend is and which gateway it calls: one TOML file, the *profile*.
+//!
+//! A key that nobody knows is an error that names its nearest neighbour, and relative paths are relative to
+//! the file. Reading a profile opens no other file: what a command does not need may be missing, and what it
+//! needs is read when it asks for it ([`Profile::gateway`], [`Profile::signer`], [`Profile::anchor`]).
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use efgs_protocol::{
+    anchor::{AnchorError, TrustAnchor},
+    country::Country,
+    signature::{BatchSigner, Identity, SignError},
+};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::{Gateway, Settings, SettingsError};
+
+#[cfg(test)]
+mod tests;
+
+/// A complete, commented example, as `efgs init` writes it.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// Where a profile is looked for when nobody says where it is.
+pub const DEFAULT_FILE: &str = "efgs-client.toml";
+
+/// Why a profile cannot be used; every text names the file or the key, and says what to do. Never holds a
+/// secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    /// The profile is not there or not readable.
+    #[error("cannot read the profile {}: {source}; `efgs init` writes one, --profile names another", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The profile is not TOML, or a value is of the wrong kind, or missing.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A section is missing that is needed now.
+    #[error("`[{section}]` is missing in {}: `efgs init` shows what belongs there", path.display())]
+    Missing {
+        /// The profile.
+        path: PathBuf,
+        /// The section's name.
+        section: &'static str,
+    },
+    /// A file that the profile names is not readable.
+    #[error("`{key}`: cannot read {}: {source}", path.display())]
+    File {
+        /// The key of the profile.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The keys of a section contradict each other.
+    #[error("`[{section}]`: {reason}")]
+    Section {
+        /// The section's name.
+        section: &'static str,
+        /// What to do.
+        reason: String,
+    },
+    /// A certificate and its private key cannot be used.
+    #[error("`[{section}]`: {source}{}", hint(source, section))]
+    Identity {
+        /// The section's name.
+        section: &'static str,
+        /// Why.
+        source: SignError,
+    },
+    /// The trust anchor cannot be used.
+    #[error("`trust.anchor`: {0}")]
+    Anchor(#[from] AnchorError),
+    /// The gateway cannot be called with these settings.
+    #[error("`[gateway]`: {0}")]
+    Gateway(#[from] SettingsError),
+}
+
+/// Where a password can come from, when it is missing or wrong.
+fn hint(error: &SignError, section: &str) -> String {
+    use efgs_protocol::certificate::CertificateError::{PasswordNeeded, WrongPassword};
+    match error {
+        SignError::Key | SignError::Certificate(PasswordNeeded | WrongPassword) => {
+            format!("; set `{section}.password_file` or the variable {}", password_variable(section))
+        }
+        _ => String::new(),
+    }
+}
+
+fn password_variable(section: &str) -> String {
+    format!("EFGS_{}_PASSWORD", section.to_ascii_uppercase())
+}
+
+/// A profile that was read.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    path: PathBuf,
+    content: Content,
+}
+
+/// The file. Whoever adds a section describes its keys in `example.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Content {
+    country: Country,
+    #[serde(default = "default_state")]
+    state: PathBuf,
+    gateway: Option<GatewaySection>,
+    authentication: Option<IdentitySection>,
+    signing: Option<IdentitySection>,
+    trust: Option<TrustSection>,
+}
+
+fn default_state() -> PathBuf {
+    PathBuf::from("efgs-state")
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GatewaySection {
+    url: String,
+    ca: PathBuf,
+    #[serde(default = "default_timeout", with = "humantime_serde")]
+    timeout: Duration,
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// `[authentication]`, `[signing]`: a pair of PEM files, or one PKCS#12 file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdentitySection {
+    certificate: Option<PathBuf>,
+    private_key: Option<PathBuf>,
+    pkcs12: Option<PathBuf>,
+    password_file: Option<PathBuf>,
+}
+
+/// `[trust]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrustSection {
+    anchor: PathBuf,
+}
+
+impl Profile {
+    /// Reads a profile.
+    ///
+    /// # Errors
+    /// When it is not readable, or says something that nobody understands.
+    pub fn load(path: &Path) -> Result<Self, ProfileError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ProfileError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ProfileError> {
+        let content = toml::from_str(text).map_err(|error| ProfileError::Invalid {
+            path: path.to_owned(),
+            line: text
+                .get(..error.span().map_or(0, |span| span.start))
+                .unwrap_or_default()
+                .matches('\n')
+                .count()
+                + 1,
+            reason: explain(error.message()),
+        })?;
+        Ok(Self { path: path.to_owned(), content })
+    }
+
+    /// The profile's own file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path of the profile, as seen from where the program runs.
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    /// The country that this backend serves.
+    pub fn country(&self) -> Country {
+        self.content.country
+    }
+
+    /// The folder in which commands remember what they did. It may not exist yet.
+    pub fn state(&self) -> PathBuf {
+        self.resolve(&self.content.state)
+    }
+
+    /// The gateway, called with the AUTHENTICATION certificate; nothing is connected yet.
+    ///
+    /// # Errors
+    /// When `[gateway]` or `[authentication]` is missing or cannot be used.
+    pub fn gateway(&self) -> Result<Gateway, ProfileError> {
+        Ok(Gateway::new(self.settings()?)?)
+    }
+
+    /// What it takes to call the gateway.
+    ///
+    /// # Errors
+    /// When `[gateway]` or `[authentication]` is missing or its files cannot be used.
+    pub fn settings(&self) -> Result<Settings, ProfileError> {
+        let section = self.section("gateway", self.content.gateway.as_ref())?;
+        let server_ca_pem = String::from_utf8_lossy(&self.read("gateway.ca", &section.ca)?).into_owned();
+        let identity = self.authentication()?;
+        let unusable = |source| ProfileError::Identity { section: "authentication", source };
+        Ok(Settings {
+            url: section.url.clone(),
+            server_ca_pem,
+            certificate_pem: identity.certificates_pem(),
+            private_key_pem: identity.private_key_pem().map_err(unusable)?,
+            timeout: section.timeout,
+        })
+    }
+
+    /// Who calls: the AUTHENTICATION certificate with its private key.
+    ///
+    /// # Errors
+    /// When `[authentication]` is missing or cannot be used.
+    pub fn authentication(&self) -> Result<Identity, ProfileError> {
+        self.identity("authentication", self.content.authentication.as_ref())
+    }
+
+    /// Who signs: the SIGNING certificate with its private key.
+    ///
+    /// # Errors
+    /// When `[signing]` is missing or cannot be used.
+    pub fn signer(&self) -> Result<BatchSigner, ProfileError> {
+        self.identity("signing", self.content.signing.as_ref()).map(BatchSigner::from)
+    }
+
+    /// The operator's trust anchor.
+    ///
+    /// # Errors
+    /// When `[trust]` is missing or cannot be used.
+    pub fn anchor(&self) -> Result<TrustAnchor, ProfileError> {
+        let section = self.section("trust", self.content.trust.as_ref())?;
+        Ok(TrustAnchor::from_pem(&*self.read("trust.anchor", &section.anchor)?)?)
+    }
+
+    /// What works but endangers secrets: files of keys and passwords that every user of this machine may read.
+    pub fn warnings(&self) -> Vec<String> {
+        let sections = [&self.content.authentication, &self.content.signing].into_iter().flatten();
+        sections
+            .flat_map(|section| [&section.private_key, &section.pkcs12, &section.password_file])
+            .flatten()
+            .map(|path| self.resolve(path))
+            .filter(|path| is_open(path))
+            .map(|path| {
+                format!("{0} may be read by every user of this machine: chmod 600 {0}", path.display())
+            })
+            .collect()
+    }
+
+    fn identity(
+        &self,
+        name: &'static str,
+        section: Option<&IdentitySection>,
+    ) -> Result<Identity, ProfileError> {
+        let section = self.section(name, section)?;
+        let password = match &section.password_file {
+            Some(path) => Some(self.read(&format!("{name}.password_file"), path)?),
+            None => std::env::var(password_variable(name)).ok().map(|text| Zeroizing::new(text.into_bytes())),
+        };
+        let refuse = |reason: &str| ProfileError::Section { section: name, reason: reason.to_owned() };
+        let password = match &password {
+            Some(bytes) => Some(
+                std::str::from_utf8(bytes)
+                    .map_err(|_| refuse("the password is not text"))?
+                    .trim_end_matches(['\r', '\n']),
+            ),
+            None => None,
+        };
+        let read = |key: &str, path| self.read(&format!("{name}.{key}"), path);
+        let identity = match (&section.certificate, &section.private_key, &section.pkcs12) {
+            (Some(certificate), Some(key), None) => {
+                Identity::from_pem(&*read("certificate", certificate)?, &*read("private_key", key)?, password)
+            }
+            (None, None, Some(pkcs12)) => Identity::from_pkcs12(&read("pkcs12", pkcs12)?, password),
+            _ => {
+                return Err(refuse("name a `certificate` with its `private_key`, or one `pkcs12` file"));
+            }
+        };
+        identity.map_err(|source| ProfileError::Identity { section: name, source })
+    }
+
+    fn section<'a, T>(&self, name: &'static str, section: Option<&'a T>) -> Result<&'a T, ProfileError> {
+        section.ok_or_else(|| ProfileError::Missing { path: self.path.clone(), section: name })
+    }
+
+    fn read(&self, key: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, ProfileError> {
+        let path = self.resolve(path);
+        fs::read(&path).map(Zeroizing::new).map_err(|source| ProfileError::File {
+            key: key.to_owned(),
+            path,
+            source,
+        })
+    }
+}
+
+/// What serde says of an unknown key, with the nearest of those that it expected.
+fn explain(message: &str) -> String {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let (true, Some(unknown)) = (message.starts_with("unknown field"), names.next()) else {
+        return message.to_owned();
+    };
+    let near = |name: &&str| strsim::jaro_winkler(name, unknown);
+    match names.max_by(|a, b| near(a).total_cmp(&near(b))) {
+        Some(nearest) => format!("unknown key `{unknown}`; did you mean `{nearest}`?"),
+        None => format!("unknown key `{unknown}`"),
+    }
+}
+
+#[cfg(unix)]
+fn is_open(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_open(_: &Path) -> bool {
+    false
+}
