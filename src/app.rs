@@ -29,12 +29,14 @@ use crate::{
     callback::{self, Downloaded, Guard, GuardError, Resolve, SystemResolver},
     chain::{Chain, Link},
     clock::Clock,
-    config::{AuthMode, Config, ConfigError, Tls},
+    config::{AuthMode, Config, ConfigError},
     download::Sealed,
     encryption::Keyring,
     expiry, http,
     instance::Instance,
     jobs::{self, Shutdown},
+    reload::Reload,
+    rotation::{self, RotationError},
     store::{Store, StoreError},
     trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
     upload::UploadError,
@@ -97,6 +99,9 @@ pub enum StartError {
     /// The schema is old, and `--no-migrate` was given.
     #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
     SchemaOutdated,
+    /// What is stored could not be read.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
     /// An address cannot be listened on.
     #[error("cannot listen on `server.{key}` = {address}: {source}")]
     Listen {
@@ -216,7 +221,7 @@ pub struct Gateway {
     /// Where the admin side listens.
     pub admin_address: SocketAddr,
     app: Arc<App>,
-    tls: Option<(Tls, Arc<TlsSetup>)>,
+    reload: Arc<Reload>,
     stop: tokio::sync::watch::Sender<bool>,
     servers: Vec<ServerHandle>,
     tasks: Vec<JoinHandle<()>>,
@@ -241,6 +246,7 @@ impl Gateway {
         } else if !app.store.schema_is_current().await? {
             return Err(StartError::SchemaOutdated);
         }
+        rotation::check(&app.store, &app.keyring).await?;
         app.trust.load(&app.store, app.clock.now()).await?;
 
         let listen = |key: &'static str, address: SocketAddr| {
@@ -252,18 +258,19 @@ impl Gateway {
         let address = local(&national, app.config.server.listen);
         let admin_address = local(&admin, app.config.server.admin_listen);
 
+        let national = national_server(&app, tls.as_ref().map(|(_, tls)| tls), national)?;
+        let reload = Arc::new(Reload::new(app.clone(), tls));
         let (stop, shutdown) = Shutdown::new();
         let mut tasks = vec![
             tokio::spawn(batching::run(app.clone(), shutdown.clone())),
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
             tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
             tokio::spawn(callback::run(app.clone(), shutdown.clone())),
+            tokio::spawn(reload.clone().watch(shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
-        for server in
-            [national_server(&app, tls.as_ref().map(|(_, tls)| tls), national)?, admin_server(&app, admin)?]
-        {
+        for server in [national, admin_server(&app, admin)?] {
             servers.push(server.handle());
             tasks.push(tokio::spawn(async move {
                 if let Err(error) = server.await {
@@ -275,7 +282,7 @@ impl Gateway {
             tracing::warn!("{warning}");
         }
         tracing::info!(%address, %admin_address, instance = app.instance.id, host = app.instance.host, "the gateway serves");
-        Ok(Self { address, admin_address, app, tls, stop, servers, tasks })
+        Ok(Self { address, admin_address, app, reload, stop, servers, tasks })
     }
 
     /// What the gateway works with.
@@ -283,19 +290,9 @@ impl Gateway {
         &self.app
     }
 
-    /// Reads certificates and the registry again.
-    pub async fn reload(&self) {
-        match self.tls.as_ref().map(|(files, tls)| tls.reload(files)) {
-            None => {}
-            Some(Ok(())) => tracing::info!("the TLS certificates were read again"),
-            Some(Err(error)) => tracing::error!(%error, "the TLS certificates stay as they were"),
-        }
-        if let Err(error) = self.app.guard.reload(self.app.config.callback.as_ref()) {
-            tracing::error!(%error, "the certificate for callbacks stays as it was");
-        }
-        if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
-            tracing::error!(%error, "the certificate registry could not be loaded");
-        }
+    /// What can be exchanged while it runs.
+    pub fn reload(&self) -> &Arc<Reload> {
+        &self.reload
     }
 
     /// Accepts nothing new, brings to its end what is under way, and returns when all is done.

@@ -16,6 +16,7 @@ use bytesize::ByteSize;
 use efgs_protocol::country::Country;
 use ipnet::IpNet;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 mod load;
 #[cfg(test)]
@@ -389,20 +390,26 @@ impl TryFrom<String> for Network {
     }
 }
 
-/// A text that debug output must not show.
+/// A text that debug output must not show, and that is wiped from memory when it is no longer needed.
 #[derive(Clone, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
+#[serde(from = "String")]
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps a secret text.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself; whoever calls this takes care where it goes.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self::new(text)
     }
 }
 

@@ -3,7 +3,9 @@
 //! A stored payload is `key id (4 bytes) ‖ nonce (12 bytes) ‖ ciphertext ‖ tag (16 bytes)`. The nonce is
 //! random; the payload's hash is authenticated with it, so that a payload moved to another row does not open.
 //! With random nonces one key is good for 2³² payloads (NIST SP 800-38D §8.3), years of the largest traffic
-//! that the specification expects (spec §5.5.1).
+//! that the specification expects (spec §5.5.1). Keys are changed with [`rotation`](crate::rotation).
+
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -14,12 +16,14 @@ use crate::config::{ConfigError, Encryption};
 const KEY_ID: usize = 4;
 const TAG: usize = 16;
 
-/// The keys that are configured: the first encrypts, all decrypt.
-pub struct Keyring(Vec<(u32, LessSafeKey)>);
+/// The keys that are configured: the first encrypts, all decrypt. They can be exchanged while it is in use.
+pub struct Keyring(RwLock<Arc<Keys>>);
+
+type Keys = Vec<(u32, LessSafeKey)>;
 
 impl std::fmt::Debug for Keyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(id, _)| id)).finish()
+        f.debug_list().entries(self.ids()).finish()
     }
 }
 
@@ -61,7 +65,27 @@ impl Keyring {
             let unbound = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| wrong())?;
             Ok((key.id, LessSafeKey::new(unbound)))
         };
-        config.keys.iter().map(read).collect::<Result<_, _>>().map(Self)
+        let keys = config.keys.iter().map(read).collect::<Result<Keys, _>>()?;
+        Ok(Self(RwLock::new(Arc::new(keys))))
+    }
+
+    /// The ids of all keys, the one that encrypts first.
+    pub fn ids(&self) -> Vec<u32> {
+        self.keys().iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Takes over the keys of another keyring: what is sealed from now on is sealed with its first key.
+    pub fn replace(&self, new: &Self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new.keys();
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The id of the key that a stored payload needs.
+    pub fn id_of(sealed: &[u8]) -> Result<u32, EncryptionError> {
+        sealed.first_chunk().map(|id| u32::from_be_bytes(*id)).ok_or(EncryptionError::Truncated)
     }
 
     /// Nonces for `n` payloads, drawn at once because each draw asks the kernel.
@@ -78,7 +102,8 @@ impl Keyring {
         nonce: [u8; NONCE_LEN],
         plain: &[u8],
     ) -> Result<Vec<u8>, EncryptionError> {
-        let (id, key) = self.0.first().ok_or(EncryptionError::UnknownKey(0))?;
+        let keys = self.keys();
+        let (id, key) = keys.first().ok_or(EncryptionError::UnknownKey(0))?;
         let mut sealed = Vec::with_capacity(KEY_ID + NONCE_LEN + plain.len() + TAG);
         sealed.extend_from_slice(&id.to_be_bytes());
         sealed.extend_from_slice(&nonce);
@@ -100,8 +125,8 @@ impl Keyring {
         let (nonce, ciphertext) =
             rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(EncryptionError::Truncated)?;
         let id = u32::from_be_bytes(*id);
-        let (_, key) =
-            self.0.iter().find(|(known, _)| *known == id).ok_or(EncryptionError::UnknownKey(id))?;
+        let keys = self.keys();
+        let (_, key) = keys.iter().find(|(known, _)| *known == id).ok_or(EncryptionError::UnknownKey(id))?;
         key.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(payload_hash), ciphertext)
             .map(|plain| &*plain)
             .map_err(|_| EncryptionError::Altered(id))
@@ -115,7 +140,20 @@ mod tests {
 
     fn keyring(keys: &[(u32, u8)]) -> Keyring {
         let key = |byte| LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[byte; 32]).unwrap());
-        Keyring(keys.iter().map(|(id, byte)| (*id, key(*byte))).collect())
+        Keyring(RwLock::new(Arc::new(keys.iter().map(|(id, byte)| (*id, key(*byte))).collect())))
+    }
+
+    #[test]
+    fn keys_are_exchanged_in_use() {
+        let (hash, ring) = ([7; 32], keyring(&[(1, 1)]));
+        let nonce = Keyring::nonces(1).unwrap()[0];
+        let old = ring.seal(&hash, nonce, b"a key").unwrap();
+        ring.replace(&keyring(&[(2, 2), (1, 1)]));
+        let new = ring.seal(&hash, nonce, b"a key").unwrap();
+        assert_eq!((Keyring::id_of(&old), Keyring::id_of(&new)), (Ok(1), Ok(2)));
+        assert_eq!(ring.open(&hash, &mut old.clone()), Ok(&b"a key"[..]));
+        assert_eq!(ring.open(&hash, &mut new.clone()), Ok(&b"a key"[..]));
+        assert_eq!(format!("{ring:?}"), "[2, 1]");
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub mod http;
 pub mod instance;
 pub mod jobs;
 pub mod options;
+pub mod reload;
+pub mod rotation;
 pub mod store;
 pub mod telemetry;
 pub mod trust;

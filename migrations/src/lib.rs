@@ -16,6 +16,7 @@ mod m0001_initial;
 mod m0002_callbacks;
 mod m0003_withdrawal;
 mod m0004_access_log;
+mod m0007_rotation;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_callbacks::Migration),
             Box::new(m0003_withdrawal::Migration),
             Box::new(m0004_access_log::Migration),
+            Box::new(m0007_rotation::Migration),
         ]
     }
 }

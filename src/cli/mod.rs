@@ -20,6 +20,7 @@ use crate::{
 mod callback;
 mod certificate;
 mod demo;
+mod encryption;
 mod files;
 mod health;
 mod participant;
@@ -64,6 +65,9 @@ enum Command {
     /// See which callbacks work, pause and resume them
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
+    /// See which encryption keys are in use, and change them
+    #[command(subcommand)]
+    Encryption(encryption::EncryptionCommand),
     /// Form batches; read and write files of keys
     #[command(subcommand)]
     Batch(BatchCommand),
@@ -160,6 +164,7 @@ async fn run(command: Command) -> Outcome {
         Command::Participant(command) => participant::run(command).await,
         Command::Upload(command) => upload::run(command).await,
         Command::Callback(command) => callback::run(command).await,
+        Command::Encryption(command) => encryption::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,
         Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
         Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),

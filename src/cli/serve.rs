@@ -1,6 +1,6 @@
 //! `serve`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Args;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -17,7 +17,7 @@ use crate::{
 /// Run the gateway
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway serve --config efgs.toml\n\nSIGTERM and SIGINT finish what is under way and exit 0; SIGHUP reads certificates and the registry again."
+    after_help = "Example:\n  efgs-gateway serve --config efgs.toml\n\nSIGTERM and SIGINT finish what is under way and exit 0; SIGHUP reads certificates, encryption keys and the registry again."
 )]
 pub(super) struct ServeArgs {
     #[command(flatten)]
@@ -32,13 +32,13 @@ pub(super) async fn run(args: ServeArgs) -> Outcome {
     let metrics = install_metrics()?;
     let app = App::new(Config::load(&args.file.config)?, Clock::system(), Some(metrics.clone()))?;
     let gateway = Gateway::start(app, !args.no_migrate).await?;
-    wait(&gateway, &metrics).await?;
+    wait(&gateway, &metrics, &args.file.config).await?;
     gateway.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until a signal says to stop.
-async fn wait(gateway: &Gateway, metrics: &PrometheusHandle) -> std::io::Result<()> {
+async fn wait(gateway: &Gateway, metrics: &PrometheusHandle, config: &Path) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -47,8 +47,18 @@ async fn wait(gateway: &Gateway, metrics: &PrometheusHandle) -> std::io::Result<
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => gateway.reload().await,
+            _ = hang_up.recv() => reload(gateway, config).await,
             _ = upkeep.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+async fn reload(gateway: &Gateway, config: &Path) {
+    match Config::load(config) {
+        Ok(new) => gateway.reload().all(&new).await,
+        Err(error) => {
+            tracing::error!(%error, "the configuration stays as it was");
+            gateway.reload().all(&gateway.app().config).await;
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
 use super::{
     AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Participant,
@@ -46,7 +47,9 @@ pub(super) fn load(
     path: &Path,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
+    // It may hold a password.
     let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut config = parse(&text, path, environment)?;
@@ -281,11 +284,11 @@ impl Config {
     pub fn database_url(&self) -> Result<Secret, ConfigError> {
         match (&self.database.url, &self.database.url_file) {
             (Some(url), _) => Ok(url.clone()),
-            (None, Some(path)) => {
-                std::fs::read_to_string(path).map(|text| Secret::new(text.trim())).map_err(|e| {
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map(|text| Secret::new(Zeroizing::new(text).trim()))
+                .map_err(|e| {
                     ConfigError::Invalid(format!("`database.url_file`: cannot read {}: {e}", path.display()))
-                })
-            }
+                }),
             (None, None) => Err(ConfigError::Invalid("`database.url` is missing".into())),
         }
     }

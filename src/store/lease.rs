@@ -17,6 +17,8 @@ pub enum Job {
     Batching,
     /// Deleting what is too old.
     Expiry,
+    /// Sealing stored payloads with another key.
+    Rotation,
 }
 
 impl Job {
@@ -25,6 +27,7 @@ impl Job {
         match self {
             Self::Batching => "batching",
             Self::Expiry => "expiry",
+            Self::Rotation => "rotation",
         }
     }
 }

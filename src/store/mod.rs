@@ -30,6 +30,7 @@ mod error;
 mod expiry;
 mod lease;
 mod participants;
+mod rotation;
 mod sql;
 mod uploads;
 mod withdrawals;
@@ -42,6 +43,7 @@ pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use lease::{Job, Lease};
 pub use participants::Traffic;
+pub use rotation::KeyUse;
 pub use uploads::{StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
 

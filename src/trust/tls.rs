@@ -21,6 +21,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use zeroize::Zeroizing;
+
 use crate::{config::Tls, trust::PeerIdentity};
 
 /// What is wrong with a file of `[tls]` or `[callback]`.
@@ -109,7 +111,9 @@ pub(crate) fn load_identity(
 ) -> Result<CertifiedKey, TlsError> {
     let certificates = certificates(certificate_key, certificate)?;
     let fail = |reason: String| TlsError { key: private_key_key, path: private_key.to_owned(), reason };
-    let key = PrivateKeyDer::from_pem_file(private_key).map_err(|e| fail(describe(&e)))?;
+    let text = std::fs::read(private_key).map(Zeroizing::new);
+    let text = text.map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|e| fail(describe(&e)))?;
     CertifiedKey::from_der(certificates, key, provider).map_err(|e| fail(e.to_string()))
 }
 

@@ -6,12 +6,13 @@ use efgs_gateway::{
     config::{Callback, Config, TagStyle},
     store::{Subscription, SubscriptionState},
 };
-use efgs_protocol::wire;
+use efgs_protocol::{certificate::CertificateType, wire};
+use efgs_test_ca::Request as CertificateRequest;
 
 use crate::{
     callback_server::{Behaviour, CallbackServer},
     client::{Answer, Client, Request},
-    harness::{Case, Running, country, output_of, participant, tests, until},
+    harness::{Case, PKI, Running, country, output_of, participant, tests, until},
 };
 
 tests![
@@ -29,6 +30,7 @@ tests![
     a_call_to_a_url_that_was_replaced_counts_for_nothing,
     a_country_has_256_callbacks_at_most,
     the_operator_lists_pauses_and_resumes,
+    a_new_client_certificate_is_shown_as_soon_as_its_files_have_changed,
 ];
 
 /// Deliveries on loopback with short waits.
@@ -403,4 +405,29 @@ async fn the_operator_lists_pauses_and_resumes(case: &Case) {
     assert_eq!(run(&["resume", "--country", "NL", "a b"])["state"], "active");
     called(&server, &[tag, missed]).await;
     quiet(case).await;
+}
+
+async fn a_new_client_certificate_is_shown_as_soon_as_its_files_have_changed(case: &Case) {
+    let gateway = case.gateway_with(calling(case)).await;
+    let server = subscribe(&gateway, "NL", "notify").await;
+    let mut batches = vec![batch(&gateway, "0").await];
+    called(&server, &batches).await;
+
+    let request = CertificateRequest {
+        common_name: "callback client".into(),
+        ..CertificateRequest::new(CertificateType::Callback, "EU")
+    };
+    let new = PKI.server_ca.issue(&request).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(case.folder.path().join(name), text).unwrap();
+    // Half of the pair is refused: the old one is shown until the other half is there.
+    write("callback-client.pem", new.certificate.pem());
+    gateway.files.changed_files();
+    batches.push(batch(&gateway, "1").await);
+    called(&server, &batches).await;
+
+    write("callback-client.key", &new.key_pem);
+    gateway.files.changed_files();
+    server.let_in(new.certificate.der());
+    batches.push(batch(&gateway, "2").await);
+    called(&server, &batches).await;
 }

@@ -35,6 +35,8 @@ pub(crate) enum Behaviour {
 struct Shared {
     behaviour: Mutex<Behaviour>,
     tls: Mutex<TlsAcceptor>,
+    /// The only client certificate that is let in.
+    client: Mutex<Vec<u8>>,
     /// Request lines, in order, with the User-Agent behind them.
     calls: Mutex<Vec<(String, String)>>,
     connections: AtomicUsize,
@@ -73,6 +75,7 @@ impl CallbackServer {
         let shared = Arc::new(Shared {
             behaviour: Mutex::new(behaviour),
             tls: Mutex::new(acceptor(identity)),
+            client: Mutex::new(PKI.callback_client.certificate.der().to_vec()),
             calls: Mutex::default(),
             connections: AtomicUsize::new(0),
         });
@@ -99,6 +102,10 @@ impl CallbackServer {
         *self.shared.tls.lock().unwrap() = acceptor(identity);
     }
 
+    pub(crate) fn let_in(&self, client: &[u8]) {
+        *self.shared.client.lock().unwrap() = client.to_vec();
+    }
+
     /// Values of `batchTag`, in the order of the requests.
     pub(crate) fn tags(&self) -> Vec<String> {
         let tag = |line: &str| line.split("batchTag=").nth(1).unwrap().split('&').next().unwrap().to_owned();
@@ -119,11 +126,7 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream) -> Option<()> {
     let tls = shared.tls.lock().unwrap().clone();
     let mut stream = tls.accept(tcp).await.ok()?;
     let client = stream.get_ref().1.peer_certificates()?.first()?.to_vec();
-    assert_eq!(
-        client,
-        PKI.callback_client.certificate.der(),
-        "another client certificate than the gateway's"
-    );
+    assert_eq!(client, *shared.client.lock().unwrap(), "another client certificate than the gateway's");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);

@@ -1,11 +1,20 @@
 //! Encryption at rest (spec §8.2).
 
-use efgs_gateway::config::{Config, EncryptionKey};
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use efgs_gateway::{
+    app::{App, Gateway},
+    config::{Config, EncryptionKey},
+    rotation,
+};
 use efgs_protocol::media::Format;
 
 use crate::{
     client::{Answer, Client},
-    harness::{Case, tests},
+    harness::{Case, tests, until},
 };
 
 tests![
@@ -13,7 +22,11 @@ tests![
     a_flipped_byte_is_a_plain_500_with_a_request_id,
     another_key_under_the_same_id_is_a_plain_500,
     a_key_that_is_not_configured_is_a_plain_500,
-    keys_can_be_rotated,
+    a_gateway_does_not_start_without_a_key_that_is_needed,
+    a_new_key_seals_what_comes_and_the_old_one_still_opens,
+    keys_are_rotated_under_load_and_the_old_one_can_go,
+    an_interrupted_rotation_is_continued,
+    the_operator_rotates_with_the_command,
     a_payload_moved_to_another_row_is_not_served,
 ];
 
@@ -79,25 +92,153 @@ async fn another_key_under_the_same_id_is_a_plain_500(case: &Case) {
 
 async fn a_key_that_is_not_configured_is_a_plain_500(case: &Case) {
     let gateway = case.gateway().await;
+    // Nothing is stored yet: it starts.
+    let without = case.gateway_with(|config| config.encryption.keys[0].id = 2).await;
     gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
     gateway.form().await;
-    let without = case.gateway_with(|config| config.encryption.keys[0].id = 2).await;
     plain_500(&without.client("NL").download(case.today(), None).await);
 }
 
-async fn keys_can_be_rotated(case: &Case) {
+async fn a_gateway_does_not_start_without_a_key_that_is_needed(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
+    let mut config = case.config();
+    config.encryption.keys[0].id = 2;
+    let app = App::new(config.clone(), case.clock.clone(), None).unwrap();
+    let error = Gateway::start(app, true).await.unwrap_err().to_string();
+    assert!(error.starts_with("1 stored uploads are sealed with encryption key 1, which"), "{error}");
+    // Nor does one that runs give it up.
+    gateway.files.all(&config).await;
+    assert_eq!(gateway.app.keyring.ids(), [1]);
+}
+
+/// First every instance learns the new key, then it becomes the first.
+fn newest_first(config: &mut Config) {
+    let file = config.encryption.keys[0].file.with_file_name("payload-2.key");
+    config.encryption.keys.insert(0, EncryptionKey { id: 2, file });
+}
+
+/// The key that seals each stored payload.
+async fn sealed_with(case: &Case) -> Vec<u8> {
+    let payloads: Vec<Vec<u8>> =
+        case.db.column("SELECT payload FROM diagnosis_key ORDER BY upload_id, position").await;
+    payloads.iter().map(|payload| payload[3]).collect()
+}
+
+async fn keys_are_rotated_under_load_and_the_old_one_can_go(case: &Case) {
+    let gateway = case.gateway().await;
+    let now = case.clock.now();
+    // More than one transaction takes.
+    gateway.client("DE").upload_new("large", 1200, now).await;
+    gateway.client("IT").upload_new("it", 3, now).await;
+    let tag = gateway.form().await.remove(0);
+    let before = gateway.client("NL").download(case.today(), Some(&tag)).await.expect(200);
+
+    let mut config = case.config();
+    newest_first(&mut config);
+    gateway.files.all(&config).await;
+    assert_eq!(gateway.app.keyring.ids(), [2, 1]);
+    // Reads from the database, not from memory.
+    let other = case.gateway_with(newest_first).await;
+    let done = AtomicBool::new(false);
+    let load = async {
+        let mut rounds = 0;
+        while !done.load(Ordering::SeqCst) || rounds < 3 {
+            gateway.client("DE").upload_new(&format!("load-{rounds}"), 5, now).await;
+            other.app.sealed.forget(tag.parse().unwrap()).await;
+            let answer = other.client("NL").download(case.today(), Some(&tag)).await.expect(200);
+            assert!(answer.body == before.body);
+            rounds += 1;
+        }
+    };
+    let rotate = async {
+        let rotated = rotation::rotate(&gateway.app, |_| {}).await.unwrap();
+        done.store(true, Ordering::SeqCst);
+        rotated
+    };
+    let ((), rotated) = tokio::join!(load, rotate);
+    assert_eq!((rotated.uploads, rotated.keys), (2, 1203));
+    assert!(sealed_with(case).await.iter().all(|id| *id == 2));
+
+    let only_new = |config: &mut Config| {
+        newest_first(config);
+        config.encryption.keys.truncate(1);
+    };
+    let mut config = case.config();
+    only_new(&mut config);
+    gateway.files.all(&config).await;
+    assert_eq!(gateway.app.keyring.ids(), [2]);
+    let without = case.gateway_with(only_new).await;
+    let after = without.client("NL").download(case.today(), Some(&tag)).await.expect(200);
+    assert!(after.body == before.body);
+    assert_eq!(after.header("etag"), before.header("etag"));
+}
+
+async fn an_interrupted_rotation_is_continued(case: &Case) {
+    let gateway = case.gateway_with(newest_first).await;
+    gateway.app.keyring.replace(&efgs_gateway::encryption::Keyring::load(&case.config().encryption).unwrap());
+    for tag in ["a", "b"] {
+        gateway.client("DE").upload_new(tag, 700, case.clock.now()).await;
+    }
+    let mut config = case.config();
+    newest_first(&mut config);
+    gateway.files.all(&config).await;
+    // It stops in the middle of the second upload.
+    let mut stop = Box::pin(rotation::rotate(&gateway.app, |_| {}));
+    until("the second upload is half done", async || {
+        let progress = tokio::time::timeout(std::time::Duration::from_millis(1), &mut stop).await;
+        let new = sealed_with(case).await.iter().filter(|id| **id == 2).count();
+        (new > 700 && new < 1400 || progress.is_ok()).then_some(())
+    })
+    .await;
+    drop(stop);
+    case.db.execute("UPDATE job SET owner = NULL WHERE name = 'rotation'").await;
+    rotation::rotate(&gateway.app, |_| {}).await.unwrap();
+    assert!(sealed_with(case).await.iter().all(|id| *id == 2));
+    assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
+    gateway.form().await;
+    gateway.client("NL").download(case.today(), None).await.expect(200);
+}
+
+async fn the_operator_rotates_with_the_command(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 4, case.clock.now()).await;
+    let one = "{ id = 1, file = \"payload-1.key\" }";
+    let two = "{ id = 2, file = \"payload-2.key\" }";
+    let run = |command: &str, keys: &str| {
+        let config = case.write_config(&case.config_text().replace(one, keys));
+        let mut program = Command::new(env!("CARGO_BIN_EXE_efgs-gateway"));
+        let output =
+            program.args(["encryption", command, "--json", "--config"]).arg(config).output().unwrap();
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        (output.status.success(), String::from_utf8(text).unwrap().trim().to_owned())
+    };
+    let state = |id: u32, state: &str, uploads: u32, keys: u32| {
+        format!("{{\"id\":{id},\"keys\":{keys},\"state\":\"{state}\",\"uploads\":{uploads}}}")
+    };
+    let both = [two, one].join(", ");
+    let (ok, text) = run("status", &both);
+    assert!(
+        ok && text.contains(&[state(2, "encrypts", 0, 0), state(1, "decrypts", 1, 4)].join(",")),
+        "{text}"
+    );
+    let (ok, text) = run("rotate", two);
+    assert!(!ok && text.contains("1 stored uploads are sealed with encryption key 1"), "{text}");
+    let (ok, text) = run("status", two);
+    assert!(!ok && text.contains(&state(1, "missing", 1, 4)), "{text}");
+    assert_eq!(run("rotate", &both), (true, r#"{"key":2,"keys":4,"left":0,"uploads":1}"#.into()));
+    let (ok, text) = run("status", &both);
+    assert!(ok && text.contains(&[state(2, "encrypts", 1, 4), state(1, "unused", 0, 0)].join(",")), "{text}");
+    assert!(run("status", two).0);
+}
+
+async fn a_new_key_seals_what_comes_and_the_old_one_still_opens(case: &Case) {
     let gateway = case.gateway().await;
     let mut keys = vec![gateway.client("DE").upload_new("a", 2, case.clock.now()).await];
-    // First every instance learns the new key, then it becomes the first.
-    let newest_first = |config: &mut Config| {
-        let file = config.encryption.keys[0].file.with_file_name("payload-2.key");
-        config.encryption.keys.insert(0, EncryptionKey { id: 2, file });
-    };
     let rotated = case.gateway_with(newest_first).await;
     keys.push(rotated.client("DE").upload_new("b", 2, case.clock.now()).await);
     rotated.form().await;
-    let ids: Vec<Vec<u8>> = case.db.column("SELECT payload FROM diagnosis_key ORDER BY upload_id").await;
-    assert_eq!(ids.iter().map(|payload| payload[3]).collect::<Vec<_>>(), [1, 1, 2, 2]);
+    assert_eq!(sealed_with(case).await, [1, 1, 2, 2]);
     let answer = rotated.client("NL").download(case.today(), None).await.expect(200);
     assert_eq!(answer.keys(), crate::client::join(&[&keys[0], &keys[1]]));
 }

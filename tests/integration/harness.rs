@@ -16,6 +16,7 @@ use efgs_gateway::{
     app::{App, Gateway},
     clock::Clock,
     config::Config,
+    reload::Reload,
     store::NewCertificate,
 };
 use efgs_protocol::{bundle::Bundle, country::Country};
@@ -195,7 +196,12 @@ impl Case {
     pub(crate) async fn start(&self, app: Arc<App>) -> Running {
         self.register_participants(&app).await;
         let gateway = Gateway::start(app.clone(), true).await.unwrap();
-        let running = Running { address: gateway.address.port(), admin: gateway.admin_address.port(), app };
+        let running = Running {
+            address: gateway.address.port(),
+            admin: gateway.admin_address.port(),
+            files: gateway.reload().clone(),
+            app,
+        };
         self.gateways.lock().unwrap().push(gateway);
         running.settle().await;
         running
@@ -258,6 +264,8 @@ pub(crate) struct Running {
     /// Port of the admin side.
     pub(crate) admin: u16,
     pub(crate) app: Arc<App>,
+    /// What can be exchanged while it runs.
+    pub(crate) files: Arc<Reload>,
 }
 
 impl Running {

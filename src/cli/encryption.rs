@@ -1,0 +1,107 @@
+//! `encryption …`: which keys seal what is stored, and changing them (spec §8.2).
+
+use std::{io::IsTerminal, io::Write, process::ExitCode, sync::Arc};
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{Outcome, WorkArgs, open_current, say};
+use crate::{
+    app::App,
+    rotation::{self, Rotated},
+    store::KeyUse,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum EncryptionCommand {
+    /// Show how much is sealed with each encryption key
+    #[command(after_help = "Example:\n  efgs-gateway encryption status --config efgs.toml")]
+    Status(WorkArgs),
+    /// Seal everything that is stored with the first of `encryption.keys`
+    #[command(after_help = "Example:\n  efgs-gateway encryption rotate --config efgs.toml
+
+Safe while gateways run, and when it is interrupted: run it again. Before, every gateway must know the new key:
+  1. write it at the end of encryption.keys on every instance, and send each SIGHUP;
+  2. put it first on every instance, and send each SIGHUP;
+  3. run this command;
+  4. take the old key out everywhere, and send each SIGHUP.")]
+    Rotate(WorkArgs),
+}
+
+pub(super) async fn run(command: EncryptionCommand) -> Outcome {
+    match command {
+        EncryptionCommand::Status(args) => status(&args).await,
+        EncryptionCommand::Rotate(args) => rotate(&args).await,
+    }
+}
+
+async fn status(args: &WorkArgs) -> Outcome {
+    let app = open_current(&args.file.config).await?;
+    let known = app.keyring.ids();
+    let used = app.store.encryption_keys().await?;
+    let of =
+        |id| used.iter().find(|used| used.id == id).copied().unwrap_or(KeyUse { id, uploads: 0, keys: 0 });
+    let missing = used.iter().filter(|used| !known.contains(&used.id)).copied();
+    let all: Vec<KeyUse> = known.iter().map(|id| of(*id)).chain(missing).collect();
+    let state = |key: &KeyUse| match known.iter().position(|id| *id == key.id) {
+        None => "missing",
+        Some(0) => "encrypts",
+        Some(_) if key.uploads == 0 => "unused",
+        Some(_) => "decrypts",
+    };
+    if args.json {
+        let keys = all
+            .iter()
+            .map(|key| json!({"id": key.id, "state": state(key), "uploads": key.uploads, "keys": key.keys}));
+        say(json!({ "encryptionKeys": keys.collect::<Vec<_>>() }))?;
+    } else {
+        for key in &all {
+            let meaning = match state(key) {
+                "encrypts" => "seals what is uploaded now",
+                "unused" => "can be taken out of `encryption.keys`, once no instance has it first",
+                "decrypts" => "is needed until `efgs-gateway encryption rotate` has run",
+                _ => "IS MISSING in `encryption.keys`: these uploads cannot be read",
+            };
+            say(format!("key {}: {} uploads, {} diagnosis keys; {meaning}", key.id, key.uploads, key.keys))?;
+        }
+    }
+    Ok(if all.iter().any(|key| state(key) == "missing") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn rotate(args: &WorkArgs) -> Outcome {
+    let app = open_current(&args.file.config).await?;
+    let (first, others) = (app.keyring.ids().first().copied().unwrap_or_default(), waiting(&app).await?);
+    let terminal = std::io::stderr().is_terminal() && !args.json;
+    let done = rotation::rotate(&app, |so_far: Rotated| {
+        if terminal {
+            // Nothing is lost when nobody can see it.
+            drop(write!(std::io::stderr(), "\r{} of {others} uploads ", so_far.uploads));
+        }
+    })
+    .await;
+    if terminal {
+        drop(writeln!(std::io::stderr()));
+    }
+    let done = done?;
+    let left = waiting(&app).await?;
+    if args.json {
+        say(json!({"key": first, "uploads": done.uploads, "keys": done.keys, "left": left}))?;
+    } else {
+        say(format!("sealed {} uploads with {} diagnosis keys with key {first}", done.uploads, done.keys))?;
+    }
+    match left {
+        0 => Ok(ExitCode::SUCCESS),
+        _ => Err(format!(
+            "{left} uploads came meanwhile that are sealed with another key: an instance does not have key {first} first \
+             in `encryption.keys`, or was just told so; put it right, send it SIGHUP, and run this again"
+        )
+        .into()),
+    }
+}
+
+/// Uploads that are not sealed with the first key.
+async fn waiting(app: &Arc<App>) -> Result<u64, crate::store::StoreError> {
+    let first = app.keyring.ids().first().copied();
+    let used = app.store.encryption_keys().await?;
+    Ok(used.iter().filter(|used| Some(used.id) != first).map(|used| used.uploads).sum())
+}

@@ -1,0 +1,173 @@
+//! Taking over new certificates and encryption keys while the gateway serves.
+//!
+//! Connections that are open stay open with what they were made with; new ones get the new certificate. What
+//! is not right is not taken over, and said in the log.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::{
+    app::App,
+    config::{Config, Encryption, Tls},
+    encryption::Keyring,
+    jobs::Shutdown,
+    rotation::{self, RotationError},
+    trust::TlsSetup,
+};
+
+/// How often the files of `[tls]` and `[callback]` are looked at.
+const PACE: Duration = Duration::from_secs(30);
+
+/// What can be exchanged in a gateway that runs.
+#[derive(Debug)]
+pub struct Reload {
+    app: Arc<App>,
+    tls: Option<(Tls, Arc<TlsSetup>)>,
+    tls_files: FileWatch,
+    callback_files: FileWatch,
+}
+
+impl Reload {
+    pub(crate) fn new(app: Arc<App>, tls: Option<(Tls, Arc<TlsSetup>)>) -> Self {
+        let tls_files = match &tls {
+            Some((files, _)) => {
+                let own = [files.certificate.clone(), files.private_key.clone()];
+                own.into_iter().chain(files.client_ca.clone()).collect()
+            }
+            None => Vec::new(),
+        };
+        let callback_files = match &app.config.callback {
+            Some(files) => {
+                let own = [files.certificate.clone(), files.private_key.clone()];
+                own.into_iter().chain(files.ca.clone()).collect()
+            }
+            None => Vec::new(),
+        };
+        let (tls_files, callback_files) = (FileWatch::new(tls_files), FileWatch::new(callback_files));
+        Self { app, tls, tls_files, callback_files }
+    }
+
+    /// Reads the certificates, the encryption keys of `new` (other settings need a restart) and the registry.
+    pub async fn all(&self, new: &Config) {
+        self.tls();
+        self.callback();
+        match self.keys(&new.encryption).await {
+            Ok(ids) => tracing::info!(?ids, "the encryption keys were read again"),
+            Err(error) => tracing::error!(%error, "the encryption keys stay as they were"),
+        }
+        if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
+            tracing::error!(%error, "the certificate registry could not be loaded");
+        }
+    }
+
+    /// Takes over certificates whose files have changed since they were last looked at.
+    pub fn changed_files(&self) {
+        if self.tls_files.changed() {
+            self.tls();
+        }
+        if self.callback_files.changed() {
+            self.callback();
+        }
+    }
+
+    /// Looks at the files again and again, until the gateway stops.
+    pub(crate) async fn watch(self: Arc<Self>, mut shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = tokio::time::sleep(PACE) => {}
+            }
+            let this = self.clone();
+            // A panic in there would have been logged; the next turn looks again.
+            drop(tokio::task::spawn_blocking(move || this.changed_files()).await);
+        }
+    }
+
+    fn tls(&self) {
+        match self.tls.as_ref().map(|(files, tls)| tls.reload(files)) {
+            None => {}
+            Some(Ok(())) => tracing::info!("the TLS certificate was read again"),
+            Some(Err(error)) => tracing::error!(%error, "the TLS certificate stays as it was"),
+        }
+    }
+
+    fn callback(&self) {
+        let config = self.app.config.callback.as_ref();
+        match self.app.guard.reload(config) {
+            Ok(()) if config.is_none() => {}
+            Ok(()) => tracing::info!("the certificate for callbacks was read again"),
+            Err(error) => tracing::error!(%error, "the certificate for callbacks stays as it was"),
+        }
+    }
+
+    async fn keys(&self, new: &Encryption) -> Result<Vec<u32>, KeysError> {
+        let new = Keyring::load(new)?;
+        rotation::check(&self.app.store, &new).await?;
+        self.app.keyring.replace(&new);
+        Ok(new.ids())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum KeysError {
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
+}
+
+/// Notices that the content of files has changed.
+#[derive(Debug)]
+struct FileWatch {
+    paths: Vec<PathBuf>,
+    seen: Mutex<Vec<Option<[u8; 32]>>>,
+}
+
+impl FileWatch {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        let seen = Mutex::new(paths.iter().map(|path| digest(path)).collect());
+        Self { paths, seen }
+    }
+
+    /// Whether something is different from the last time. Two files that belong together are seldom written in
+    /// one moment: half of a pair is refused by whoever reads it, and the other half is the next change.
+    fn changed(&self) -> bool {
+        let now: Vec<_> = self.paths.iter().map(|path| digest(path)).collect();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *seen != now;
+        *seen = now;
+        changed
+    }
+}
+
+fn digest(path: &Path) -> Option<[u8; 32]> {
+    std::fs::read(path).ok().map(|content| Sha256::digest(&*Zeroizing::new(content)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_change_is_noticed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.pem");
+        let watch = FileWatch::new(vec![path.clone()]);
+        assert!(!watch.changed());
+        for content in ["one", "two"] {
+            std::fs::write(&path, content).unwrap();
+            assert!(watch.changed());
+            assert!(!watch.changed());
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(watch.changed());
+        assert!(!watch.changed());
+    }
+}

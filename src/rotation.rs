@@ -1,0 +1,107 @@
+//! Changing the key of the encryption at rest while the gateway serves (spec §8.2).
+//!
+//! The new key is first made known to every instance (at the end of `encryption.keys`), then it is put first,
+//! then everything that is stored is sealed with it, and then the old one can go. Each payload can be read at
+//! every moment, because every instance has both keys. Work that was interrupted is found again by the payloads
+//! themselves: each names its key.
+
+use std::sync::Arc;
+
+use crate::{
+    app::App,
+    encryption::{EncryptionError, Keyring},
+    jobs,
+    store::{Job, KeyUse, Lease, Store, StoreError, StoredPayload},
+};
+
+/// Why a rotation stopped. What was done until then holds; the next one goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// The database did not do its part.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A payload does not open.
+    #[error("upload {upload}: {source}")]
+    Payload {
+        /// Whose payload.
+        upload: i64,
+        /// What is wrong with it.
+        source: EncryptionError,
+    },
+    /// Payloads need a key that is not configured.
+    #[error(transparent)]
+    MissingKey(#[from] MissingKey),
+}
+
+/// Stored payloads need a key that `encryption.keys` does not name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{uploads} stored uploads are sealed with encryption key {id}, which `encryption.keys` does not name: add the key \
+     again, behind the others; after `efgs-gateway encryption rotate` it can go"
+)]
+pub struct MissingKey {
+    /// The key.
+    pub id: u32,
+    /// How many uploads need it.
+    pub uploads: u64,
+}
+
+/// What a rotation has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rotated {
+    /// Uploads that are now sealed with the first key.
+    pub uploads: u64,
+    /// Diagnosis keys in them.
+    pub keys: u64,
+}
+
+/// Fails when stored payloads could not be read with these keys: better before the first request than in it.
+pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError> {
+    let known = keyring.ids();
+    match store.encryption_keys().await?.iter().find(|used| !known.contains(&used.id)) {
+        None => Ok(()),
+        Some(KeyUse { id, uploads, .. }) => Err(MissingKey { id: *id, uploads: *uploads }.into()),
+    }
+}
+
+/// Seals with the first key all that is sealed with others; `progress` is told after each upload. Gateways may
+/// serve meanwhile, and what they still seal with another key is left; a second rotation waits for the lease.
+pub async fn rotate(app: &Arc<App>, mut progress: impl FnMut(Rotated)) -> Result<Rotated, RotationError> {
+    check(&app.store, &app.keyring).await?;
+    let lease = jobs::wait_for_lease(&app.store, Job::Rotation).await?;
+    let mut outcome = Ok(Rotated::default());
+    jobs::under_lease(&app.store, lease, async |lease| {
+        outcome = rotate_all(app, lease, &mut progress).await;
+        Ok(())
+    })
+    .await?;
+    outcome
+}
+
+async fn rotate_all(
+    app: &Arc<App>,
+    lease: &Lease,
+    progress: &mut impl FnMut(Rotated),
+) -> Result<Rotated, RotationError> {
+    let Some(newest) = app.keyring.ids().first().copied() else { return Ok(Rotated::default()) };
+    let (mut total, mut at) = (Rotated::default(), 0);
+    while let Some(upload) = app.store.next_to_rotate(newest, at).await? {
+        let mut payloads = app.store.payloads(&[upload]).await?;
+        reseal(&app.keyring, &mut payloads).map_err(|source| RotationError::Payload { upload, source })?;
+        app.store.replace_payloads(lease, &payloads).await?;
+        total.uploads += 1;
+        total.keys += payloads.len() as u64;
+        progress(total);
+        at = upload;
+    }
+    Ok(total)
+}
+
+fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<(), EncryptionError> {
+    let nonces = Keyring::nonces(payloads.len())?;
+    for (row, nonce) in payloads.iter_mut().zip(nonces) {
+        let hash = row.payload_hash.as_slice().try_into().map_err(|_| EncryptionError::Truncated)?;
+        row.payload = keyring.seal(hash, nonce, keyring.open(hash, &mut row.payload)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Which encryption keys the stored payloads need, and replacing payloads by others sealed anew.
+//!
+//! All keys of an upload are sealed with one encryption key, and are sealed anew from the last position to the
+//! first: so the payload at position 0 stands for its upload, whenever a rotation is interrupted.
+
+use sea_orm::ConnectionTrait;
+
+use super::{Lease, Store, StoreError, StoredPayload};
+
+/// Payloads that one transaction replaces: few enough that nobody waits for its locks.
+const STEP: usize = 500;
+
+/// How much is sealed with one encryption key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyUse {
+    /// The encryption key.
+    pub id: u32,
+    /// Uploads that need it.
+    pub uploads: u64,
+    /// Diagnosis keys in them.
+    pub keys: u64,
+}
+
+impl Store {
+    /// Which encryption keys the stored payloads need, ascending. One look at each upload, not at each key.
+    pub async fn encryption_keys(&self) -> Result<Vec<KeyUse>, StoreError> {
+        self.repeat("encryption keys", || async {
+            let sql = "SELECT HEX(SUBSTR(k.payload, 1, 4)) AS id, COUNT(*) AS uploads, \
+                 CAST(SUM(u.amount) AS CHAR) AS amount \
+                 FROM upload u JOIN diagnosis_key k ON k.upload_id = u.id AND k.position = 0 GROUP BY id ORDER BY id";
+            let mut found = Vec::new();
+            for row in self.db.query_all_raw(self.statement(sql, [])).await? {
+                let (id, amount): (String, String) = (row.try_get("", "id")?, row.try_get("", "amount")?);
+                let uploads: i64 = row.try_get("", "uploads")?;
+                found.push(KeyUse {
+                    id: u32::from_str_radix(&id, 16).unwrap_or_default(),
+                    uploads: uploads.unsigned_abs(),
+                    keys: amount.parse().unwrap_or_default(),
+                });
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// The first upload behind `after` that needs another encryption key than `id`.
+    pub async fn next_to_rotate(&self, id: u32, after: i64) -> Result<Option<i64>, StoreError> {
+        self.repeat("next to rotate", || async {
+            let sql = "SELECT u.id AS id FROM upload u JOIN diagnosis_key k ON k.upload_id = u.id AND k.position = 0 \
+                 WHERE u.id > ? AND SUBSTR(k.payload, 1, 4) <> ? ORDER BY u.id LIMIT 1";
+            let values = [after.into(), id.to_be_bytes().to_vec().into()];
+            match self.db.query_one_raw(self.statement(sql, values)).await? {
+                Some(row) => Ok(Some(row.try_get("", "id")?)),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// Replaces payloads of one upload, all of them and in the order of their positions. A key that has expired
+    /// in the meantime stays away.
+    pub async fn replace_payloads(
+        &self,
+        lease: &Lease,
+        payloads: &[StoredPayload],
+    ) -> Result<(), StoreError> {
+        for step in payloads.rchunks(STEP) {
+            self.repeat("rotate", || async {
+                let tx = self.begin().await?;
+                self.fence(&tx, lease).await?;
+                for new in step.iter().rev() {
+                    let sql = "UPDATE diagnosis_key SET payload = ? WHERE upload_id = ? AND payload_hash = ?";
+                    let values =
+                        [new.payload.clone().into(), new.upload_id.into(), new.payload_hash.clone().into()];
+                    tx.execute_raw(self.statement(sql, values)).await?;
+                }
+                tx.commit().await?;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
