@@ -18,6 +18,7 @@ use actix_web::{
 };
 use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag, country::Country};
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::ProtocolVersion;
 use tokio::{
     runtime::Handle,
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
@@ -32,12 +33,15 @@ use crate::{
     config::{AuthMode, Config, ConfigError},
     download::Sealed,
     encryption::Keyring,
-    expiry, http,
+    expiry,
+    health::Health,
+    http,
     instance::Instance,
     jobs::{self, Shutdown},
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
+    telemetry::{self, InFlight},
     trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
     upload::UploadError,
 };
@@ -68,6 +72,9 @@ pub struct App {
     pub downloaded: Downloaded,
     /// Tells the callback job that a batch has been formed.
     pub wake_callbacks: Notify,
+    /// How the jobs and the certificates stand.
+    pub health: Health,
+    watch: ExpiryWatch,
     receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
     metrics: Option<PrometheusHandle>,
     runtime: Handle,
@@ -149,6 +156,8 @@ impl App {
             guard: Guard::new(config.callback.as_ref(), resolver)?,
             downloaded: Downloaded::default(),
             wake_callbacks: Notify::new(),
+            health: Health::new(clock.clone(), config.database.timeout),
+            watch: ExpiryWatch::default(),
             receiving: Mutex::default(),
             runtime: Handle::current(),
             store,
@@ -204,6 +213,13 @@ impl App {
         match tokio::time::timeout(self.config.server.request_timeout, turns.acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(UploadError::Busy.into()),
+        }
+    }
+
+    /// Looks at the ends of all certificates.
+    pub(crate) fn look_at_certificates(&self) {
+        if let Ok(registry) = self.trust.registry() {
+            self.health.set_certificates(self.watch.look(&registry, &self.config, self.clock.now()));
         }
     }
 
@@ -315,18 +331,18 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
         crate::withdrawal::refresh(&app).await?;
         app.trust.load(&app.store, app.clock.now()).await
     };
-    jobs::repeat("trust", app.trust.pace(), shutdown, std::future::pending, load).await;
+    let watch = app.health.watch("trust", app.config.trust.refresh);
+    jobs::repeat(watch, app.trust.pace(), shutdown, std::future::pending, load).await;
 }
 
 async fn watch_certificates(app: Arc<App>, shutdown: Shutdown) {
-    let watch = ExpiryWatch::default();
+    const PACE: Duration = Duration::from_secs(60);
     let look = || async {
-        if let Ok(registry) = app.trust.registry() {
-            watch.look(&registry, &app.config, app.clock.now());
-        }
+        app.look_at_certificates();
         Ok(())
     };
-    jobs::repeat("certificates", Duration::from_secs(3600), shutdown, std::future::pending, look).await;
+    let watch = app.health.watch("certificates", PACE);
+    jobs::repeat(watch, PACE, shutdown, std::future::pending, look).await;
 }
 
 fn national_server(
@@ -358,7 +374,7 @@ fn national_server(
     Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
 }
 
-/// Reads the client certificate, once per connection.
+/// Counts the connection and reads the client certificate, once per connection.
 fn prepare_connection(connection: &dyn Any, extensions: &mut Extensions, timeout: Duration) {
     let (tcp, session) = match connection.downcast_ref::<TlsStream<TcpStream>>() {
         Some(stream) => {
@@ -374,6 +390,13 @@ fn prepare_connection(connection: &dyn Any, extensions: &mut Extensions, timeout
     if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
         tracing::debug!(%error, "a connection has no time limit for unread data");
     }
+    extensions.insert(InFlight::new(metrics::gauge!(telemetry::CONNECTIONS)));
+    let version = match session.map(|session| session.protocol_version()) {
+        Some(Some(ProtocolVersion::TLSv1_3)) => "1.3",
+        Some(_) => "1.2",
+        None => "none",
+    };
+    metrics::counter!(telemetry::CONNECTIONS_MADE, "tls" => version).increment(1);
     let leaf = session.and_then(|session| session.peer_certificates()?.first());
     if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
         extensions.insert(identity);

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     app::App,
+    health::{JobWatch, Waiting},
     jobs::{self, Shutdown},
     store::{BatchRecord, Formation, Job, Lease, StoreError},
     telemetry,
@@ -19,16 +20,24 @@ const PACE: Duration = Duration::from_secs(1);
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let pace = PACE.min(app.config.batching.interval);
-    jobs::repeat(Job::Batching.name(), pace, shutdown, || app.wake_batching.notified(), || turn(&app)).await;
+    let watch = app.health.watch(Job::Batching.name(), app.config.batching.interval);
+    let wake = || app.wake_batching.notified();
+    jobs::repeat(watch.clone(), pace, shutdown, wake, || turn(&app, &watch)).await;
 }
 
 /// One look: forms full batches when enough keys wait, and all when the interval is over.
-async fn turn(app: &App) -> Result<(), StoreError> {
+async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     let pending = app.store.pending().await?;
-    metrics::gauge!(telemetry::KEYS_WAITING).set(pending.keys as f64);
-    let due = app.store.is_due(Job::Batching).await?;
+    let overdue = app.store.overdue(Job::Batching).await?;
+    app.health.set_waiting(Waiting {
+        uploads: pending.uploads,
+        keys: pending.keys,
+        oldest: pending.oldest,
+        newest_batch: app.store.newest_batch().await?.map(|id| id.timestamp()),
+    });
+    watch.set_overdue(overdue);
     let full = pending.keys >= app.config.batching.max_keys as u64;
-    if !due && !full {
+    if overdue.is_none() && !full {
         return Ok(());
     }
     let Some(lease) = app.store.acquire_lease(Job::Batching).await? else {
@@ -40,6 +49,7 @@ async fn turn(app: &App) -> Result<(), StoreError> {
         form_all(app, lease, !due).await?;
         if due {
             app.store.set_due(lease, app.config.batching.interval).await?;
+            watch.set_overdue(None);
         }
         Ok(())
     })

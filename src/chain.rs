@@ -185,6 +185,16 @@ impl Chain {
         Ok(changed)
     }
 
+    /// How many batches are in memory.
+    pub fn len(&self) -> usize {
+        self.snapshot().len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn snapshot(&self) -> Arc<Vec<Arc<BatchRecord>>> {
         self.batches.read().map(|batches| batches.clone()).unwrap_or_default()
     }

@@ -24,6 +24,7 @@ use crate::{
     encryption::Keyring,
     http::{self, Error, ErrorBody, HeaderError, reply},
     store::{BatchRecord, StoredPayload},
+    telemetry,
     trust::Caller,
 };
 
@@ -91,6 +92,13 @@ impl Sealed {
         Self(Cache::builder().max_capacity(bytes).weigher(weigh).build())
     }
 
+    /// How many entries there are, and their bytes.
+    pub async fn size(&self) -> (u64, u64) {
+        // The cache counts lazily.
+        self.0.run_pending_tasks().await;
+        (self.0.entry_count(), self.0.weighted_size())
+    }
+
     /// Forgets what was built of batches that are not served any more.
     pub async fn forget_before(&self, oldest: NaiveDate) {
         let outdated: Vec<_> = self.0.iter().map(|(key, _)| key.batch()).collect();
@@ -109,7 +117,7 @@ impl Sealed {
         }
     }
 
-    /// The pieces of a body, from memory or built now. Requests that need the same at once build it once.
+    /// The pieces of a body, from memory or built now.
     async fn body(
         &self,
         app: &Arc<App>,
@@ -125,15 +133,23 @@ impl Sealed {
             let pieces = assemble(&self.segments(app, batch, format).await?, format, without);
             app.blocking(move || encoding.compress(&pieces)).await?.map(Cached::Compressed).map_err(internal)
         };
-        match self
-            .0
-            .try_get_with(CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without), build)
-            .await
-        {
-            Ok(Cached::Compressed(bytes)) => Ok(vec![bytes]),
-            Ok(Cached::Segments(_)) => Err(internal("the cache holds another kind of value")),
-            Err(error) => Err(Error::Shared(error)),
+        let key = CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without);
+        match self.get_or_build(key, build).await? {
+            Cached::Compressed(bytes) => Ok(vec![bytes]),
+            Cached::Segments(_) => Err(internal("the cache holds another kind of value")),
         }
+    }
+
+    /// Requests that need the same at once build it once.
+    async fn get_or_build(
+        &self,
+        key: CacheKey,
+        build: impl Future<Output = Result<Cached, Error>>,
+    ) -> Result<Cached, Error> {
+        let entry = self.0.entry(key).or_try_insert_with(build).await.map_err(Error::Shared)?;
+        let outcome = if entry.is_fresh() { "built" } else { "ready" };
+        metrics::counter!(telemetry::CACHE_LOOKUPS, "outcome" => outcome).increment(1);
+        Ok(entry.into_value())
     }
 
     async fn segments(
@@ -149,10 +165,9 @@ impl Sealed {
             let (shared, batch) = (app.clone(), batch.clone());
             app.blocking(move || seal(&batch, payloads, format, &shared.keyring)).await?.map(Cached::Segments)
         };
-        match self.0.try_get_with(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await {
-            Ok(Cached::Segments(segments)) => Ok(segments),
-            Ok(Cached::Compressed(_)) => Err(internal("the cache holds another kind of value")),
-            Err(error) => Err(Error::Shared(error)),
+        match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
+            Cached::Segments(segments) => Ok(segments),
+            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
         }
     }
 }
@@ -287,6 +302,9 @@ pub async fn download(
         batch.uploads.iter().any(|upload| upload.country == caller.country).then_some(caller.country);
     let body = app.sealed.body(&app, batch, media.format, encoding, without).await?;
     app.downloaded.note(caller.country, batch.id);
+    let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
+    metrics::counter!(telemetry::KEYS_DOWNLOADED, "country" => caller.country.to_string())
+        .increment(others.map(|upload| u64::from(upload.amount)).sum());
     Ok(headers.ok(body))
 }
 

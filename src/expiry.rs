@@ -9,6 +9,7 @@ use chrono::NaiveDate;
 
 use crate::{
     app::App,
+    health::JobWatch,
     jobs::{self, Shutdown},
     store::{ExpiryStep, Job, Lease, StoreError},
     telemetry,
@@ -20,13 +21,16 @@ const PACE: Duration = Duration::from_secs(60);
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let pace = PACE.min(app.config.retention.interval);
-    jobs::repeat(Job::Expiry.name(), pace, shutdown, std::future::pending, || turn(&app)).await;
+    let watch = app.health.watch(Job::Expiry.name(), app.config.retention.interval);
+    jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || turn(&app, &watch)).await;
 }
 
-async fn turn(app: &App) -> Result<(), StoreError> {
+async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     // Of this instance's own memory, whoever has the lease.
     app.sealed.forget_before(app.chain.oldest()).await;
-    if !app.store.is_due(Job::Expiry).await? {
+    let overdue = app.store.overdue(Job::Expiry).await?;
+    watch.set_overdue(overdue);
+    if overdue.is_none() {
         return Ok(());
     }
     let Some(lease) = app.store.acquire_lease(Job::Expiry).await? else {
@@ -34,7 +38,9 @@ async fn turn(app: &App) -> Result<(), StoreError> {
     };
     jobs::under_lease(&app.store, lease, async |lease| {
         expire_all(app, lease, app.chain.oldest()).await?;
-        app.store.set_due(lease, app.config.retention.interval).await
+        app.store.set_due(lease, app.config.retention.interval).await?;
+        watch.set_overdue(None);
+        Ok(())
     })
     .await
 }

@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 use tokio::sync::watch;
 
 use crate::{
+    health::JobWatch,
     store::{Job, Lease, Store, StoreError},
     telemetry,
 };
@@ -33,9 +34,9 @@ impl Shutdown {
 }
 
 /// Calls `step` every `pace`, and when `wake` completes, until the gateway stops. A failed step is logged and
-/// tried again at the next turn; a step under way is brought to its end.
+/// tried again at the next turn; a step under way is brought to its end. `watch` is told of each.
 pub async fn repeat<F, Fut, W>(
-    name: &'static str,
+    watch: JobWatch,
     pace: Duration,
     mut shutdown: Shutdown,
     wake: impl Fn() -> W,
@@ -45,9 +46,14 @@ pub async fn repeat<F, Fut, W>(
     Fut: Future<Output = Result<(), StoreError>>,
     W: Future<Output = ()>,
 {
+    let name = watch.name();
     let mut failing = false;
     loop {
         let outcome = step().await;
+        match &outcome {
+            Ok(()) => watch.progressed(),
+            Err(error) => watch.failed(error.to_string()),
+        }
         metrics::counter!(telemetry::JOB_RUNS, "job" => name, "outcome" => if outcome.is_ok() { "ok" } else { "failed" }).increment(1);
         match outcome {
             Ok(()) if failing => {

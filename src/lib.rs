@@ -27,6 +27,7 @@ pub mod config;
 pub mod download;
 pub mod encryption;
 pub mod expiry;
+pub mod health;
 pub mod http;
 pub mod instance;
 pub mod jobs;

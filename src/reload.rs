@@ -64,6 +64,7 @@ impl Reload {
         if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
         }
+        self.app.look_at_certificates();
     }
 
     /// Takes over certificates whose files have changed since they were last looked at.

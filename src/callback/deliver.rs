@@ -37,7 +37,8 @@ const CONCURRENT: usize = 16;
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let work = Work::new(&app, &shutdown);
-    jobs::repeat("callbacks", PACE, shutdown, || app.wake_callbacks.notified(), || work.turn()).await;
+    let watch = app.health.watch("callbacks", RECORD);
+    jobs::repeat(watch, PACE, shutdown, || app.wake_callbacks.notified(), || work.turn()).await;
     let mut calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
     while calls.join_next().await.is_some() {}
     if let Err(error) = app.downloaded.record(&app.store).await {

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Args;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{ConfigFile, Outcome};
@@ -29,7 +29,7 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(args: ServeArgs) -> Outcome {
     telemetry::init_logs(&format!("info,actix_server=warn,{}", crate::store::LOG_FILTER));
-    let metrics = install_metrics()?;
+    let metrics = telemetry::install()?;
     let app = App::new(Config::load(&args.file.config)?, Clock::system(), Some(metrics.clone()))?;
     let gateway = Gateway::start(app, !args.no_migrate).await?;
     wait(&gateway, &metrics, &args.file.config).await?;
@@ -61,11 +61,4 @@ async fn reload(gateway: &Gateway, config: &Path) {
             gateway.reload().all(&gateway.app().config).await;
         }
     }
-}
-
-fn install_metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error>> {
-    const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(telemetry::REQUEST_SECONDS.to_owned()), &BUCKETS)?;
-    Ok(builder.install_recorder()?)
 }

@@ -10,13 +10,15 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::ApiDoc;
-use crate::app::App;
+use crate::{app::App, health::Readiness, telemetry};
 
 /// Whether the gateway can do its work, as `GET /health/ready` says it.
 #[derive(Debug, Serialize)]
-struct Readiness {
+struct Answer {
     status: &'static str,
     reasons: Vec<String>,
+    /// What is no reason yet.
+    warnings: Vec<String>,
 }
 
 /// Routes of the admin listener.
@@ -24,7 +26,9 @@ pub fn configure(config: &mut ServiceConfig) {
     config
         .route(
             "/health/live",
-            web::get().to(|| async { HttpResponse::Ok().json(Readiness { status: "up", reasons: vec![] }) }),
+            web::get().to(|| async {
+                HttpResponse::Ok().json(Answer { status: "up", reasons: vec![], warnings: vec![] })
+            }),
         )
         .route("/health/ready", web::get().to(ready))
         .route("/metrics", web::get().to(metrics))
@@ -45,24 +49,16 @@ pub fn configure(config: &mut ServiceConfig) {
 
 async fn ready(app: web::Data<App>) -> HttpResponse {
     let app = app.into_inner();
-    let mut reasons = Vec::new();
-    if let Err(error) = app.trust.registry() {
-        reasons.push(error.to_string());
-    }
-    let store = app.store.clone();
-    match app.clone().background(async move { store.ping().await }).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => reasons.push(error.to_string()),
-        Err(error) => reasons.push(error.to_string()),
-    }
+    let Readiness { reasons, warnings, .. } = app.readiness(app.config.database.timeout * 2).await;
     if reasons.is_empty() {
-        HttpResponse::Ok().json(Readiness { status: "up", reasons })
+        HttpResponse::Ok().json(Answer { status: "up", reasons, warnings })
     } else {
-        HttpResponse::ServiceUnavailable().json(Readiness { status: "down", reasons })
+        HttpResponse::ServiceUnavailable().json(Answer { status: "down", reasons, warnings })
     }
 }
 
 async fn metrics(app: web::Data<App>) -> HttpResponse {
+    telemetry::collect(&app.clone().into_inner()).await;
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"))
         .body(app.metrics())

@@ -4,19 +4,23 @@ use std::time::Instant;
 
 use actix_web::{
     HttpMessage, HttpRequest,
-    body::{EitherBody, MessageBody},
+    body::{BodySize, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
         ConnectionType,
-        header::{HeaderName, HeaderValue},
+        header::{CONTENT_LENGTH, HeaderName, HeaderValue},
     },
     middleware::Next,
     web::Data,
 };
 use efgs_protocol::country::Country;
+use metrics::{counter, gauge, histogram};
 
 use super::Error;
-use crate::{app::App, telemetry};
+use crate::{
+    app::App,
+    telemetry::{self, InFlight},
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -36,6 +40,9 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let id = format!("{:016x}", rand::random::<u64>());
     let app = request.app_data::<Data<App>>().cloned();
     let operation = operation(&request);
+    let announced =
+        request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
     let response = next.call(request).await?;
 
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
@@ -60,9 +67,16 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     }
     let caller = caller.as_ref().map_or("-", Country::as_str);
     let seconds = started.elapsed().as_secs_f64();
-    metrics::counter!(telemetry::REQUESTS, "operation" => operation, "status" => status.as_u16().to_string())
+    counter!(telemetry::REQUESTS, "operation" => operation, "status" => status.as_u16().to_string())
         .increment(1);
-    metrics::histogram!(telemetry::REQUEST_SECONDS, "operation" => operation).record(seconds);
+    histogram!(telemetry::REQUEST_SECONDS, "operation" => operation).record(seconds);
+    let bytes = |name, bytes| {
+        counter!(name, "country" => caller.to_owned(), "operation" => operation).increment(bytes)
+    };
+    bytes(telemetry::REQUEST_BYTES, announced.unwrap_or(0));
+    if let BodySize::Sized(size) = response.response().body().size() {
+        bytes(telemetry::RESPONSE_BYTES, size);
+    }
     let status_code = status.as_u16();
     match reason {
         Some(reason) if status.is_server_error() => {
@@ -99,7 +113,10 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     Ok(response)
 }
 
-/// The operation's name: few values, whatever a client asks for.
+/// The names of operations.
+pub const OPERATIONS: [&str; 6] = ["upload", "download", "audit", "callback", "options", "other"];
+
+/// The operation's name, one of [`OPERATIONS`], whatever a client asks for.
 fn operation(request: &ServiceRequest) -> &'static str {
     match request.path() {
         path if path.starts_with(efgs_protocol::wire::UPLOAD_PATH) => "upload",

@@ -1,6 +1,6 @@
 //! Forming batches and reading the chain of them (spec §4.2.8).
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
@@ -60,6 +60,8 @@ pub struct Pending {
     pub uploads: u64,
     /// Their keys.
     pub keys: u64,
+    /// When the oldest of them arrived.
+    pub oldest: Option<DateTime<Utc>>,
 }
 
 /// How the next batch is to be formed.
@@ -104,7 +106,7 @@ impl Store {
     /// How much waits to be put into a batch.
     pub async fn pending(&self) -> Result<Pending, StoreError> {
         self.repeat("pending uploads", || async {
-            let (uploads, keys): (i64, Option<i64>) = upload::Entity::find()
+            let (uploads, keys, oldest): (i64, Option<i64>, Option<NaiveDateTime>) = upload::Entity::find()
                 .select_only()
                 .column_as(upload::Column::Id.count(), "uploads")
                 .column_as(
@@ -114,13 +116,33 @@ impl Store {
                     }),
                     "total",
                 )
+                .column_as(upload::Column::UploadedAt.min(), "oldest")
                 .filter(upload::Column::BatchId.is_null())
                 .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
                 .into_tuple()
                 .one(&self.db)
                 .await?
                 .unwrap_or_default();
-            Ok(Pending { uploads: uploads as u64, keys: keys.unwrap_or(0) as u64 })
+            Ok(Pending {
+                uploads: uploads as u64,
+                keys: keys.unwrap_or(0) as u64,
+                oldest: oldest.map(|oldest| oldest.and_utc()),
+            })
+        })
+        .await
+    }
+
+    /// The newest batch that was ever formed and is still recorded.
+    pub async fn newest_batch(&self) -> Result<Option<ObjectId>, StoreError> {
+        self.repeat("newest batch", || async {
+            let newest: Option<Vec<u8>> = batch::Entity::find()
+                .select_only()
+                .column(batch::Column::Id)
+                .order_by_desc(batch::Column::Id)
+                .into_tuple()
+                .one(&self.db)
+                .await?;
+            newest.map(|id| parse_id(&id)).transpose()
         })
         .await
     }

@@ -18,14 +18,18 @@ pub(super) const BYTES: usize = 1 << 20;
 /// Which driver does the bulk work.
 #[derive(Clone)]
 pub(super) enum Bulk {
-    MySql(Pool),
+    MySql {
+        pool: Pool,
+        /// Connections that there may be.
+        max: usize,
+    },
     /// The same connections as everything else.
     Sqlite,
 }
 
 impl Bulk {
     pub(super) async fn close(self) {
-        if let Self::MySql(pool) = self
+        if let Self::MySql { pool, .. } = self
             && let Err(error) = pool.disconnect().await
         {
             tracing::debug!(%error, "a database connection did not close cleanly");

@@ -107,7 +107,8 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         })
         // One message per statement is noise; slow statements are the database's to log.
         .connect_lazy_with(control.disable_statement_logging());
-    let constraints = PoolConstraints::new(0, usize::from(config.pool)).unwrap_or_default();
+    let max = usize::from(config.pool);
+    let constraints = PoolConstraints::new(0, max).unwrap_or_default();
     let bulk = OptsBuilder::from_opts(bulk)
         .ssl_opts(tls)
         .init(MYSQL_SESSION.to_vec())
@@ -122,7 +123,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         );
     Ok(Store {
         db: SqlxMySqlConnector::from_sqlx_mysql_pool(control),
-        bulk: Bulk::MySql(mysql_async::Pool::new(bulk)),
+        bulk: Bulk::MySql { pool: mysql_async::Pool::new(bulk), max },
         timeout: config.timeout,
     })
 }

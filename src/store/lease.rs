@@ -94,12 +94,21 @@ impl Store {
 
     /// Whether the job's interval has passed since it was last done, on whichever instance.
     pub async fn is_due(&self, job: Job) -> Result<bool, StoreError> {
+        Ok(self.overdue(job).await?.is_some())
+    }
+
+    /// For how long the job has been due without any instance having done it; `None` when it is not due. A job that was
+    /// never done is due from now on.
+    pub async fn overdue(&self, job: Job) -> Result<Option<Duration>, StoreError> {
         self.repeat("job due", || async {
+            let now = sql::now_ms(self.backend());
             let sql = format!(
-                "SELECT 1 AS due FROM job WHERE name = ? AND due_at <= {}",
-                sql::now_ms(self.backend())
+                "SELECT CASE due_at WHEN 0 THEN 0 ELSE {now} - due_at END AS overdue FROM job \
+                 WHERE name = ? AND due_at <= {now}"
             );
-            Ok(self.db.query_one_raw(self.statement(&sql, [job.name().into()])).await?.is_some())
+            let row = self.db.query_one_raw(self.statement(&sql, [job.name().into()])).await?;
+            let overdue = row.map(|row| row.try_get::<i64>("", "overdue")).transpose()?;
+            Ok(overdue.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
         })
         .await
     }

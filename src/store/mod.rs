@@ -17,7 +17,10 @@ use sea_orm::{
 };
 use tokio::time::Instant;
 
-use crate::config::{ConfigError, Database};
+use crate::{
+    config::{ConfigError, Database},
+    telemetry,
+};
 
 mod batches;
 mod bulk;
@@ -30,6 +33,7 @@ mod error;
 mod expiry;
 mod lease;
 mod participants;
+mod pool;
 mod rotation;
 mod sql;
 mod uploads;
@@ -43,6 +47,7 @@ pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use lease::{Job, Lease};
 pub use participants::Traffic;
+pub use pool::PoolState;
 pub use rotation::KeyUse;
 pub use uploads::{StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
@@ -136,24 +141,30 @@ impl Store {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
-        let deadline = Instant::now() + self.timeout;
+        let begun = Instant::now();
+        let deadline = begun + self.timeout;
         let mut wait = Duration::from_millis(10);
-        loop {
+        let mut retries = 0;
+        let outcome = loop {
             let failure = match tokio::time::timeout_at(deadline, operation()).await {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => break Ok(value),
                 Ok(Err(failure)) => failure,
-                Err(_) => return Err(StoreError::Timeout { operation: name, after: self.timeout }),
+                Err(_) => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
             };
-            let Failure::Transient(cause) = failure else { return Err(failure.into_error(name)) };
+            let Failure::Transient(cause) = failure else { break Err(failure.into_error(name)) };
             let pause = wait.mul_f64(rand::rng().random_range(0.5..1.5));
             if Instant::now() + pause >= deadline {
-                return Err(Failure::Transient(cause).into_error(name));
+                break Err(Failure::Transient(cause).into_error(name));
             }
             tracing::debug!(operation = name, cause, "the database asked for another attempt");
-            metrics::counter!(crate::telemetry::STORE_RETRIES, "operation" => name).increment(1);
+            retries += 1;
             tokio::time::sleep(pause).await;
             wait = (wait * 2).min(Duration::from_millis(500));
-        }
+        };
+        metrics::counter!(telemetry::STORE_RETRIES, "operation" => name).increment(retries);
+        metrics::histogram!(telemetry::STORE_SECONDS, "operation" => name)
+            .record(begun.elapsed().as_secs_f64());
+        outcome
     }
 
     /// Begins a transaction that may write. SQLite takes its write lock at once: a transaction that begins

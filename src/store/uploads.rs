@@ -64,7 +64,7 @@ impl Store {
                 };
             }
             let attempt = match &self.bulk {
-                Bulk::MySql(pool) => bulk::insert(pool, upload).await?,
+                Bulk::MySql { pool, .. } => bulk::insert(pool, upload).await?,
                 Bulk::Sqlite => self.insert_on_sqlite(upload).await?,
             };
             match attempt {
@@ -177,7 +177,7 @@ impl Store {
         }
         self.repeat("read payloads", || async {
             match &self.bulk {
-                Bulk::MySql(pool) => bulk::payloads(pool, uploads).await,
+                Bulk::MySql { pool, .. } => bulk::payloads(pool, uploads).await,
                 Bulk::Sqlite => {
                     let rows = diagnosis_key::Entity::find()
                         .filter(diagnosis_key::Column::UploadId.is_in(uploads.iter().copied()))

@@ -213,6 +213,12 @@ impl Trust {
         }
     }
 
+    /// How long ago the registry was last read; `None` when it never was.
+    pub fn age(&self) -> Option<Duration> {
+        let loaded = self.loaded.read().ok()?;
+        loaded.as_ref().map(|loaded| loaded.at.elapsed())
+    }
+
     /// Reads the registry again. Rows are verified only when one has changed.
     pub async fn load(&self, store: &Store, now: DateTime<Utc>) -> Result<(), StoreError> {
         // The age counts from before the question: what changed after it was asked may be missing.

@@ -3,10 +3,13 @@
 use std::{collections::HashMap, path::Path, sync::Mutex};
 
 use chrono::{DateTime, Utc};
-use efgs_protocol::certificate::{Certificate, Thumbprint};
+use efgs_protocol::{
+    certificate::{Certificate, Thumbprint},
+    country::Country,
+};
 
 use super::Registry;
-use crate::{config::Config, telemetry};
+use crate::{config::Config, health::WatchedCertificate};
 
 /// Days ahead at which a warning is logged; at 0 it has expired.
 const DAYS: [i64; 5] = [60, 30, 14, 7, 0];
@@ -16,52 +19,63 @@ const DAYS: [i64; 5] = [60, 30, 14, 7, 0];
 pub struct ExpiryWatch(Mutex<HashMap<Thumbprint, i64>>);
 
 impl ExpiryWatch {
-    /// Looks at every registered certificate that is not revoked, the trust anchor, and the gateway's own.
-    pub fn look(&self, registry: &Registry, config: &Config, now: DateTime<Utc>) {
-        for entry in registry.entries().filter(|entry| entry.revoked_at.is_none()) {
-            self.judge(entry.country.as_str(), entry.kind.as_str(), &entry.certificate, now);
-        }
-        let own = |path: &Path| {
-            let text = std::fs::read_to_string(path).ok()?;
-            // The first of a chain is the gateway's; those behind it are its issuer's to look after.
-            let end = "-----END CERTIFICATE-----";
-            let first = text.find(end).map(|at| &text[..at + end.len()])?;
-            Certificate::from_pem(first).ok()
+    /// Looks at every registered certificate that is not revoked, the trust anchor, and the gateway's own; says which
+    /// there are.
+    pub fn look(&self, registry: &Registry, config: &Config, now: DateTime<Utc>) -> Vec<WatchedCertificate> {
+        let watched = |country, kind, certificate: &Certificate| WatchedCertificate {
+            country,
+            kind,
+            thumbprint: certificate.thumbprint(),
+            not_after: certificate.not_after(),
         };
-        let files = [
+        let registered = registry.entries().filter(|entry| entry.revoked_at.is_none());
+        let mut all: Vec<_> = registered
+            .map(|entry| watched(Some(entry.country), entry.kind.as_str(), &entry.certificate))
+            .collect();
+        let (tls, callback) = (config.tls.as_ref(), config.callback.as_ref());
+        let own = [
             ("TRUST-ANCHOR", Some(&config.trust.anchor)),
-            ("TLS", config.tls.as_ref().map(|tls| &tls.certificate)),
-            ("CALLBACK-CLIENT", config.callback.as_ref().map(|callback| &callback.certificate)),
+            ("TLS", tls.map(|tls| &tls.certificate)),
+            ("TLS-CLIENT-CA", tls.and_then(|tls| tls.client_ca.as_ref())),
+            ("CALLBACK-CLIENT", callback.map(|callback| &callback.certificate)),
+            ("CALLBACK-CA", callback.and_then(|callback| callback.ca.as_ref())),
+            ("DATABASE-CA", config.database.tls_ca.as_ref()),
         ];
-        for (kind, path) in files {
-            if let Some(certificate) = path.and_then(|path| own(path)) {
-                self.judge("-", kind, &certificate, now);
-            }
+        for (kind, path) in own {
+            let certificates = path.map(|path| read(path)).unwrap_or_default();
+            // The first of a chain is the gateway's; those behind it are its issuer's to look after.
+            let count = if kind.ends_with("CA") { certificates.len() } else { 1 };
+            all.extend(certificates.iter().take(count).map(|certificate| watched(None, kind, certificate)));
         }
+        for certificate in &all {
+            self.warn(certificate, now);
+        }
+        all
     }
 
-    fn judge(&self, country: &str, kind: &str, certificate: &Certificate, now: DateTime<Utc>) {
-        let thumbprint = certificate.thumbprint();
-        let left = days_left(certificate.not_after(), now);
-        let labels = [
-            ("country", country.to_owned()),
-            ("type", kind.to_owned()),
-            ("thumbprint", thumbprint.to_string()),
-        ];
-        metrics::gauge!(telemetry::CERTIFICATE_DAYS_LEFT, &labels).set(left as f64);
+    fn warn(&self, certificate: &WatchedCertificate, now: DateTime<Utc>) {
+        let WatchedCertificate { country, kind, thumbprint, not_after: until } = certificate;
+        let left = certificate.days_left(now);
         let Some(threshold) = threshold(left) else { return };
         let Ok(mut said) = self.0.lock() else { return };
-        if said.get(&thumbprint).is_some_and(|said| *said <= threshold) {
+        if said.get(thumbprint).is_some_and(|said| *said <= threshold) {
             return;
         }
-        said.insert(thumbprint, threshold);
-        let until = certificate.not_after();
+        said.insert(*thumbprint, threshold);
+        let country = country.as_ref().map_or("-", Country::as_str);
         if threshold == 0 {
             tracing::error!(country, kind, %thumbprint, %until, "a certificate has expired; import a new one");
         } else {
             tracing::warn!(country, kind, %thumbprint, %until, days_left = left, "a certificate expires soon; ask for a new one");
         }
     }
+}
+
+/// All certificates of a PEM file that can be read.
+fn read(path: &Path) -> Vec<Certificate> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_inclusive(END).filter_map(|pem| Certificate::from_pem(pem).ok()).collect()
 }
 
 /// Whole days until the certificate expires; 0 or less once it has.

@@ -19,6 +19,7 @@ mod download;
 mod encryption;
 mod expiry;
 mod harness;
+mod health;
 mod http;
 mod outage;
 mod process;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         file("download", download::TESTS),
         file("encryption", encryption::TESTS),
         file("expiry", expiry::TESTS),
+        file("health", health::TESTS),
         file("http", http::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),

@@ -1,0 +1,65 @@
+//! What is measured at the moment in which the metrics are asked for.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::gauge;
+
+use super::*;
+use crate::app::App;
+
+/// Prometheus waits ten seconds at most, and an answer that says that the database is away is worth most then.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Sets every gauge that shows a state.
+pub async fn collect(app: &Arc<App>) {
+    metrics_process::Collector::default().collect();
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
+    let now = app.clock.now();
+    gauge!(START_TIME).set(app.health.started_at().timestamp() as f64);
+
+    // These count up and down elsewhere; touched here they are not forgotten while they stand still.
+    gauge!(CONNECTIONS).increment(0.0);
+    for operation in crate::http::OPERATIONS {
+        gauge!(REQUESTS_IN_FLIGHT, "operation" => operation).increment(0.0);
+    }
+
+    let readiness = app.readiness(PATIENCE).await;
+    gauge!(READY).set(u8::from(readiness.reasons.is_empty()));
+    gauge!(DATABASE_UP).set(u8::from(readiness.database));
+    for job in app.health.jobs() {
+        gauge!(JOB_LAST_SUCCESS, "job" => job.name).set(job.last_success.timestamp() as f64);
+        gauge!(JOB_INTERVAL, "job" => job.name).set(job.interval);
+        gauge!(JOB_OVERDUE, "job" => job.name).set(job.overdue);
+    }
+    for certificate in app.health.certificates().iter() {
+        let country = certificate.country.map_or("-".to_owned(), |country| country.to_string());
+        let labels = [
+            ("country", country),
+            ("type", certificate.kind.to_owned()),
+            ("thumbprint", certificate.thumbprint.to_string()),
+        ];
+        gauge!(CERTIFICATE_DAYS_LEFT, &labels).set(certificate.days_left(now) as f64);
+    }
+    if let Some(age) = app.trust.age() {
+        gauge!(REGISTRY_AGE).set(age);
+    }
+
+    let waiting = app.health.waiting();
+    let age = waiting.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
+    gauge!(UPLOADS_WAITING).set(waiting.uploads as f64);
+    gauge!(KEYS_WAITING).set(waiting.keys as f64);
+    gauge!(UPLOAD_OLDEST_SECONDS).set(age);
+    gauge!(BATCH_NEWEST).set(waiting.newest_batch.map_or(0.0, |formed| formed.timestamp() as f64));
+    gauge!(CHAIN_BATCHES).set(app.chain.len() as f64);
+
+    let (entries, bytes) = app.sealed.size().await;
+    gauge!(CACHE_ENTRIES).set(entries as f64);
+    gauge!(CACHE_BYTES).set(bytes as f64);
+    gauge!(CACHE_MAX_BYTES).set(app.config.download.cache.as_u64() as f64);
+
+    for pool in app.store.pools() {
+        gauge!(DATABASE_CONNECTIONS, "pool" => pool.name, "state" => "busy").set(pool.busy as f64);
+        gauge!(DATABASE_CONNECTIONS, "pool" => pool.name, "state" => "idle").set(pool.idle as f64);
+        gauge!(DATABASE_CONNECTIONS_MAX, "pool" => pool.name).set(pool.max as f64);
+    }
+}

@@ -1,0 +1,91 @@
+//! Readiness: a job that stands still, work that no instance does, certificates that have expired.
+
+use std::time::Duration;
+
+use chrono::{Days, TimeDelta};
+use serde_json::Value;
+
+use crate::harness::{Case, Running, noon, tests, until};
+
+tests![
+    a_job_that_makes_no_progress_makes_the_gateway_unready,
+    work_that_no_instance_does_makes_the_gateway_unready,
+    a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
+];
+
+/// The status of `/health/ready`, and its body.
+pub(crate) async fn ready(gateway: &Running) -> (u16, Value) {
+    let url = format!("http://127.0.0.1:{}/health/ready", gateway.admin);
+    let response = reqwest::get(url).await.unwrap();
+    (response.status().as_u16(), serde_json::from_str(&response.text().await.unwrap()).unwrap())
+}
+
+fn texts(body: &Value, field: &str) -> Vec<String> {
+    body[field].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+/// Waits for unready, runs a statement, and waits for ready; why it was not.
+async fn unready_until(case: &Case, gateway: &Running, mend: &str) -> Vec<String> {
+    let reasons = until("unready", async || {
+        let (status, body) = ready(gateway).await;
+        (status == 503).then(|| texts(&body, "reasons"))
+    })
+    .await;
+    case.db.execute(mend).await;
+    until("ready again", async || (ready(gateway).await.0 == 200).then_some(())).await;
+    reasons
+}
+
+/// A gateway whose batching job has to make progress each half second.
+async fn hurried(case: &Case) -> Running {
+    case.gateway_with(|config| {
+        config.batching.interval = Duration::from_millis(200);
+        config.database.timeout = Duration::from_millis(500);
+    })
+    .await
+}
+
+async fn a_job_that_makes_no_progress_makes_the_gateway_unready(case: &Case) {
+    let gateway = hurried(case).await;
+    assert_eq!(ready(&gateway).await.0, 200);
+    case.db.execute("ALTER TABLE job RENAME TO job_away").await;
+    let reasons = unready_until(case, &gateway, "ALTER TABLE job_away RENAME TO job").await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].starts_with("the job batching has made no progress for "), "{reasons:?}");
+    assert!(reasons[0].contains("\"job due\""), "the last error: {reasons:?}");
+}
+
+async fn work_that_no_instance_does_makes_the_gateway_unready(case: &Case) {
+    let gateway = hurried(case).await;
+    // Another instance has the lease for ever and does nothing: this one stands by.
+    let hang = "UPDATE job SET owner = 'x', expires_at = 9999999999999, due_at = 1 WHERE name = 'batching'";
+    case.db.execute(hang).await;
+    let mend = "UPDATE job SET owner = NULL WHERE owner = 'x'";
+    let reasons = unready_until(case, &gateway, mend).await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].starts_with("no instance has done the job batching"), "{reasons:?}");
+}
+
+async fn a_certificate_of_the_gateway_that_has_expired_makes_it_unready(case: &Case) {
+    let gateway = case.gateway().await;
+    let (status, body) = ready(&gateway).await;
+    assert_eq!((status, texts(&body, "warnings")), (200, vec![]));
+    let watched = gateway.app.health.certificates();
+    let tls = watched.iter().find(|certificate| certificate.kind == "TLS").unwrap();
+
+    case.clock.set(tls.not_after - TimeDelta::days(5));
+    let (status, body) = ready(&gateway).await;
+    assert_eq!((status, texts(&body, "reasons")), (200, vec![]));
+    let expected = format!("the gateway's TLS certificate {} expires in 6 days or less", tls.thumbprint);
+    assert!(texts(&body, "warnings").contains(&expected), "{body}");
+    assert!(body["warnings"].to_string().contains("AUTHENTICATION certificate"), "countries' too: {body}");
+
+    case.clock.set(tls.not_after + Days::new(1));
+    let (status, body) = ready(&gateway).await;
+    let expected = format!("the gateway's TLS certificate {} has expired", tls.thumbprint);
+    assert!(status == 503 && texts(&body, "reasons").contains(&expected), "{status}: {body}");
+    // A country's certificate that has expired is the country's matter.
+    assert!(!body["reasons"].to_string().contains("AUTHENTICATION"), "{body}");
+    case.clock.set(noon());
+    assert_eq!(ready(&gateway).await.0, 200);
+}
