@@ -20,12 +20,14 @@
 //! # }
 //! ```
 
+pub mod callback;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod connection;
 pub mod download;
 mod error;
 pub mod gaen;
+mod probe;
 pub mod profile;
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,7 @@ use zeroize::Zeroizing;
 
 pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
+pub use probe::Probe;
 pub use profile::Profile;
 
 /// What it takes to call a gateway as a country.
@@ -171,6 +174,26 @@ impl Gateway {
         }
     }
 
+    /// Takes an upload back (an extension of spec §5.4.2); whether the country has an upload with this tag. Its
+    /// keys vanish from every later download. Tag and keys stay taken until they expire. Doing it again is the
+    /// same.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn withdraw(&self, tag: &UploadTag) -> Result<bool, Error> {
+        let endpoint = self.endpoint(wire::UPLOAD_PATH, &[segment(tag.as_str())?]);
+        let response = self.http.delete(endpoint).send().await?;
+        if response.status() == 200 {
+            return Ok(true);
+        }
+        match refusal(response).await {
+            Error::Refused(Refusal { status: 404, code: Some(code), .. }) if code == "upload-not-found" => {
+                Ok(false)
+            }
+            error => Err(error),
+        }
+    }
+
     /// Downloads a batch (spec §5.3): the one with this tag, or without a tag the first one formed on or after
     /// `date`. `None` when there is no such batch, or none yet.
     ///
@@ -246,6 +269,15 @@ async fn refusal(response: Response) -> Error {
     // Whatever happens to the body, the status is what counts.
     let body = connection::read(response).await.unwrap_or_default();
     Error::Refused(Refusal::new(status, retry_after, &body))
+}
+
+/// A name as one segment of a path.
+fn segment(name: &str) -> Result<&str, Error> {
+    match name {
+        // A URL has no way to say these.
+        "" | "." | ".." => Err(Error::Request(format!("{name:?} cannot be part of a path"))),
+        name => Ok(name),
+    }
 }
 
 async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Error> {

@@ -299,3 +299,68 @@ fn paths_are_put_behind_that_of_the_gateway() {
         assert_eq!(gateway.endpoint(wire::UPLOAD_PATH, &[]).as_str(), expected);
     }
 }
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+#[tokio::test]
+async fn callbacks_are_listed_put_and_deleted() {
+    let list = r#"[{"callbackId":"a/b","url":"https://nl.example/x"}]"#;
+    let (server, gateway) = Server::answering(json_answer("200 OK", list));
+    let callbacks = gateway.callbacks().await.unwrap();
+    assert_eq!(
+        (callbacks[0].callback_id.as_str(), callbacks[0].url.as_str()),
+        ("a/b", "https://nl.example/x")
+    );
+    assert_eq!(server.request().line, "GET /diagnosiskeys/callback HTTP/1.1");
+
+    let (server, gateway) = Server::answering(OK);
+    gateway.put_callback("a/b", "https://nl.example/x y&z").await.unwrap();
+    let line = "PUT /diagnosiskeys/callback/a%2Fb?url=https%3A%2F%2Fnl.example%2Fx+y%26z HTTP/1.1";
+    assert_eq!(server.request().line, line);
+
+    let (server, gateway) = Server::answering(OK);
+    assert_eq!(gateway.delete_callback("a").await, Ok(true));
+    assert_eq!(server.request().line, "DELETE /diagnosiskeys/callback/a HTTP/1.1");
+    assert!(matches!(gateway.delete_callback("..").await, Err(Error::Request(_))));
+}
+
+#[tokio::test]
+async fn only_a_gateway_can_say_that_something_is_unknown() {
+    let answer =
+        |code: &str| json_answer("404 Not Found", &format!(r#"{{"code":"{code}","message":"none"}}"#));
+    let (_server, gateway) = Server::answering(answer("callback-not-found"));
+    assert_eq!(gateway.delete_callback("a").await, Ok(false));
+    let (_server, gateway) = Server::answering(answer("not-found"));
+    assert_eq!(refused(gateway.delete_callback("a").await.unwrap_err()).status, 404);
+    let (_server, gateway) = Server::answering(answer("upload-not-found"));
+    assert_eq!(gateway.withdraw(&tag()).await, Ok(false));
+    let (_server, gateway) = Server::answering(answer("not-found"));
+    assert_eq!(refused(gateway.withdraw(&tag()).await.unwrap_err()).status, 404);
+}
+
+#[tokio::test]
+async fn a_withdrawal_names_the_upload_by_its_path() {
+    let (server, gateway) = Server::answering(OK);
+    assert_eq!(gateway.withdraw(&"a/b=".parse().unwrap()).await, Ok(true));
+    assert_eq!(server.request().line, "DELETE /diagnosiskeys/upload/a%2Fb= HTTP/1.1");
+}
+
+#[tokio::test]
+async fn a_probe_tells_the_time_and_the_formats() {
+    let answer = |headers: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{headers}\r\n");
+    let accept = "Accept: application/json; version=1.0, application/protobuf; version=1.0\r\n";
+    let (server, gateway) =
+        Server::answering(answer(&format!("Date: Tue, 24 Nov 2026 18:00:00 GMT\r\n{accept}")));
+    let probe = gateway.probe().await.unwrap();
+    assert_eq!(server.request().line, "OPTIONS /diagnosiskeys HTTP/1.1");
+    assert_eq!(probe.date, Some(Utc.with_ymd_and_hms(2026, 11, 24, 18, 0, 0).unwrap()));
+    assert_eq!(
+        probe.formats.iter().map(|media| media.format).collect::<Vec<_>>(),
+        [Format::Json, Format::Protobuf]
+    );
+    let (_server, gateway) = Server::answering(answer(accept));
+    assert_eq!(gateway.probe().await.unwrap().date, None);
+    // A web server knows OPTIONS, too.
+    let (_server, gateway) = Server::answering(answer("Date: Tue, 24 Nov 2026 18:00:00 GMT\r\n"));
+    assert!(matches!(gateway.probe().await, Err(Error::Unexpected(_))));
+}
