@@ -21,6 +21,7 @@ mod expiry;
 mod harness;
 mod health;
 mod http;
+mod national_backend;
 mod outage;
 mod process;
 mod proxy;
@@ -35,6 +36,9 @@ use std::process::ExitCode;
 use harness::File;
 
 fn main() -> ExitCode {
+    if std::env::var_os(national_backend::AS_EFGS).is_some() {
+        return efgs_client::cli::main();
+    }
     // The tests' own client and the server must agree on one TLS library.
     rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
     efgs_gateway::telemetry::init_logs("off");
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         file("expiry", expiry::TESTS),
         file("health", health::TESTS),
         file("http", http::TESTS),
+        file("national_backend", national_backend::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),

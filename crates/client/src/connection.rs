@@ -49,7 +49,7 @@ pub(crate) fn client(settings: &Settings) -> Result<Client, SettingsError> {
 }
 
 /// With a provider of our own, so that nothing depends on which one the program has made the default.
-fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
+pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
     let mut roots = RootCertStore::empty();
     for root in certificates(&settings.server_ca_pem).map_err(SettingsError::ServerCa)? {
         roots.add(root).map_err(|e| SettingsError::ServerCa(e.to_string()))?;

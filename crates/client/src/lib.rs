@@ -24,6 +24,7 @@ pub mod callback;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod connection;
+pub mod doctor;
 pub mod download;
 mod error;
 pub mod gaen;

@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::profile::{DEFAULT_FILE, Profile, ProfileError};
 
+mod doctor;
 mod generate;
+mod init;
 mod output;
 
 use output::{Console, Exit};
@@ -14,7 +16,7 @@ use output::{Console, Exit};
 /// What a command comes to. An error is told on standard error; which exit code it gives, see [`Exit::of`].
 type Outcome = Result<Exit, Box<dyn Error>>;
 
-const EXAMPLE: &str = "Example:\n  efgs completions bash > /etc/bash_completion.d/efgs";
+const EXAMPLE: &str = "Example:\n  efgs init --country NL && efgs doctor";
 
 /// A national backend's side of the Federation Gateway: upload, download, verify, publish.
 #[derive(Debug, Parser)]
@@ -48,6 +50,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::InitArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -85,9 +89,10 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-#[expect(clippy::unused_async, reason = "the commands that call a gateway follow")]
 async fn run(context: &Context, command: Command) -> Outcome {
     match command {
+        Command::Init(args) => init::run(context, &args),
+        Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Man(args) => generate::man(context, &args),
     }

@@ -1,3 +1,5 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use clap::CommandFactory as _;
 
 use super::*;
@@ -20,4 +22,41 @@ fn every_command_shows_an_example() {
         }
     }
     check(&Cli::command(), "");
+}
+
+/// The command with these arguments, in this process.
+fn run_with(arguments: &[&str]) -> Outcome {
+    let Cli { global, command } = Cli::parse_from(std::iter::once("efgs").chain(arguments.iter().copied()));
+    let context = Context { console: Console::new(global.json, true), path: global.profile };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(run(&context, command))
+}
+
+#[test]
+fn init_writes_a_profile_that_can_be_read_and_replaces_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nl.toml");
+    let file = path.to_str().unwrap();
+    let init = ["init", file, "--country", "NL", "--url", "https://gateway.example:1/efgs/"];
+    assert_eq!(run_with(&init).unwrap(), Exit::Done);
+    let profile = Profile::load(&path).unwrap();
+    assert_eq!(profile.country().as_str(), "NL");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("url = \"https://gateway.example:1/efgs\"") && !text.contains("XX"), "{text}");
+
+    let again = run_with(&["init", file]).unwrap_err();
+    assert!(again.to_string().contains("--force replaces it"), "{again}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    assert_eq!(run_with(&["init", file, "--force"]).unwrap(), Exit::Done);
+    assert_ne!(std::fs::read_to_string(&path).unwrap(), text);
+    assert!(run_with(&["init", file, "--force", "--url", "http://gateway"]).is_err());
+}
+
+#[test]
+fn every_exit_code_is_explained() {
+    use Exit::{Done, Failed, Later, Partly, Unverified, Usage};
+    for exit in [Done, Failed, Usage, Unverified, Partly, Later] {
+        assert!(Exit::explained().contains(&format!("\n  {}  ", exit as u8)), "{exit:?}");
+    }
+    assert_eq!(Exit::explained().lines().count(), 7);
 }

@@ -250,6 +250,11 @@ impl Profile {
         self.identity("signing", self.content.signing.as_ref()).map(BatchSigner::from)
     }
 
+    /// Whether there is a `[signing]` at all: who never uploads needs none.
+    pub fn has_signing(&self) -> bool {
+        self.content.signing.is_some()
+    }
+
     /// The operator's trust anchor.
     ///
     /// # Errors

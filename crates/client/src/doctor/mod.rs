@@ -1,0 +1,366 @@
+//! Whether a profile works: its files, its certificates, and what the gateway says to them.
+//!
+//! Nothing is changed and nothing is stored, neither here nor at the gateway.
+
+use std::{fs, path::Path, time::Duration};
+
+use chrono::{DateTime, Utc};
+use efgs_protocol::{
+    batch_tag::UploadTag,
+    certificate::{Certificate, CertificateType, Rule},
+    clock::Clock,
+    country::Country,
+    key::{DiagnosisKey, KeyBatch, KeyData, ReportType},
+    media::Format,
+    signature::BatchSigner,
+};
+use serde::Serialize;
+
+use crate::{Error, Gateway, Profile, Upload};
+
+mod reach;
+
+/// From how many days before its end on a certificate is warned of.
+const EXPIRES_SOON: i64 = 60;
+/// Skew of the clocks that is worth a warning: tokens and logs begin to disagree.
+const SKEW_WARNING: Duration = Duration::from_secs(60);
+/// Skew of the clocks with which keys and signatures are refused as being from the future.
+const SKEW_FAILURE: Duration = Duration::from_secs(300);
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it must be.
+    Ok,
+    /// It works, but somebody should look at it.
+    Warning,
+    /// It does not work.
+    Failed,
+    /// It could not be checked, because something before it failed or is not set.
+    Skipped,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What, by a stable name such as `authorisation`.
+    pub check: String,
+    /// How it went.
+    pub state: State,
+    /// What was found.
+    pub detail: String,
+    /// What to do, unless all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    /// A check that failed.
+    pub fn failed(check: &str, detail: impl ToString, remedy: impl Into<String>) -> Self {
+        Self::new(check, State::Failed, detail, Some(remedy.into()))
+    }
+
+    fn new(check: &str, state: State, detail: impl ToString, remedy: Option<String>) -> Self {
+        Self { check: check.to_owned(), state, detail: detail.to_string(), remedy }
+    }
+
+    fn ok(check: &str, detail: impl ToString) -> Self {
+        Self::new(check, State::Ok, detail, None)
+    }
+
+    fn warning(check: &str, detail: impl ToString, remedy: impl Into<String>) -> Self {
+        Self::new(check, State::Warning, detail, Some(remedy.into()))
+    }
+
+    fn skipped(check: &str, detail: impl ToString) -> Self {
+        Self::new(check, State::Skipped, detail, None)
+    }
+}
+
+/// Looks at everything that needs no network: files, keys, certificates, the trust anchor.
+pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
+    let mut checks =
+        vec![Check::ok("profile", format_args!("{} of {}", profile.path().display(), profile.country()))];
+    let open = profile.warnings();
+    if open.is_empty() {
+        checks.push(Check::ok("permissions", "no other user of this machine can read the keys"));
+    }
+    checks.extend(open.into_iter().map(|warning| {
+        let (detail, remedy) = warning.split_once(": ").unwrap_or((&warning, "chmod 600"));
+        Check::warning("permissions", detail, remedy)
+    }));
+    checks.push(state_folder(&profile.state()));
+    let now = clock.now();
+    match profile.authentication() {
+        Ok(identity) => {
+            checks.extend(certificate(profile, CertificateType::Authentication, identity.certificate(), now));
+        }
+        Err(error) => {
+            checks.push(Check::failed("authentication", error, "mend it: nothing works without it"))
+        }
+    }
+    match profile.signer() {
+        Ok(signer) => {
+            checks.extend(certificate(profile, CertificateType::Signing, signer.certificate(), now))
+        }
+        Err(error) if !profile.has_signing() => checks.push(Check::skipped("signing", error)),
+        Err(error) => checks.push(Check::failed(
+            "signing",
+            error,
+            "mend it, or leave out `[signing]` and do not upload",
+        )),
+    }
+    checks.push(match profile.anchor() {
+        Ok(anchor) => anchor_check(anchor.certificate(), now),
+        Err(error) => Check::failed(
+            "trust-anchor",
+            error,
+            "ask the operator for the trust anchor's certificate; downloads need it",
+        ),
+    });
+    checks
+}
+
+/// Looks at what the gateway says: the way to it, its clock, whether it knows both certificates.
+pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
+    let settings = match profile.settings() {
+        Ok(settings) => settings,
+        Err(error) => {
+            return vec![Check::failed(
+                "connection",
+                error,
+                "mend the profile first; the gateway was not called",
+            )];
+        }
+    };
+    let mut checks = Vec::new();
+    match reach::reach(&settings).await {
+        Ok(detail) => checks.push(Check::ok("connection", detail)),
+        Err(trouble) => {
+            checks.push(Check::failed("connection", trouble.detail, trouble.remedy));
+            return checks;
+        }
+    }
+    let gateway = match Gateway::new(settings) {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            checks.push(Check::failed("connection", error, "mend the profile"));
+            return checks;
+        }
+    };
+    checks.push(clock_check(&gateway, clock).await);
+    let authorised = authorisation(&gateway, profile).await;
+    let may_call = authorised.state == State::Ok;
+    checks.push(authorised);
+    checks.push(match profile.signer() {
+        Ok(signer) if may_call => signing_identity(&gateway, profile.country(), &signer, clock.now()).await,
+        Ok(_) => Check::skipped("signing-identity", "the gateway does not let this backend call"),
+        Err(error) => Check::skipped("signing-identity", error),
+    });
+    checks
+}
+
+fn state_folder(path: &Path) -> Check {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() && !metadata.permissions().readonly() => Check::ok("state", shown),
+        Ok(metadata) if metadata.is_dir() => {
+            Check::failed("state", format_args!("{shown} is read-only"), "let this user write there")
+        }
+        Ok(_) => {
+            Check::failed("state", format_args!("{shown} is not a folder"), "name another one in `state`")
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Check::ok("state", format_args!("{shown} is made by the first command that needs it"))
+        }
+        Err(error) => {
+            Check::failed("state", format_args!("{shown}: {error}"), "let this user read and write there")
+        }
+    }
+}
+
+/// The rules by which the operator judges a certificate, one line for each that it breaks.
+fn certificate(
+    profile: &Profile,
+    kind: CertificateType,
+    certificate: &Certificate,
+    now: DateTime<Utc>,
+) -> Vec<Check> {
+    let name = kind.as_str().to_ascii_lowercase();
+    let mut checks = vec![Check::ok(
+        &name,
+        format_args!(
+            "{}, {}, thumbprint {}",
+            certificate.subject(),
+            certificate.key_description(),
+            certificate.thumbprint()
+        ),
+    )];
+    for finding in certificate.check(Some(profile.country()), kind, now) {
+        let named = format!("{name}.{}", finding.rule);
+        match finding.rule {
+            _ if finding.passed => {}
+            // How long it is valid is looked at below: the rule is for certificates that are handed in.
+            Rule::Validity => {}
+            Rule::Country => checks.push(Check::failed(
+                &named,
+                finding.explanation,
+                format!(
+                    "`country` is {}: set it right, or use that country's certificate",
+                    profile.country()
+                ),
+            )),
+            Rule::Expired | Rule::NotYetValid => checks.push(Check::failed(
+                &named,
+                finding.explanation,
+                "hand in a new certificate to the operator; is this machine's clock right?",
+            )),
+            Rule::Version | Rule::KeySize | Rule::Hash | Rule::Usage => checks.push(Check::warning(
+                &named,
+                finding.explanation,
+                "the operator registers it only if the rule is waived: make a better one",
+            )),
+        }
+    }
+    let left = (certificate.not_after() - now).num_days();
+    if (0..=EXPIRES_SOON).contains(&left) {
+        checks.push(Check::warning(
+            &format!("{name}.expiry"),
+            format_args!("{left} days left, until {}", certificate.not_after().date_naive()),
+            "hand in the next one now: the operator can register both, so that no call is refused in between",
+        ));
+    }
+    checks
+}
+
+fn anchor_check(certificate: &Certificate, now: DateTime<Utc>) -> Check {
+    let detail = format!("{}, thumbprint {}", certificate.subject(), certificate.thumbprint());
+    match certificate.is_valid_at(now) {
+        true => Check::ok("trust-anchor", detail),
+        // What it signed stays signed; the operator should still have told of a new one.
+        false => Check::warning(
+            "trust-anchor",
+            format_args!("{detail}, valid until {}", certificate.not_after().date_naive()),
+            "ask the operator for the current trust anchor",
+        ),
+    }
+}
+
+async fn clock_check(gateway: &Gateway, clock: &Clock) -> Check {
+    let before = clock.now();
+    let probe = match gateway.probe().await {
+        Ok(probe) => probe,
+        Err(error) => {
+            return Check::failed(
+                "gateway",
+                error,
+                "does `gateway.url` lead to a Federation Gateway? Ask the operator",
+            );
+        }
+    };
+    let Some(date) = probe.date else {
+        return Check::skipped("clock", "the gateway does not tell its time");
+    };
+    // It told its time between these two, cut to a whole second.
+    let (earliest, latest) = (before - chrono::Duration::seconds(1), clock.now());
+    let skew = if date < earliest { earliest - date } else { (date - latest).max(chrono::Duration::zero()) };
+    let skew = skew.to_std().unwrap_or_default();
+    let direction = if date < earliest { "ahead of" } else { "behind" };
+    let detail = format!("this clock is {}s {direction} the gateway's", skew.as_secs());
+    let remedy = "set this machine's clock by NTP: keys and signatures from the future are refused";
+    match skew {
+        Duration::ZERO => Check::ok("clock", "agrees with the gateway's"),
+        skew if skew > SKEW_FAILURE => Check::failed("clock", detail, remedy),
+        skew if skew > SKEW_WARNING => Check::warning("clock", detail, remedy),
+        _ => Check::ok("clock", detail),
+    }
+}
+
+async fn authorisation(gateway: &Gateway, profile: &Profile) -> Check {
+    const NAME: &str = "authorisation";
+    match gateway.callbacks().await {
+        Ok(callbacks) => Check::ok(
+            NAME,
+            format_args!(
+                "the gateway lets {} call; {} callbacks are registered",
+                profile.country(),
+                callbacks.len()
+            ),
+        ),
+        Err(Error::Refused(refusal)) if refusal.status == 403 => {
+            let thumbprint =
+                profile.authentication().map(|identity| identity.certificate().thumbprint().to_string());
+            let remedy = format!(
+                "ask the operator to register this certificate for {} as AUTHENTICATION: {}",
+                profile.country(),
+                thumbprint.unwrap_or_default()
+            );
+            Check::failed(NAME, refusal, remedy)
+        }
+        Err(error) => Check::failed(NAME, &error, later_or(&error, "ask the operator")),
+    }
+}
+
+/// Has the gateway judge the signing certificate, without an upload that could be stored.
+///
+/// The gateway looks at an upload in a fixed order: caller, headers, format, size, keys, signature and trust,
+/// and only then whether it has the keys. So an upload of one key that is in it twice is judged as far as the
+/// signer's trust, and then answered 207: nothing is stored, and the tag is not used up. The key is random and
+/// says nothing about anybody, so that a gateway that stored it all the same would warn nobody.
+async fn signing_identity(
+    gateway: &Gateway,
+    country: Country,
+    signer: &BatchSigner,
+    now: DateTime<Utc>,
+) -> Check {
+    const NAME: &str = "signing-identity";
+    let outcome = match twice(country, now) {
+        Ok((tag, keys)) => gateway.upload(&tag, Format::Protobuf, &keys, signer).await,
+        Err(reason) => return Check::skipped(NAME, reason),
+    };
+    match outcome {
+        Ok(Upload::Conflicts { .. }) => {
+            Check::ok(NAME, format_args!("the gateway trusts what {country} signs; nothing was stored"))
+        }
+        Ok(Upload::Stored) => Check::failed(
+            NAME,
+            "the gateway stored a key that came twice in one upload",
+            "tell the operator: the upload tag is efgs-doctor, and it can be withdrawn",
+        ),
+        Err(Error::Refused(refusal)) if refusal.code.as_deref() == Some("untrusted-signer") => {
+            let remedy = format!(
+                "ask the operator to register this certificate for {country} as SIGNING: {}",
+                signer.certificate().thumbprint()
+            );
+            Check::failed(NAME, refusal, remedy)
+        }
+        Err(error) => Check::failed(NAME, &error, later_or(&error, "ask the operator, with this message")),
+    }
+}
+
+/// A key of yesterday, twice.
+fn twice(country: Country, now: DateTime<Utc>) -> Result<(UploadTag, KeyBatch), String> {
+    let tag = "efgs-doctor".parse::<UploadTag>().map_err(|e| e.to_string())?;
+    let yesterday =
+        u32::try_from(now.timestamp() / 86_400 - 1).map_err(|_| "this machine's clock is wrong")?;
+    let mut random = [0; KeyData::LENGTH];
+    openssl::rand::rand_bytes(&mut random).map_err(|e| e.to_string())?;
+    let key = DiagnosisKey {
+        key_data: KeyData::new(random),
+        rolling_start_interval_number: yesterday * 144,
+        rolling_period: 1,
+        transmission_risk_level: 0,
+        origin: country,
+        report_type: ReportType::Unknown,
+        days_since_onset_of_symptoms: 0,
+    };
+    let mut keys = KeyBatch::new();
+    keys.push(key, &[]);
+    keys.push(key, &[]);
+    Ok((tag, keys))
+}
+
+fn later_or(error: &Error, otherwise: &str) -> String {
+    if error.is_temporary() { "try again in a minute".into() } else { otherwise.into() }
+}

@@ -1,0 +1,125 @@
+//! The way to the gateway, step by step, so that each failure has its own remedy: name, address, TLS in both
+//! directions.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use reqwest::Url;
+use rustls::{CertificateError, pki_types::ServerName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+use crate::{Settings, connection};
+use efgs_protocol::wire;
+
+/// For each of the steps.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the gateway cannot be reached.
+pub(super) struct Trouble {
+    pub(super) detail: String,
+    pub(super) remedy: String,
+}
+
+fn trouble(detail: impl Into<String>, remedy: impl Into<String>) -> Trouble {
+    Trouble { detail: detail.into(), remedy: remedy.into() }
+}
+
+/// Goes all the way, to the first bytes of an answer: with TLS 1.3 a server says only then what it thinks of
+/// the client's certificate.
+pub(super) async fn reach(settings: &Settings) -> Result<String, Trouble> {
+    let profile = |error: crate::SettingsError| trouble(error.to_string(), "mend the profile");
+    let url = connection::base(&settings.url).map_err(profile)?;
+    let config = connection::tls(settings).map_err(profile)?;
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return Err(trouble("the URL has no host", "mend `gateway.url`"));
+    };
+    let (tcp, address) = connect(host, port).await?;
+    let unusual = || trouble(format!("{host:?} is no name of a server"), "mend `gateway.url`");
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|_| unusual())?;
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+    let stream = timed(handshake, "the TLS handshake").await?.map_err(|error| tls(&error))?;
+    let version =
+        stream.get_ref().1.protocol_version().map_or("TLS", |version| version.as_str().unwrap_or("TLS"));
+    timed(ask(stream, &url), "the first answer").await?.map_err(|error| tls(&error))?;
+    Ok(format!("{address}, {version}"))
+}
+
+async fn connect(host: &str, port: u16) -> Result<(TcpStream, SocketAddr), Trouble> {
+    let looking = lookup_host((host.trim_matches(['[', ']']), port));
+    let addresses = timed(looking, "looking up the name").await?.map_err(|error| {
+        trouble(
+            format!("the name {host} cannot be looked up: {error}"),
+            "is `gateway.url` right? Ask your network people whether this machine may use the DNS",
+        )
+    })?;
+    let mut last = trouble(format!("the name {host} has no address"), "is `gateway.url` right?");
+    for address in addresses {
+        last = match timeout(PATIENCE, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => return Ok((tcp, address)),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => trouble(
+                format!("nobody listens at {address}"),
+                "is the port in `gateway.url` right? Ask the operator whether the gateway is up",
+            ),
+            Ok(Err(error)) => {
+                trouble(format!("{address}: {error}"), "ask your network people for a way there")
+            }
+            Err(_) => trouble(
+                format!("{address} does not answer"),
+                "a firewall, probably: ask your network people, and the operator whether your address is let in",
+            ),
+        };
+    }
+    Err(last)
+}
+
+async fn ask(mut stream: tokio_rustls::client::TlsStream<TcpStream>, url: &Url) -> io::Result<()> {
+    let path = url.path().trim_end_matches('/');
+    let host = url.authority();
+    let request =
+        format!("OPTIONS {path}{} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n", wire::ROOT_PATH);
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    stream.read_exact(&mut [0]).await.map(|_| ())
+}
+
+async fn timed<T>(step: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
+    timeout(PATIENCE, step).await.map_err(|_| {
+        trouble(
+            format!("{what} takes longer than {}s", PATIENCE.as_secs()),
+            "try again; then ask the operator",
+        )
+    })
+}
+
+/// What went wrong once there was a connection.
+fn tls(error: &io::Error) -> Trouble {
+    use rustls::Error::{AlertReceived, InvalidCertificate};
+    let detail = error.to_string();
+    let remedy = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "`gateway.ca` did not issue the gateway's certificate: ask the operator for the right authority, and \
+             do not take it from the connection"
+        }
+        Some(InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => {
+            "the host in `gateway.url` is not one of the gateway's names: use the one that the operator gave you"
+        }
+        Some(InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            "the gateway's certificate has expired: tell the operator; or is this machine's clock wrong?"
+        }
+        Some(InvalidCertificate(_)) => "the gateway's certificate cannot be believed: tell the operator",
+        Some(AlertReceived(_)) => {
+            "the gateway refuses the client certificate of `[authentication]`: is it the one that the operator knows?"
+        }
+        Some(_) => {
+            "what answers there does not speak TLS as a gateway does: is the port in `gateway.url` right?"
+        }
+        None => "the connection broke: a firewall or proxy in between, perhaps; ask your network people",
+    };
+    trouble(detail, remedy)
+}

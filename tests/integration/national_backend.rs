@@ -1,0 +1,211 @@
+//! The national backend's side, `efgs` and its library, against the real gateway.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use efgs_client::{
+    Gateway, Profile, Settings,
+    doctor::{self, Check, State},
+};
+use efgs_gateway::clock::Clock;
+use efgs_test_ca::{Identity, Participant};
+
+use crate::harness::{Case, PKI, Running, country, participant, tests};
+
+tests![
+    callbacks_are_registered_listed_and_deleted,
+    an_upload_is_withdrawn_by_its_tag,
+    a_probe_needs_no_registered_certificate,
+    the_doctor_finds_nothing_and_leaves_nothing,
+    the_doctor_says_what_the_operator_has_to_register,
+    the_doctor_tells_clocks_apart,
+    the_command_checks_the_profile_and_prints_no_secret,
+];
+
+/// With this variable the test program is the command `efgs`: Cargo offers a package's tests only the package's
+/// own programs.
+pub(crate) const AS_EFGS: &str = "EFGS_TEST_AS_EFGS";
+
+/// The command `efgs`, to be run in a folder, with the profile there.
+pub(crate) fn efgs(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments).current_dir(folder).env(AS_EFGS, "1").stdin(Stdio::null());
+    command.env_remove("EFGS_PROFILE");
+    command
+}
+
+/// A country's folder: its certificates and keys, the operator's, and a profile for this gateway.
+pub(crate) fn profile(gateway: &Running, folder: &Path, participant: &Participant) -> PathBuf {
+    participant.write(folder).unwrap();
+    std::fs::write(folder.join("server-ca.pem"), PKI.server_ca.certificate().pem()).unwrap();
+    std::fs::write(folder.join("trust-anchor.pem"), PKI.anchor.anchor().certificate().pem()).unwrap();
+    let text = format!(
+        "country = \"{}\"\n[gateway]\nurl = \"https://localhost:{}\"\nca = \"server-ca.pem\"\n\
+         [authentication]\ncertificate = \"authentication.pem\"\nprivate_key = \"authentication.key\"\n\
+         [signing]\ncertificate = \"signing.pem\"\nprivate_key = \"signing.key\"\n\
+         [trust]\nanchor = \"trust-anchor.pem\"\n",
+        participant.country, gateway.address
+    );
+    let path = folder.join("efgs-client.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// The library's way to the gateway.
+pub(crate) fn backend(gateway: &Running, identity: &Identity) -> Gateway {
+    Gateway::new(Settings {
+        url: format!("https://localhost:{}", gateway.address),
+        server_ca_pem: PKI.server_ca.certificate().pem().to_owned(),
+        certificate_pem: identity.certificate.pem().to_owned(),
+        private_key_pem: identity.key_pem.clone().into(),
+        timeout: std::time::Duration::from_secs(20),
+    })
+    .unwrap()
+}
+
+async fn callbacks_are_registered_listed_and_deleted(case: &Case) {
+    let gateway = case.gateway_with(crate::callback::calling(case)).await;
+    let nl = backend(&gateway, &participant("NL").authentication);
+    assert!(nl.callbacks().await.unwrap().is_empty());
+    let url = "https://127.0.0.1:1/%C3%A4+b";
+    nl.put_callback("a/b c", url).await.unwrap();
+    nl.put_callback("a/b c", url).await.unwrap();
+    let all = nl.callbacks().await.unwrap();
+    assert_eq!(
+        all.iter().map(|c| (c.callback_id.as_str(), c.url.as_str())).collect::<Vec<_>>(),
+        [("a/b c", url)]
+    );
+    let refused = nl.put_callback("b", "http://127.0.0.1:1/").await.unwrap_err();
+    assert!(refused.to_string().contains("406 url-refused"), "{refused}");
+    assert_eq!(nl.delete_callback("a/b c").await, Ok(true));
+    assert_eq!(nl.delete_callback("a/b c").await, Ok(false));
+}
+
+async fn an_upload_is_withdrawn_by_its_tag(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("NL").upload_new("a/b=", 1, case.clock.now()).await;
+    let (nl, de) = (&participant("NL").authentication, &participant("DE").authentication);
+    let tag = "a/b=".parse().unwrap();
+    assert_eq!(backend(&gateway, de).withdraw(&tag).await, Ok(false));
+    assert_eq!(backend(&gateway, nl).withdraw(&tag).await, Ok(true));
+    assert_eq!(backend(&gateway, nl).withdraw(&tag).await, Ok(true));
+    assert_eq!(gateway.app.store.pending().await.unwrap().keys, 0);
+}
+
+async fn a_probe_needs_no_registered_certificate(case: &Case) {
+    let gateway = case.gateway().await;
+    let unknown = PKI.participant(country("FR")).unwrap().authentication;
+    let probe = backend(&gateway, &unknown).probe().await.unwrap();
+    assert!(probe.date.is_some());
+    assert_eq!(probe.formats.len(), 2);
+}
+
+fn named<'a>(checks: &'a [Check], name: &str) -> &'a Check {
+    checks.iter().find(|check| check.check == name).unwrap_or_else(|| panic!("{name}: {checks:?}"))
+}
+
+async fn the_doctor_finds_nothing_and_leaves_nothing(case: &Case) {
+    let clock = Clock::system();
+    let gateway = case.gateway_at(clock.clone(), |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let profile = Profile::load(&profile(&gateway, folder.path(), participant("NL"))).unwrap();
+    let mut checks = doctor::examine_files(&profile, &clock);
+    checks.extend(doctor::examine_gateway(&profile, &clock).await);
+    assert!(checks.iter().all(|check| check.state == State::Ok), "{checks:#?}");
+    for name in ["connection", "clock", "authorisation", "signing-identity"] {
+        named(&checks, name);
+    }
+    for table in ["upload", "diagnosis_key"] {
+        assert_eq!(case.db.number(&format!("SELECT COUNT(*) FROM {table}")).await, 0, "{table}");
+    }
+    // Nor is its tag used up.
+    gateway.client("NL").upload_new("efgs-doctor", 1, clock.now()).await;
+}
+
+async fn the_doctor_says_what_the_operator_has_to_register(case: &Case) {
+    let clock = Clock::system();
+    let gateway = case.gateway_at(clock.clone(), |_| {}).await;
+    let unknown = PKI.participant(country("NL")).unwrap();
+    let known = participant("NL");
+    let examine = async |authentication: &Identity, signing: &Identity| {
+        let folder = tempfile::tempdir().unwrap();
+        let mixed = Participant {
+            country: country("NL"),
+            authentication: authentication.clone(),
+            signing: signing.clone(),
+            callback: known.callback.clone(),
+        };
+        let profile = Profile::load(&profile(&gateway, folder.path(), &mixed)).unwrap();
+        doctor::examine_gateway(&profile, &clock).await
+    };
+    let checks = examine(&unknown.authentication, &known.signing).await;
+    let check = named(&checks, "authorisation");
+    assert_eq!(check.state, State::Failed);
+    let thumbprint = unknown.authentication.certificate.thumbprint().to_string();
+    assert!(check.remedy.as_ref().unwrap().contains(&thumbprint), "{check:?}");
+    assert_eq!(named(&checks, "signing-identity").state, State::Skipped);
+
+    let checks = examine(&known.authentication, &unknown.signing).await;
+    assert_eq!(named(&checks, "authorisation").state, State::Ok);
+    let check = named(&checks, "signing-identity");
+    assert_eq!(check.state, State::Failed);
+    let thumbprint = unknown.signing.certificate.thumbprint().to_string();
+    assert!(check.remedy.as_ref().unwrap().contains(&thumbprint), "{check:?}");
+
+    let checks = examine(&known.authentication, &participant("DE").signing).await;
+    assert_eq!(named(&checks, "signing-identity").state, State::Failed);
+}
+
+async fn the_doctor_tells_clocks_apart(case: &Case) {
+    let gateway = case.gateway_at(Clock::system(), |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let profile = Profile::load(&profile(&gateway, folder.path(), participant("NL"))).unwrap();
+    // The answers' Date is the machine's own; it is ours that is wrong.
+    for (seconds, state) in
+        [(0, State::Ok), (-150, State::Warning), (150, State::Warning), (-900, State::Failed)]
+    {
+        let wrong = Clock::manual(Clock::system().now() + chrono::Duration::seconds(seconds));
+        let checks = doctor::examine_gateway(&profile, &wrong).await;
+        assert_eq!(named(&checks, "clock").state, state, "{checks:?}");
+    }
+}
+
+async fn the_command_checks_the_profile_and_prints_no_secret(case: &Case) {
+    let gateway = case.gateway_at(Clock::system(), |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let nl = participant("NL");
+    profile(&gateway, folder.path(), nl);
+    let run = |arguments: &[&str]| {
+        let output = efgs(folder.path(), arguments).output().unwrap();
+        let text = [output.stdout.clone(), output.stderr.clone()].concat();
+        let text = String::from_utf8(text).unwrap();
+        for secret in
+            nl.authentication.key_pem.lines().chain(nl.signing.key_pem.lines()).filter(|l| l.len() > 40)
+        {
+            assert!(!text.contains(secret), "{arguments:?}: {text}");
+        }
+        (output.status.code().unwrap(), text)
+    };
+    let (code, text) = run(&["doctor"]);
+    assert_eq!((code, text.lines().last().unwrap()), (0, "all is well"), "{text}");
+    let (code, text) = run(&["doctor", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &json["failed"], &json["checks"][0]["state"]), (0, &0.into(), &"ok".into()), "{text}");
+
+    // Somebody mixed up the keys.
+    std::fs::copy(folder.path().join("authentication.key"), folder.path().join("signing.key")).unwrap();
+    let (code, text) = run(&["doctor"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains("FAILED  signing ") && text.contains("does not belong to the certificate"),
+        "{text}"
+    );
+    // A file that is no key, but a secret.
+    std::fs::write(folder.path().join("signing.key"), &nl.authentication.key_pem[..100]).unwrap();
+    assert_eq!(run(&["doctor"]).0, 1);
+    assert_eq!(run(&["doctor", "--profile", "signing.key"]).0, 1);
+    let (code, text) = run(&["doctor", "--profile", "none.toml"]);
+    assert!(code == 1 && text.contains("`efgs init` writes one"), "{text}");
+}
