@@ -69,20 +69,30 @@ pub(super) fn decode(body: &[u8], max_keys: usize) -> Result<KeyBatch, DecodeErr
     let mut json = serde_json::Deserializer::from_slice(body);
     match Batch(&mut reading).deserialize(&mut json).and_then(|()| json.end()) {
         Ok(()) => Ok(reading.batch),
-        Err(error) => Err(reading.refusal.unwrap_or_else(|| malformed(&error, reading.batch.len()))),
+        Err(error) => Err(reading.refusal.unwrap_or_else(|| {
+            DecodeError::Malformed(format!("{}, after {} keys", malformed(&error), reading.batch.len()))
+        })),
     }
+}
+
+pub(super) fn decode_key(bytes: &[u8], into: &mut KeyBatch) -> Result<(), DecodeError> {
+    let key: JsonKey =
+        serde_json::from_slice(bytes).map_err(|error| DecodeError::Malformed(malformed(&error)))?;
+    let index = into.len();
+    let (key, visited) = key.convert().map_err(|reason| InvalidKey { index, reason })?;
+    into.push(key, &visited);
+    Ok(())
 }
 
 /// Says what is wrong and where. Not in the words of the parser, which quotes what it finds: that may be key
 /// data, or megabytes.
-fn malformed(error: &serde_json::Error, keys_read: usize) -> DecodeError {
+fn malformed(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         Category::Eof => "the JSON ends too early",
         Category::Data => "a JSON value of a wrong type or range, or a field that is given twice,",
         Category::Syntax | Category::Io => "not JSON",
     };
-    let (line, column) = (error.line(), error.column());
-    DecodeError::Malformed(format!("{what} at line {line} column {column}, after {keys_read} keys"))
+    format!("{what} at line {} column {}", error.line(), error.column())
 }
 
 /// The batch as far as it has been read, and why reading stopped if the parser is not the one who says so.

@@ -99,5 +99,15 @@ pub fn decode_protobuf_key(bytes: &[u8], into: &mut KeyBatch) -> Result<(), Deco
     protobuf::decode_key(bytes, into)
 }
 
+/// Reads the JSON object of one key, as [`encode_key`] wrote it, and appends it to a batch. For those who meet
+/// keys one by one: in a batch too long for the memory, or as lines.
+///
+/// # Errors
+/// See [`DecodeError`]; the index in it is the one that the key would have had in `into`, which stays as it
+/// was.
+pub fn decode_json_key(bytes: &[u8], into: &mut KeyBatch) -> Result<(), DecodeError> {
+    json::decode_key(bytes, into)
+}
+
 #[cfg(test)]
 mod tests;

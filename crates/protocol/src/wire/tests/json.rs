@@ -56,6 +56,27 @@ fn the_text_of_a_key() {
 }
 
 #[test]
+fn keys_are_read_one_by_one() {
+    let mut batch = KeyBatch::new();
+    for key in three_keys().iter() {
+        let mut text = Vec::new();
+        encode_key(Format::Json, key, &mut text);
+        decode_json_key(&text, &mut batch).unwrap();
+    }
+    assert_eq!(batch, three_keys());
+    let refused = object(json!({"origin": "nl"})).to_string();
+    match decode_json_key(refused.as_bytes(), &mut batch) {
+        Err(DecodeError::InvalidKey(InvalidKey { index: 3, reason: InvalidReason::Origin(_) })) => {}
+        other => unreachable!("{other:?}"),
+    }
+    for text in ["", "7", "[]", "{", "{}{}", r#"{"rollingPeriod":"144"}"#] {
+        let read = decode_json_key(text.as_bytes(), &mut batch);
+        assert!(matches!(read, Err(DecodeError::Malformed(_))), "{text}: {read:?}");
+    }
+    assert_eq!(batch, three_keys());
+}
+
+#[test]
 fn zeroes_are_written() {
     let mut batch = KeyBatch::new();
     let zeroes = DiagnosisKey {
