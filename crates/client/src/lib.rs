@@ -30,8 +30,11 @@ mod error;
 pub mod gaen;
 mod probe;
 pub mod profile;
+pub mod source;
+pub mod state;
 #[cfg(test)]
 mod tests;
+pub mod upload;
 
 use std::{fmt, time::Duration};
 
@@ -246,6 +249,11 @@ impl Gateway {
         let request = self.http.get(self.endpoint(wire::AUDIT_PATH, &[&date.to_string(), tag]));
         let response = request.send().await?;
         if response.status() == 200 { json(response).await } else { Err(refusal(response).await) }
+    }
+
+    /// Where the gateway is.
+    pub fn url(&self) -> &str {
+        self.base.as_str()
     }
 
     fn endpoint(&self, path: &str, more: &[&str]) -> Url {

@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod doctor;
-mod server;
+pub(crate) mod server;
 
 use std::time::Duration;
 

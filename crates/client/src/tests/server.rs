@@ -1,9 +1,9 @@
-//! A server that gives one answer over mutual TLS, and remembers what it was asked.
+//! A server that answers as it is told over mutual TLS, and remembers what it was asked.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpListener,
-    sync::{Arc, mpsc},
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
@@ -18,21 +18,29 @@ use rustls::{
 
 use crate::{Gateway, Settings};
 
-pub(super) struct Asked {
-    pub(super) line: String,
+pub(crate) struct Asked {
+    pub(crate) line: String,
     /// The whole head, in lower case.
-    pub(super) head: String,
+    pub(crate) head: String,
     headers: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Asked {
-    pub(super) fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
     }
 }
 
-pub(super) struct Server {
+/// What the server does with a request.
+pub(crate) enum Reply {
+    Whole(Vec<u8>),
+    /// Hangs up after these bytes.
+    CutOff(Vec<u8>),
+    Never,
+}
+
+pub(crate) struct Server {
     port: u16,
     server_ca: String,
     client: KeyPair,
@@ -41,14 +49,23 @@ pub(super) struct Server {
 
 impl Server {
     /// A server, and a client for it.
-    pub(super) fn answering(answer: impl Into<Vec<u8>>) -> (Self, Gateway) {
+    pub(crate) fn answering(answer: impl Into<Vec<u8>>) -> (Self, Gateway) {
         let server = Self::start(answer);
         let gateway = Gateway::new(server.settings()).unwrap();
         (server, gateway)
     }
 
-    /// Answers one connection; with an empty answer never.
-    pub(super) fn start(answer: impl Into<Vec<u8>>) -> Self {
+    /// Answers every request so; with an empty answer never.
+    pub(crate) fn start(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        Self::replying(move |_| match answer.is_empty() {
+            true => Reply::Never,
+            false => Reply::Whole(answer.clone()),
+        })
+    }
+
+    /// Asks `reply` for each answer, one request at a time.
+    pub(crate) fn replying(reply: impl FnMut(&Asked) -> Reply + Send + 'static) -> Self {
         let pki = Pki::new(KeyKind::Ec256).unwrap();
         let clients = Authority::new("clients", KeyKind::Ec256).unwrap();
         let client = clients.issue(&Request::new(CertificateType::Authentication, "NL")).unwrap();
@@ -56,24 +73,18 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (tell, asked) = mpsc::channel();
-        let answer = answer.into();
+        let reply = Arc::new(Mutex::new(reply));
         std::thread::spawn(move || {
-            let (tcp, _) = listener.accept().unwrap();
-            let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config).unwrap(), tcp));
-            // A client that refuses the server leaves in the middle of the handshake.
-            let Some(request) = read(&mut stream) else { return };
-            drop(tell.send(request));
-            if !answer.is_empty() {
-                // A client that will not read everything may hang up first.
-                drop(stream.get_mut().write_all(&answer).and_then(|()| stream.get_mut().flush()));
+            for tcp in listener.incoming() {
+                let (config, tell, reply) = (config.clone(), tell.clone(), reply.clone());
+                let tls = StreamOwned::new(ServerConnection::new(config).unwrap(), tcp.unwrap());
+                std::thread::spawn(move || converse(BufReader::new(tls), &tell, &*reply));
             }
-            // Until the client hangs up.
-            drop(stream.read(&mut [0]));
         });
         Self { port, server_ca: pki.server_ca.certificate().pem().to_owned(), client, asked }
     }
 
-    pub(super) fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             url: format!("https://localhost:{}", self.port),
             server_ca_pem: self.server_ca.clone(),
@@ -83,8 +94,30 @@ impl Server {
         }
     }
 
-    pub(super) fn request(&self) -> Asked {
+    pub(crate) fn request(&self) -> Asked {
         self.asked.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+}
+
+/// One connection, until the client hangs up: also in the middle of the handshake, when it refuses the server.
+fn converse(
+    mut stream: BufReader<StreamOwned<ServerConnection, TcpStream>>,
+    tell: &mpsc::Sender<Asked>,
+    reply: &Mutex<impl FnMut(&Asked) -> Reply>,
+) {
+    while let Some(request) = read(&mut stream) {
+        let reply = (reply.lock().unwrap())(&request);
+        drop(tell.send(request));
+        let (bytes, goes_on) = match reply {
+            Reply::Whole(bytes) => (bytes, true),
+            Reply::CutOff(bytes) => (bytes, false),
+            Reply::Never => (Vec::new(), true),
+        };
+        // A client that will not read everything may hang up first.
+        drop(stream.get_mut().write_all(&bytes).and_then(|()| stream.get_mut().flush()));
+        if !goes_on {
+            break;
+        }
     }
 }
 

@@ -1,0 +1,84 @@
+//! A GAEN export zip: keys as phones download them.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, copy},
+};
+
+use efgs_protocol::{
+    country::Country,
+    key::{InvalidReason, KeyBatch},
+};
+
+use super::Each;
+use crate::gaen::{ExportFile, MAX_EXPORT_BYTES, ReadError, VerifyingKey};
+
+/// What export files do not say of their keys, and who must have signed the files.
+#[derive(Clone)]
+pub struct GaenDefaults {
+    /// The country of origin.
+    pub origin: Country,
+    /// The countries visited.
+    pub visited_countries: Vec<Country>,
+    /// Whose signature an export must have; without it, signatures are not looked at.
+    pub key: Option<VerifyingKey>,
+}
+
+/// Why an export cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GaenProblem {
+    /// It cannot be read, or its signature does not verify.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What is no file on disk is too long to be an export.
+    #[error("a GAEN export has at most {MAX_EXPORT_BYTES} bytes")]
+    TooLong,
+}
+
+/// Keys of both lists, the new ones and the revised ones. An archive is read from its end, so that what is no
+/// file on disk is copied to one.
+pub(super) fn read(
+    file: Option<File>,
+    reader: impl Read,
+    defaults: &GaenDefaults,
+    each: &mut Each<'_>,
+) -> Result<(), GaenProblem> {
+    let file = match file {
+        Some(file) => file,
+        None => spool(reader)?,
+    };
+    let mut export = ExportFile::open(file)?;
+    if let Some(key) = &defaults.key {
+        export.verify(key)?;
+    }
+    for entry in export.into_keys()? {
+        let handed_on = match entry {
+            Ok(entry) => {
+                let mut one = KeyBatch::new();
+                one.push(entry.key.to_diagnosis_key(defaults.origin), &defaults.visited_countries);
+                each(Ok(one.get(0)))
+            }
+            Err(ReadError::KeyDataLength { found, .. }) => {
+                each(Err(InvalidReason::KeyDataLength { found }.to_string()))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if handed_on.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn spool(reader: impl Read) -> Result<File, GaenProblem> {
+    let spool = || -> io::Result<(File, u64)> {
+        let mut file = tempfile::tempfile()?;
+        let length = copy(&mut reader.take(MAX_EXPORT_BYTES + 1), &mut file)?;
+        file.rewind()?;
+        Ok((file, length))
+    };
+    match spool().map_err(ReadError::Io)? {
+        (_, length) if length > MAX_EXPORT_BYTES => Err(GaenProblem::TooLong),
+        (file, _) => Ok(file),
+    }
+}

@@ -1,0 +1,60 @@
+//! What commands keep in the state folder.
+
+use std::{
+    fs::{File, TryLockError, create_dir_all},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why the state folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another command is working on it.
+    #[error("another efgs uses {}: wait for its end, or give this one a state folder of its own", .0.display())]
+    InUse(PathBuf),
+    /// A file or the folder cannot be made, read or written.
+    #[error("cannot use {}: {reason}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+    /// A file is not as the commands leave it.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// Which one.
+        path: PathBuf,
+        /// Where, and what to do.
+        reason: String,
+    },
+}
+
+impl StateError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        |reason| Self::Io { path: path.to_owned(), reason }
+    }
+}
+
+/// The right to do one kind of work on a state folder. It ends with this value or with the process.
+pub(crate) struct Lock(#[expect(dead_code, reason = "the file is locked as long as it is open")] File);
+
+impl Lock {
+    /// Takes the lock `name`, in a folder that is made if need be.
+    pub(crate) fn take(folder: &Path, name: &str) -> Result<Self, StateError> {
+        create_dir_all(folder).map_err(StateError::io(folder))?;
+        let path = folder.join(name);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(StateError::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse(folder.to_owned())),
+            Err(TryLockError::Error(error)) => Err(StateError::io(&path)(error)),
+        }
+    }
+}
+
+/// Makes the names in a folder as durable as the files that they name.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), StateError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StateError::io(folder))
+}

@@ -1,0 +1,132 @@
+//! What was sent, so that nothing is sent again: `upload.journal` in the state folder.
+//!
+//! One JSON object on each line, appended and synced: which upload is about to be sent, before it is; that it
+//! was stored; and that a piece of a source is done, once the gateway has every key of it. The first two are
+//! for people, who find here every tag that the gateway may know (and can withdraw). Only the last one decides:
+//! a piece that is done is not sent again. When the process dies before it is written, the piece is sent again
+//! under the same tag, and the gateway stores nothing twice.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use efgs_protocol::batch_tag::UploadTag;
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Lock, StateError, sync_folder};
+
+const NAME: &str = "upload.journal";
+/// For how long a line is kept. The gateway refuses keys older than 15 days and forgets what is older than 14.
+const KEPT_DAYS: i64 = 30;
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "lowercase", tag = "event")]
+enum Event {
+    Sending { tag: String, keys: usize },
+    Stored { tag: String },
+    Done { piece: String },
+}
+
+#[derive(Deserialize, Serialize)]
+struct Line {
+    at: DateTime<Utc>,
+    #[serde(flatten)]
+    event: Event,
+}
+
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    done: HashSet<String>,
+    _lock: Lock,
+}
+
+impl Journal {
+    /// Opens the journal of a state folder, for this process alone.
+    pub(super) fn open(folder: &Path, now: DateTime<Utc>) -> Result<Self, StateError> {
+        let lock = Lock::take(folder, "upload.lock")?;
+        let path = folder.join(NAME);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes.map_err(StateError::io(&path))?,
+        };
+        // What stands behind the last line feed was being written when the process died.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let mut kept = Vec::with_capacity(whole);
+        let mut done = HashSet::new();
+        for (number, line) in (1..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n')) {
+            let Line { at, event } = serde_json::from_slice(line).map_err(|_| StateError::Damaged {
+                path: path.clone(),
+                reason: format!(
+                    "line {number} is no entry; move the file away: then what it knew is sent again, and the \
+                     gateway stores nothing twice"
+                ),
+            })?;
+            if now - at > TimeDelta::days(KEPT_DAYS) {
+                continue;
+            }
+            kept.extend_from_slice(line);
+            if let Event::Done { piece } = event {
+                done.insert(piece);
+            }
+        }
+        if kept.len() < bytes.len() || bytes.is_empty() {
+            replace(folder, &path, &kept)?;
+        }
+        let file = File::options().append(true).open(&path).map_err(StateError::io(&path))?;
+        Ok(Self { path, file, done, _lock: lock })
+    }
+
+    /// Whether the gateway has every key of a piece.
+    pub(super) fn is_done(&self, piece: &str) -> bool {
+        self.done.contains(piece)
+    }
+
+    /// An upload is going to be sent.
+    pub(super) fn sending(
+        &mut self,
+        tag: &UploadTag,
+        keys: usize,
+        at: DateTime<Utc>,
+    ) -> Result<(), StateError> {
+        self.append(&Line { at, event: Event::Sending { tag: tag.to_string(), keys } })
+    }
+
+    /// An upload was answered 201.
+    pub(super) fn stored(&mut self, tag: &UploadTag, at: DateTime<Utc>) -> Result<(), StateError> {
+        self.append(&Line { at, event: Event::Stored { tag: tag.to_string() } })
+    }
+
+    /// The gateway has every key of a piece.
+    pub(super) fn done(&mut self, piece: &str, at: DateTime<Utc>) -> Result<(), StateError> {
+        self.append(&Line { at, event: Event::Done { piece: piece.to_owned() } })?;
+        self.done.insert(piece.to_owned());
+        Ok(())
+    }
+
+    fn append(&mut self, line: &Line) -> Result<(), StateError> {
+        let mut write = || {
+            let mut text = serde_json::to_vec(line)?;
+            text.push(b'\n');
+            self.file.write_all(&text)?;
+            self.file.sync_data()
+        };
+        write().map_err(StateError::io(&self.path))
+    }
+}
+
+fn replace(folder: &Path, path: &Path, content: &[u8]) -> Result<(), StateError> {
+    let new = folder.join("upload.journal.new");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(StateError::io(path))?;
+    sync_folder(folder)
+}
