@@ -21,9 +21,11 @@ mod expiry;
 mod harness;
 mod health;
 mod http;
+mod metrics;
 mod national_backend;
 mod outage;
 mod process;
+mod prometheus;
 mod proxy;
 mod registry;
 mod trust;
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         file("health", health::TESTS),
         file("http", http::TESTS),
         file("national_backend", national_backend::TESTS),
+        file("metrics", metrics::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),

@@ -28,14 +28,16 @@ tests![
 ];
 
 /// A gateway that runs as a process.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     port: u16,
+    /// Of the admin side.
+    pub(crate) admin: u16,
 }
 
 impl Process {
-    fn start(config: &Path) -> Self {
-        let mut process = Self { child: serve(config).spawn().unwrap(), port: 0 };
+    pub(crate) fn start(config: &Path) -> Self {
+        let mut process = Self { child: serve(config).spawn().unwrap(), port: 0, admin: 0 };
         let stderr = BufReader::new(process.child.stderr.take().unwrap());
         let (send, receive) = mpsc::channel();
         // Also goes on reading when the address is known, so that the process never waits for us.
@@ -48,8 +50,11 @@ impl Process {
         let mut log = Vec::new();
         while let Ok(entry) = receive.recv_timeout(Duration::from_secs(30)) {
             if entry["message"] == "the gateway serves" {
-                let address: std::net::SocketAddr = entry["address"].as_str().unwrap().parse().unwrap();
-                process.port = address.port();
+                let port = |name: &str| {
+                    let address: std::net::SocketAddr = entry[name].as_str().unwrap().parse().unwrap();
+                    address.port()
+                };
+                (process.port, process.admin) = (port("address"), port("admin_address"));
                 return process;
             }
             log.push(entry);
@@ -57,7 +62,7 @@ impl Process {
         panic!("the gateway does not start: {log:?}");
     }
 
-    fn client(&self, code: &str) -> Client {
+    pub(crate) fn client(&self, code: &str) -> Client {
         let participant = participant(code);
         Client::new(self.port, Some(&participant.authentication), participant.signing.clone())
     }
@@ -77,7 +82,7 @@ impl Process {
     }
 
     /// Ends it as an operator does.
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.signal("-TERM");
         assert_eq!(self.exit().await.code(), Some(0));
     }
@@ -103,7 +108,7 @@ fn busy(case: &Case) -> std::path::PathBuf {
     case.write_config(&format!("{text}[retention]\ninterval = \"100ms\"\n"))
 }
 
-fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Clock::system().now()
 }
 

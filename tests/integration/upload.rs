@@ -10,7 +10,7 @@ use efgs_test_ca::cms::{self, Shape};
 use serde_json::json;
 
 use crate::{
-    client::{Client, all_at_once, join, keys, pick},
+    client::{Client, Request, all_at_once, join, keys, pick},
     harness::{Case, PKI, country, output_of, tests},
 };
 
@@ -249,6 +249,17 @@ fn sign(client: &Client, keys: &KeyBatch, shape: &Shape) -> String {
     cms::sign(&client.signing, &CanonicalKeys::of(keys).signed_bytes(), shape).unwrap()
 }
 
+/// An upload whose signature uses SHA-1.
+pub(crate) fn sha1_request(case: &Case, client: &Client, tag: &str, keys: &KeyBatch) -> Request {
+    let folder = case.folder.path();
+    std::fs::write(folder.join("signed-bytes"), CanonicalKeys::of(keys).signed_bytes()).unwrap();
+    let pem = format!("{}{}", client.signing.certificate.pem(), client.signing.key_pem);
+    std::fs::write(folder.join("signer.pem"), pem).unwrap();
+    let arguments = "cms -sign -binary -md sha1 -signer signer.pem -in signed-bytes -outform DER";
+    let der = output_of("openssl", &arguments.split(' ').collect::<Vec<_>>(), folder);
+    client.request(tag, keys).header("batchSignature", BASE64_STANDARD.encode(der))
+}
+
 async fn a_sha1_signature_needs_the_participants_permission(case: &Case) {
     let gateway = case
         .gateway_with(|config| {
@@ -258,14 +269,7 @@ async fn a_sha1_signature_needs_the_participants_permission(case: &Case) {
     for (code, status) in [("IE", 201), ("DE", 400)] {
         let client = gateway.client(code);
         let keys = keys(country(code), 2, case.clock.now());
-        let folder = case.folder.path();
-        std::fs::write(folder.join("signed-bytes"), CanonicalKeys::of(&keys).signed_bytes()).unwrap();
-        let pem = format!("{}{}", client.signing.certificate.pem(), client.signing.key_pem);
-        std::fs::write(folder.join("signer.pem"), pem).unwrap();
-        let arguments = "cms -sign -binary -md sha1 -signer signer.pem -in signed-bytes -outform DER";
-        let der = output_of("openssl", &arguments.split(' ').collect::<Vec<_>>(), folder);
-        let request = client.request("a", &keys).header("batchSignature", BASE64_STANDARD.encode(der));
-        let answer = client.send(request).await.expect(status);
+        let answer = client.send(sha1_request(case, &client, "a", &keys)).await.expect(status);
         if status == 400 {
             assert!(answer.refused(400, "invalid-signature").contains("SHA-1"));
         }

@@ -3,7 +3,8 @@
 #
 # Installs what db.sh needs, where it is missing, on Debian 12:
 #   - MariaDB 10.11, server and client, from Debian's packages (as root or through sudo; no system service is set up);
-#   - nginx with its JavaScript module, and HAProxy, in the same way, for the tests of deploy/; their services are switched off;
+#   - nginx with its JavaScript module, HAProxy and Prometheus, in the same way, for the tests of deploy/; their services are
+#     switched off;
 #   - MySQL 9.7, server and client, from Debian's unstable suite, unpacked with all its libraries into a private FOLDER.
 #     The system's own packages stay as they are. The folder is the cache: a second run returns at once.
 #
@@ -25,18 +26,18 @@ if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-d
     apt-get -qq install -y --no-install-recommends mariadb-server-core mariadb-client-core openssl >/dev/null
 fi
 
-balancers=()
-for package in nginx libnginx-mod-http-js haproxy; do
-  dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || balancers+=("$package")
+tried=()
+for package in nginx libnginx-mod-http-js haproxy prometheus; do
+  dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || tried+=("$package")
 done
-if [ ${#balancers[@]} -gt 0 ]; then
+if [ ${#tried[@]} -gt 0 ]; then
   "${root[@]}" apt-get -qq update
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq install -y --no-install-recommends "${balancers[@]}" >/dev/null
+    apt-get -qq install -y --no-install-recommends "${tried[@]}" >/dev/null
   # These packages switch services on: off again, but never one that was there before.
   if [ -d /run/systemd/system ]; then
-    for service in nginx haproxy; do
-      case " ${balancers[*]} " in *" $service "*) "${root[@]}" systemctl --quiet disable --now "$service" ;; esac
+    for service in nginx haproxy prometheus; do
+      case " ${tried[*]} " in *" $service "*) "${root[@]}" systemctl --quiet disable --now "$service" ;; esac
     done
   fi
 fi

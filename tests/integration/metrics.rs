@@ -1,0 +1,139 @@
+//! What a gateway exports, compared with what `docs/metrics.md` promises, and used by a real Prometheus as the dashboard
+//! and the alert rules use it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    callback::put,
+    callback_server::{Behaviour, CallbackServer},
+    client::{Request, keys},
+    harness::{Case, country, participant, tests, until},
+    process::{Process, now},
+    prometheus::{Prometheus, dashboard_queries},
+    upload::sha1_request,
+};
+
+tests![
+    what_is_exported_is_documented_and_what_is_documented_is_exported,
+    every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_something,
+];
+
+/// A gateway that has done each thing once, and the backend that it calls.
+async fn gateway_that_has_done_everything(case: &Case) -> (Process, CallbackServer) {
+    case.prepare().await;
+    let text = case.config_text().replace("interval = \"1h\"", "interval = \"200ms\"");
+    let config = format!(
+        "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\n\
+         [callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\
+         allowed_networks = [\"127.0.0.0/8\"]\n"
+    );
+    let process = Process::start(&case.write_config(&config));
+    let today = now().date_naive();
+    // It does not download: what it had, it would not be told of.
+    let server = CallbackServer::start(&participant("IT").callback, Behaviour::Answer(200)).await;
+    put(&process.client("IT"), "a", &server.url()).await.expect(200);
+
+    let (de, ie, nl) = (process.client("DE"), process.client("IE"), process.client("NL"));
+    de.upload_new("1", 3, now()).await;
+    let sha1 = keys(country("IE"), 2, now());
+    ie.send(sha1_request(case, &ie, "1", &sha1)).await.expect(201);
+    let batch = until("a batch", async || {
+        let answer = nl.download(today, None).await;
+        (answer.status == 200).then(|| answer.tag())
+    })
+    .await;
+    nl.download(today, Some(&batch)).await.expect(200);
+    nl.audit(today, &batch).await.expect(200);
+    nl.send(Request::new("OPTIONS", "/diagnosiskeys")).await.expect(200);
+    nl.send(Request::get("/nowhere")).await.expect(404);
+    until("a callback", async || server.tags().first().cloned()).await;
+    (process, server)
+}
+
+async fn exposition(process: &Process) -> String {
+    let url = format!("http://127.0.0.1:{}/metrics", process.admin);
+    reqwest::get(url).await.unwrap().text().await.unwrap()
+}
+
+/// A metric: its type, its labels, its meaning.
+type Metrics = BTreeMap<String, (String, BTreeSet<String>, String)>;
+
+/// Reads Prometheus's text format. Labels of the format itself (`le`) are left out.
+fn read_exposition(text: &str) -> Metrics {
+    let mut metrics = Metrics::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            ["#", "HELP", name, help] => metrics.entry(name.into()).or_default().2 = help.into(),
+            ["#", "TYPE", name, kind] => metrics.entry(name.into()).or_default().0 = kind.into(),
+            _ => {
+                let (sample, _) = line.rsplit_once(' ').unwrap();
+                let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+                let stem = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                let name = stem.filter(|stem| metrics.contains_key(*stem)).unwrap_or(name);
+                let labels =
+                    labels.trim_end_matches('}').split("\",").filter_map(|pair| pair.split_once('='));
+                let labels = labels.map(|(name, _)| name.to_owned()).filter(|name| name != "le");
+                metrics.get_mut(name).unwrap_or_else(|| panic!("{name} has no TYPE")).1.extend(labels);
+            }
+        }
+    }
+    metrics
+}
+
+/// Reads the table of `docs/metrics.md`.
+fn read_documentation() -> Metrics {
+    let text = include_str!("../../docs/metrics.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_end_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, labels, _, meaning] = cells[..] else { panic!("{row}") };
+        let labels = labels.split(", ").filter(|label| !label.is_empty()).map(str::to_owned).collect();
+        (name.trim_end_matches('`').to_owned(), (kind.to_owned(), labels, meaning.to_owned()))
+    })
+    .collect()
+}
+
+async fn what_is_exported_is_documented_and_what_is_documented_is_exported(case: &Case) {
+    let (process, _server) = gateway_that_has_done_everything(case).await;
+    let exported = read_exposition(&exposition(&process).await);
+    let documented = read_documentation();
+    for (name, metric) in exported.iter().filter(|(name, _)| name.starts_with("efgs_")) {
+        let expected = documented.get(name);
+        let expected = expected.unwrap_or_else(|| panic!("{name} is exported, but not in docs/metrics.md"));
+        assert_eq!(metric, expected, "{name}: exported, and documented");
+    }
+    for name in documented.keys() {
+        // How much virtual memory there may be is exported only where there is a limit.
+        let optional = name == "process_virtual_memory_max_bytes";
+        assert!(optional || exported.contains_key(name), "{name} is documented, but not exported");
+    }
+    process.stop().await;
+}
+
+async fn every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_something(case: &Case) {
+    let Some(installed) = Prometheus::installed() else { return };
+    let (process, _server) = gateway_that_has_done_everything(case).await;
+    let prometheus = Prometheus::start(installed, process.admin).await;
+    // Something must have happened between two looks for there to be a rate.
+    prometheus.scraped().await;
+    process.client("DE").upload_new("2", 1, now()).await;
+    process.client("NL").download(now().date_naive(), None).await.expect(200);
+    prometheus.scraped().await;
+    let queries = dashboard_queries();
+    assert!(queries.len() > 30, "{}", queries.len());
+    for (panel, query) in queries {
+        let found = prometheus.query(&query).await;
+        let value = |sample: &serde_json::Value| sample["value"][1].as_str().unwrap().to_owned();
+        assert!(
+            found.iter().any(|sample| value(sample) != "NaN"),
+            "the panel {panel:?} is empty: {query}: {found:?}"
+        );
+    }
+    let rules = prometheus.rules().await;
+    assert!(rules.len() > 20 && rules.values().all(|health| health == "ok"), "{rules:?}");
+    let silent = prometheus.query("ALERTS{alertname!=\"EfgsWatchdog\", alertstate=\"firing\"}").await;
+    assert!(silent.is_empty(), "a gateway that is well raises no alarm: {silent:?}");
+    assert_eq!(prometheus.query("ALERTS{alertname=\"EfgsWatchdog\"}").await.len(), 1);
+    process.stop().await;
+}
