@@ -74,9 +74,13 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// Reads a body, unless it is longer than any that a gateway sends.
-pub(crate) async fn read(mut response: Response) -> Result<Vec<u8>, Error> {
+pub(crate) async fn read(response: Response) -> Result<Vec<u8>, Error> {
     let good = matches!(response.status(), StatusCode::OK | StatusCode::MULTI_STATUS);
-    let limit = if good { MAX_BODY } else { MAX_REFUSAL };
+    read_up_to(response, if good { MAX_BODY } else { MAX_REFUSAL }).await
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read_up_to(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(Error::TooLong { limit });
     }

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+pub mod audit;
 pub mod callback;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -27,6 +28,7 @@ mod connection;
 pub mod doctor;
 pub mod download;
 mod error;
+mod fetch;
 pub mod gaen;
 mod probe;
 pub mod profile;
@@ -46,14 +48,16 @@ use efgs_protocol::{
     key::KeyBatch,
     media::{MediaType, SUPPORTED},
     signature::BatchSigner,
-    wire::{self, DecodeError},
+    wire,
 };
 use reqwest::{
     Response, Url,
-    header::{ACCEPT, CONTENT_TYPE, HeaderMap},
+    header::{CONTENT_TYPE, HeaderMap},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
+
+use fetch::{Answer, Head};
 
 pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
@@ -209,33 +213,11 @@ impl Gateway {
         tag: Option<&str>,
         format: Format,
     ) -> Result<Option<Download>, Error> {
-        let accept = MediaType { format, version: SUPPORTED }.to_string();
-        let mut request =
-            self.http.get(self.endpoint(wire::DOWNLOAD_PATH, &[&date.to_string()])).header(ACCEPT, accept);
-        if let Some(tag) = tag {
-            request = request.header(wire::BATCH_TAG, tag);
-        }
-        let response = request.send().await?;
-        if response.status() != 200 {
-            // Not every 404: a wrong address must not look like a day without keys.
-            return match refusal(response).await {
-                Error::Refused(Refusal { status: 404, code: Some(code), .. })
-                    if code == "batch-not-found" =>
-                {
-                    Ok(None)
-                }
-                error => Err(error),
-            };
-        }
-        let batch_tag = header(response.headers(), wire::BATCH_TAG)?.to_owned();
-        let next = header(response.headers(), wire::NEXT_BATCH_TAG)?;
-        let next_batch_tag = Some(next).filter(|next| *next != wire::NO_NEXT_BATCH).map(str::to_owned);
-        let media = MediaType::from_content_type(header(response.headers(), CONTENT_TYPE.as_str())?)
-            .map_err(|e| Error::Unexpected(e.to_string()))?;
-        let keys = match wire::decode(media.format, &connection::read(response).await?, usize::MAX) {
-            Err(DecodeError::Empty) => KeyBatch::new(),
-            keys => keys.map_err(|e| Error::Unexpected(e.to_string()))?,
+        let Answer::Batch(head, keys) = self.ask(date, tag, format, None).await? else {
+            return Ok(None);
         };
+        let keys = keys.read().await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
+        let Head { batch_tag, next_batch_tag, .. } = head;
         Ok(Some(Download { batch_tag, next_batch_tag, keys }))
     }
 
@@ -246,9 +228,7 @@ impl Gateway {
     /// # Errors
     /// See [`Error`]; there is no such batch when the refusal's status is 404.
     pub async fn audit(&self, date: NaiveDate, tag: &str) -> Result<Vec<AuditEntry>, Error> {
-        let request = self.http.get(self.endpoint(wire::AUDIT_PATH, &[&date.to_string(), tag]));
-        let response = request.send().await?;
-        if response.status() == 200 { json(response).await } else { Err(refusal(response).await) }
+        self.ask_audit(date, tag).await?.entries().map_err(|e| Error::Unexpected(e.to_string()))
     }
 
     /// Where the gateway is.

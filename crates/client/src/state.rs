@@ -1,8 +1,8 @@
 //! What commands keep in the state folder.
 
 use std::{
-    fs::{File, TryLockError, create_dir_all},
-    io,
+    fs::{File, TryLockError, create_dir_all, rename},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -52,6 +52,31 @@ impl Lock {
             Err(TryLockError::Error(error)) => Err(StateError::io(&path)(error)),
         }
     }
+}
+
+/// Replaces a file as a whole: after a crash it has either the old content or the new one.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    let temporary = path.with_added_extension("tmp");
+    write_durably(&temporary, content)?;
+    rename(&temporary, path).map_err(StateError::io(path))?;
+    sync_folder_of(path)
+}
+
+/// [`sync_folder`] for the folder of a file.
+pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StateError> {
+    // A path without a parent is one in the working directory.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    sync_folder(folder.unwrap_or(Path::new(".")))
+}
+
+/// Writes a new file, and waits until it is on the disk. Its name is there for certain after [`sync_folder`].
+pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(StateError::io(path))
 }
 
 /// Makes the names in a folder as durable as the files that they name.

@@ -62,6 +62,22 @@ pub struct Stored {
     pub path: PathBuf,
 }
 
+/// The name of a batch's file.
+pub(super) fn name(number: u64, date: NaiveDate, batch_tag: &str, format: StoredFormat) -> String {
+    format!("{number:0DIGITS$}_{date}_{batch_tag}.{}", format.extension())
+}
+
+/// The name of the audit beside the batch in this file.
+pub(super) fn audit_name(name: &str) -> String {
+    Path::new(name).with_extension(AUDIT).to_string_lossy().into_owned()
+}
+
+/// Whether a file of this name is a batch or an audit of a download folder.
+pub(super) fn is_name(name: &str) -> bool {
+    let as_batch = name.replacen(AUDIT, StoredFormat::Json.extension(), 1);
+    Stored::at(Path::new(&as_batch)).is_some()
+}
+
 /// Why a stored batch cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {

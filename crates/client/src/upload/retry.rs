@@ -31,7 +31,7 @@ impl Retry {
     /// How long to wait after this many failures of one call, counted from 1. `jitter`, between 0 and 1, spreads
     /// what failed at the same moment. What the gateway asks for is never cut short, except for a wait of more
     /// than ten minutes.
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &self,
         failures: u32,
         asked: Option<RetryAfter>,

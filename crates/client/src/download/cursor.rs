@@ -1,0 +1,83 @@
+//! The memory of a download: how far it has come.
+
+use std::{fs, io, path::Path};
+
+use chrono::NaiveDate;
+use serde::{Deserialize, Serialize};
+
+use super::order::{Passed, Tag};
+use crate::state::{self, StateError};
+
+/// The version of the file's form.
+const VERSION: u32 = 1;
+
+/// How far a download into one target has come. Written as a whole, after a batch is safely on the disk and
+/// before it gets its final name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Cursor {
+    version: u32,
+    /// The target, for people.
+    pub(super) target: String,
+    /// How many batches were stored.
+    pub(super) number: u64,
+    /// The last batch that was passed.
+    pub(super) last: Option<Last>,
+    /// The last stored batch's file, which gets its final name next. Without its ending.
+    pub(super) file: Option<String>,
+    /// The length of the target when it is one file.
+    pub(super) length: u64,
+    /// Since when the walk has certainly seen all batches: the day on which the chain was at its end.
+    pub(super) complete_on: Option<NaiveDate>,
+    pub(super) passed: Passed,
+}
+
+/// A batch that was passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Last {
+    pub(super) tag: Tag,
+    /// The day on which it was formed, or if its name does not tell, one on or before it.
+    pub(super) date: NaiveDate,
+    pub(super) etag: Option<String>,
+}
+
+impl Cursor {
+    pub(super) fn new(target: String) -> Self {
+        Self {
+            version: VERSION,
+            target,
+            number: 0,
+            last: None,
+            file: None,
+            length: 0,
+            complete_on: None,
+            passed: Passed::default(),
+        }
+    }
+
+    /// Goes on to a batch.
+    pub(super) fn pass(&mut self, last: Last, today: NaiveDate) {
+        self.passed.pass(&last.tag, today);
+        self.last = Some(last);
+    }
+
+    /// Reads a cursor, if there is one.
+    pub(super) fn load(path: &Path) -> Result<Option<Self>, StateError> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StateError::io(path)(source)),
+        };
+        let invalid = |reason: String| StateError::io(path)(io::Error::other(reason));
+        let cursor: Self = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
+        match cursor.version {
+            VERSION => Ok(Some(cursor)),
+            other => Err(invalid(format!("its form has version {other}; this efgs knows {VERSION}"))),
+        }
+    }
+
+    pub(super) fn save(&self, path: &Path) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| StateError::io(path)(e.into()))?;
+        state::replace(path, &bytes)
+    }
+}

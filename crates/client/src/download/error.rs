@@ -1,0 +1,77 @@
+//! Why a download stops.
+
+use std::{io, path::PathBuf};
+
+use super::{ChainError, Quarantined, StoredError};
+use crate::{Error, state::StateError};
+
+/// Why a download stops. Nothing is lost: the next one goes on where this one was.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The gateway did not answer, or said no.
+    #[error(transparent)]
+    Gateway(#[from] Error),
+    /// The gateway's chain of batches cannot be followed.
+    #[error("{0}; nothing of this was stored")]
+    Chain(#[from] ChainError),
+    /// A batch does not verify. It was put aside, and is tried again by the next download.
+    #[error(
+        "batch {} does not verify: {}. It was not stored, and no batch after it; it lies in {} with a report. \
+         Ask the gateway's operator; the next download tries it again",
+        .0.batch_tag, .0.reason, .0.folder.display()
+    )]
+    Quarantined(Quarantined),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The folder of batches cannot be read.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    /// The target has a file of the same name and another content.
+    #[error("{} is there already, with another content: does another efgs write into this folder?", path.display())]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file has content of which the state knows nothing.
+    #[error(
+        "{} has content already, and there is no record of it in the state folder: move it away, or name another \
+         file",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file has lost what was written to it.
+    #[error(
+        "{} has {length} bytes, but {expected} were written: put them back, or move the file away to begin a new \
+         one",
+        path.display()
+    )]
+    Shortened {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+        /// How much was written to it.
+        expected: u64,
+    },
+    /// The reader of the stream went away.
+    #[error("the keys cannot be written: {0}")]
+    Output(io::Error),
+    /// The program is ending.
+    #[error("the download was interrupted; the next one goes on")]
+    Interrupted,
+}
+
+impl DownloadError {
+    /// Whether the same can succeed later without anybody mending anything.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Gateway(error) => error.is_temporary(),
+            Self::State(StateError::InUse(_)) | Self::Interrupted => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Where batches go, and how each gets there exactly once.
+//!
+//! A batch in a folder is written under a temporary name, then the cursor goes past it, then it gets its
+//! name. A process that is killed in between has either not gone past it, and the next one begins it anew; or
+//! gone past it, and the next one finishes the renaming. So the folder is never asked what was downloaded:
+//! whoever takes batches out of it may do so at any time. One file (NDJSON) is cut back to the length that the
+//! cursor knows.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Seek as _, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use chrono::NaiveDate;
+use efgs_protocol::{key::KeyBatch, media::Format, wire};
+
+use super::{
+    DownloadError, Stored, StoredFormat,
+    cursor::{Cursor, Last},
+    order::{Passed, Tag},
+    stored,
+};
+use crate::{
+    audit::Audited,
+    state::{self, StateError},
+};
+
+/// What a name has while its file is not complete: hidden, with this at the end.
+const TEMPORARY: &str = "tmp";
+
+/// Where batches go.
+pub enum Target {
+    /// A folder with one file for each batch, see [`Stored`].
+    Folder {
+        /// The folder; it is made if it is not there.
+        path: PathBuf,
+        /// The form of the files.
+        format: StoredFormat,
+    },
+    /// One file with a line of JSON for each key, with its batch tag and date. The file grows; when it was
+    /// moved away (for example to rotate it), a new one is begun.
+    Lines {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The same lines, to a reader such as a pipe. What was written cannot be taken back: when the process is
+    /// killed right after it has written a batch, the next run writes that batch again.
+    Stream(Box<dyn Write + Send>),
+}
+
+/// The target of a download that has begun.
+pub(super) enum Open {
+    Folder { path: PathBuf, format: StoredFormat },
+    Lines { path: PathBuf, file: File },
+    Stream(Box<dyn Write + Send>),
+}
+
+/// A verified batch on its way into the target.
+pub(super) struct Batch {
+    pub(super) tag: Tag,
+    pub(super) date: NaiveDate,
+    pub(super) keys: KeyBatch,
+    pub(super) audited: Audited,
+}
+
+impl Target {
+    /// What the target is called in the state; each has a memory of its own.
+    pub(super) fn name(&self) -> Result<String, DownloadError> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map(|path| path.display().to_string()).map_err(StateError::io(path))
+        };
+        match self {
+            Self::Folder { path, .. } | Self::Lines { path } => Ok(absolute(path)?),
+            Self::Stream(_) => Ok("-".to_owned()),
+        }
+    }
+
+    /// Opens the target, and finishes or undoes what the process before this one was killed at.
+    pub(super) fn open(self, cursor: &mut Option<Cursor>, name: &str) -> Result<Open, DownloadError> {
+        match self {
+            Self::Folder { path, format } => {
+                fs::create_dir_all(&path).map_err(StateError::io(&path))?;
+                if let Some(cursor) = cursor {
+                    finish(&path, cursor)?;
+                } else {
+                    // The memory was lost, or the folder was moved: it says itself where it ends.
+                    *cursor = recover(&path, name)?;
+                }
+                remove_unfinished(&path)?;
+                Ok(Open::Folder { path, format })
+            }
+            Self::Lines { path } => {
+                let length = match fs::metadata(&path) {
+                    Ok(metadata) => Some(metadata.len()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(source) => return Err(StateError::io(&path)(source).into()),
+                };
+                match (&mut *cursor, length) {
+                    (None, Some(1..)) => return Err(DownloadError::Foreign { path }),
+                    (None, _) => {}
+                    (Some(cursor), None) => cursor.length = 0,
+                    (Some(cursor), Some(length)) if length < cursor.length => {
+                        return Err(DownloadError::Shortened { path, length, expected: cursor.length });
+                    }
+                    (Some(_), Some(_)) => {}
+                }
+                let open = || {
+                    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+                    let end = cursor.as_ref().map_or(0, |cursor| cursor.length);
+                    file.set_len(end)?;
+                    file.seek(SeekFrom::Start(end))?;
+                    Ok(file)
+                };
+                let file = open().map_err(StateError::io(&path))?;
+                state::sync_folder_of(&path)?;
+                Ok(Open::Lines { path, file })
+            }
+            Self::Stream(writer) => Ok(Open::Stream(writer)),
+        }
+    }
+}
+
+impl Open {
+    /// The wire format in which the target keeps batches.
+    fn format(&self) -> Format {
+        match self {
+            Self::Folder { format, .. } => format.format(),
+            Self::Lines { .. } | Self::Stream(_) => Format::Json,
+        }
+    }
+
+    /// Stores a batch, and moves the cursor past it; `next` is the cursor with the batch passed.
+    ///
+    /// What is stored is written anew from the keys that were verified, so that nobody who reads it can see
+    /// something else in the gateway's bytes than the verification did.
+    pub(super) fn store(
+        &mut self,
+        batch: &Batch,
+        next: &mut Cursor,
+        cursor_path: &Path,
+    ) -> Result<Option<PathBuf>, DownloadError> {
+        next.number += 1;
+        let format = self.format();
+        match self {
+            Self::Folder { path: folder, format: kept } => {
+                let name = stored::name(next.number, batch.date, batch.tag.as_str(), *kept);
+                let path = folder.join(&name);
+                let body = match batch.keys.is_empty() && format == Format::Protobuf {
+                    true => Vec::new(),
+                    false => wire::encode(format, &batch.keys),
+                };
+                if fs::read(&path).is_ok_and(|there| there != body) {
+                    return Err(DownloadError::Occupied { path });
+                }
+                let audit =
+                    serde_json::to_vec_pretty(&batch.audited).map_err(|e| StateError::io(&path)(e.into()))?;
+                state::write_durably(&temporary(folder, &stored::audit_name(&name)), &audit)?;
+                state::write_durably(&temporary(folder, &name), &body)?;
+                state::sync_folder(folder)?;
+                next.file = Some(name);
+                next.save(cursor_path)?;
+                finish(folder, next)?;
+                Ok(Some(path))
+            }
+            Self::Lines { path, file } => {
+                let mut write = || -> io::Result<u64> {
+                    let mut writer = BufWriter::new(&mut *file);
+                    // After a failure that did not end the process.
+                    writer.seek(SeekFrom::Start(next.length))?;
+                    write_lines(batch, &mut writer)?;
+                    let file = writer.into_inner()?;
+                    file.sync_data()?;
+                    file.stream_position()
+                };
+                next.length = write().map_err(StateError::io(path))?;
+                next.save(cursor_path)?;
+                Ok(None)
+            }
+            Self::Stream(writer) => {
+                let mut buffered = BufWriter::new(writer);
+                write_lines(batch, &mut buffered)
+                    .and_then(|()| buffered.flush())
+                    .map_err(DownloadError::Output)?;
+                next.save(cursor_path)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// One line for each key: its JSON with the batch's tag and date in front.
+fn write_lines(batch: &Batch, out: &mut impl Write) -> io::Result<()> {
+    // A tag has no character that JSON would escape.
+    let front = format!("{{\"batchTag\":\"{}\",\"date\":\"{}\",", batch.tag.as_str(), batch.date);
+    let mut key_json = Vec::new();
+    for key in batch.keys.iter() {
+        key_json.clear();
+        wire::encode_key(Format::Json, key, &mut key_json);
+        out.write_all(front.as_bytes())?;
+        out.write_all(key_json.get(1..).unwrap_or_default())?;
+        out.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+fn temporary(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!(".{name}.{TEMPORARY}"))
+}
+
+/// Gives the last stored batch its name, its audit first, if they do not have them yet.
+fn finish(folder: &Path, cursor: &Cursor) -> Result<(), StateError> {
+    let Some(name) = &cursor.file else { return Ok(()) };
+    for name in [&stored::audit_name(name), name] {
+        let path = folder.join(name);
+        match fs::rename(temporary(folder, name), &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed.map_err(StateError::io(&path))?,
+        }
+    }
+    state::sync_folder(folder)
+}
+
+/// Removes what a process that was killed had not yet put behind the cursor.
+fn remove_unfinished(folder: &Path) -> Result<(), StateError> {
+    for entry in fs::read_dir(folder).map_err(StateError::io(folder))? {
+        let path = entry.map_err(StateError::io(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ours = name.strip_prefix('.').and_then(|name| name.strip_suffix(&format!(".{TEMPORARY}")));
+        if ours.is_some_and(stored::is_name) {
+            fs::remove_file(&path).map_err(StateError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// A cursor at the end of a folder that has batches already.
+fn recover(folder: &Path, name: &str) -> Result<Option<Cursor>, DownloadError> {
+    let batches = Stored::batches(folder)?;
+    let Some(last) = batches.last() else { return Ok(None) };
+    let mut passed = Passed::default();
+    for batch in &batches {
+        passed.pass(&Tag::new(&batch.batch_tag)?, batch.date);
+    }
+    let tag = Tag::new(&last.batch_tag)?;
+    let mut cursor = Cursor::new(name.to_owned());
+    cursor.number = last.number;
+    cursor.last = Some(Last { tag, date: last.date, etag: None });
+    cursor.passed = passed;
+    Ok(Some(cursor))
+}

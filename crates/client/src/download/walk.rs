@@ -1,0 +1,359 @@
+//! One step along the chain: find the next batch, verify it, store it.
+
+use chrono::{NaiveDate, TimeDelta};
+use efgs_protocol::media::Format;
+use tokio::time;
+
+use super::{
+    ChainError, DownloadError, Downloader, Event, Options, Quarantined, Released,
+    cursor::{Cursor, Last},
+    oldest,
+    order::Tag,
+    quarantine,
+    release::{Bad, Found, verify},
+};
+use crate::{
+    Error, Refusal,
+    fetch::{Answer, AuditAnswer, Body, Head},
+};
+
+/// By how much the clocks of a country and of a gateway may differ.
+const SKEW: TimeDelta = TimeDelta::hours(1);
+
+/// What the gateway knows of a batch.
+enum Known<T> {
+    Here(T),
+    /// It is too old.
+    Expired,
+}
+
+impl Downloader {
+    pub(super) async fn step(&mut self) -> Result<Option<Released>, DownloadError> {
+        while let Some(found) = self.find().await? {
+            let bad = match self.settle(found).await? {
+                Ok(released) => return Ok(Some(released)),
+                Err(bad) => bad,
+            };
+            let reason = bad.report.first_failure().unwrap_or_default();
+            self.tell(&Event::Again { batch_tag: bad.report.batch_tag.clone(), reason });
+            time::sleep(self.options.settle).await;
+            let found = match self.fetch(&bad.found.tag, bad.found.date).await? {
+                Known::Here(found) => found,
+                Known::Expired => continue,
+            };
+            let bad = match self.settle(found).await? {
+                Ok(released) => return Ok(Some(released)),
+                Err(bad) => bad,
+            };
+            let skip = self.options.continue_past.as_deref() == Some(bad.found.tag.as_str());
+            let quarantined = self.put_aside(bad, skip).await?;
+            if !skip {
+                return Err(DownloadError::Quarantined(quarantined));
+            }
+            self.tell(&Event::Passed(quarantined));
+        }
+        Ok(None)
+    }
+
+    /// The batch that follows the cursor, if there is one.
+    async fn find(&self) -> Result<Option<Found>, DownloadError> {
+        // Before the gateway is asked: what is formed on a later day comes by a later call.
+        let today = self.today();
+        let (cursor, next) = self.with_place(|place| Ok((place.cursor.clone(), place.next.clone()))).await?;
+        let Some(last) = &cursor.last else {
+            let since = self.options.since;
+            return self.first(since.unwrap_or(oldest(today)), today, &cursor, since.is_some()).await;
+        };
+        if let Some(since) = self.options.since.filter(|since| *since > last.date) {
+            return self.first(since, today, &cursor, true).await;
+        }
+        let next = match next {
+            Some(next) => Some(next),
+            None => match self.link(last, &cursor).await? {
+                Known::Here(next) => next,
+                Known::Expired => return self.after_gap(last, today, &cursor).await,
+            },
+        };
+        let found = match next {
+            Some(next) => match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
+                Known::Here(found) => Some(found),
+                Known::Expired => return self.after_gap(last, today, &cursor).await,
+            },
+            // A chain may end at midnight, and go on with the first batch of another day.
+            None => self.on_a_later_day(last, today, &cursor).await?,
+        };
+        if found.is_none() {
+            self.at_the_end().await?;
+        }
+        Ok(found)
+    }
+
+    /// The first batch of a day after that of the last one, when none is linked to it.
+    async fn on_a_later_day(
+        &self,
+        last: &Last,
+        today: NaiveDate,
+        cursor: &Cursor,
+    ) -> Result<Option<Found>, DownloadError> {
+        let from = last.date.succ_opt().unwrap_or(last.date).max(cursor.complete_on.unwrap_or_default());
+        if from > today {
+            return Ok(None);
+        }
+        let Some(found) = self.first(from, today, cursor, true).await? else { return Ok(None) };
+        // It may not be the first one: others may have been formed since the link was read.
+        match self.link(last, cursor).await? {
+            Known::Here(Some(next)) if !next.may_be(&found.tag) => {
+                match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
+                    Known::Here(found) => Ok(Some(found)),
+                    Known::Expired => self.after_gap(last, today, cursor).await,
+                }
+            }
+            _ => Ok(Some(found)),
+        }
+    }
+
+    /// Goes on when what follows the cursor is not served any more.
+    async fn after_gap(
+        &self,
+        last: &Last,
+        today: NaiveDate,
+        cursor: &Cursor,
+    ) -> Result<Option<Found>, DownloadError> {
+        let complete = last.date.max(cursor.complete_on.unwrap_or_default());
+        let found = self.first(complete, today, cursor, true).await?;
+        if found.is_none() {
+            self.at_the_end().await?;
+        }
+        Ok(found)
+    }
+
+    /// The first batch formed on or after a day. Days are asked one by one, because a chain may end with each.
+    async fn first(
+        &self,
+        from: NaiveDate,
+        today: NaiveDate,
+        cursor: &Cursor,
+        report_gap: bool,
+    ) -> Result<Option<Found>, DownloadError> {
+        let mut gone = false;
+        let later = from.succ_opt().unwrap_or(from).max(oldest(today));
+        let days = std::iter::once(from).chain(later.iter_days().take_while(|day| *day <= today));
+        for day in days {
+            let answer = match self.ask(day, None).await {
+                Err(error) if is_gone(&error) => {
+                    gone = true;
+                    continue;
+                }
+                answer => answer?,
+            };
+            if gone && report_gap {
+                let after = cursor.last.as_ref().map(|last| last.tag.as_str().to_owned());
+                self.tell(&Event::Gap { after, since: from, until: day });
+                gone = false;
+            }
+            let Some((head, body)) = answer else { continue };
+            let tag = Tag::new(&head.batch_tag)?;
+            // A name that tells no day may be of a batch that was formed later than the day it was found by.
+            if tag.date().is_none() && cursor.passed.check(&tag).is_err() {
+                continue;
+            }
+            let (tag, next) = check(&head, None, cursor)?;
+            let date = tag.date().unwrap_or(day);
+            if date < day {
+                let answered = tag.as_str().to_owned();
+                return Err(ChainError::TooEarly { since: day, answered, date }.into());
+            }
+            return Ok(Some(Found { tag, date, etag: head.etag, next, body }));
+        }
+        Ok(None)
+    }
+
+    /// Which batch follows the last one now.
+    async fn link(&self, last: &Last, cursor: &Cursor) -> Result<Known<Option<Tag>>, DownloadError> {
+        let (mut failures, etag) = (0, last.etag.as_deref());
+        let head = loop {
+            let gateway = &self.options.gateway;
+            match gateway.ask(last.date, Some(last.tag.as_str()), Format::Protobuf, etag).await {
+                Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => break head,
+                Ok(Answer::NotFound) => return self.unknown(&last.tag, last.date),
+                Err(error) if is_gone(&error) => return Ok(Known::Expired),
+                Err(error) => self.wait_after(error, &mut failures).await?,
+            }
+        };
+        let answered = Tag::new(&head.batch_tag)?;
+        if !last.tag.may_be(&answered) {
+            return Err(other_batch(&last.tag, &answered).into());
+        }
+        let next = head.next_batch_tag.as_deref().map(Tag::new).transpose()?;
+        next.as_ref().map_or(Ok(()), |next| cursor.passed.check(next))?;
+        if head.etag != last.etag {
+            // The batch has lost an upload since. What matters here is the link.
+            let expected = last.tag.clone();
+            self.with_place(move |place| {
+                if let Some(last) = &mut place.cursor.last
+                    && last.tag == expected
+                {
+                    last.etag = head.etag;
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(Known::Here(next))
+    }
+
+    /// A batch that was named.
+    async fn fetch(&self, tag: &Tag, date: NaiveDate) -> Result<Known<Found>, DownloadError> {
+        let cursor = self.with_place(|place| Ok(place.cursor.clone())).await?;
+        match self.ask(date, Some(tag)).await {
+            Ok(Some((head, body))) => {
+                let (tag, next) = check(&head, Some(tag), &cursor)?;
+                Ok(Known::Here(Found { tag, date, etag: head.etag, next, body }))
+            }
+            Ok(None) => self.unknown(tag, date),
+            Err(error) if is_gone(&error) => Ok(Known::Expired),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A batch that the gateway does not know is either too old, or it should know it.
+    fn unknown<T>(&self, tag: &Tag, date: NaiveDate) -> Result<Known<T>, DownloadError> {
+        if date < oldest(self.today()) {
+            return Ok(Known::Expired);
+        }
+        Err(ChainError::Forgotten { tag: tag.as_str().to_owned(), date }.into())
+    }
+
+    /// Asks for a batch and reads all of it.
+    async fn ask(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
+        let mut failures = 0;
+        loop {
+            match self.ask_once(date, tag).await {
+                Err(error) => self.wait_after(error, &mut failures).await?,
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn ask_once(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
+        match self.options.gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, None).await? {
+            Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
+            Answer::Unchanged(_) | Answer::NotFound => Ok(None),
+        }
+    }
+
+    async fn ask_audit(&self, date: NaiveDate, tag: &Tag) -> Result<AuditAnswer, Error> {
+        let mut failures = 0;
+        loop {
+            match self.options.gateway.ask_audit(date, tag.as_str()).await {
+                Err(error) => self.wait_after(error, &mut failures).await?,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Asks for the audit of a batch, verifies it, and if it holds stores it.
+    async fn settle(&self, found: Found) -> Result<Result<Released, Box<Bad>>, DownloadError> {
+        let Found { tag, date, .. } = &found;
+        let audit = self.ask_audit(*date, tag).await?;
+        let auditor = self.options.auditor.clone();
+        let (today, quarantine) = (self.today(), self.quarantine(tag, *date));
+        let outcome = self
+            .with_place(move |place| {
+                let outcome = verify(&auditor, found, audit)
+                    .map(|verified| place.release(verified, today))
+                    .map_or_else(|bad| Ok(Err(bad)), |released| released.map(Ok))?;
+                if outcome.is_ok() {
+                    quarantine::resolve(&quarantine)?;
+                }
+                Ok(outcome)
+            })
+            .await?;
+        if let Ok(released) = &outcome {
+            self.tell(&Event::Stored(released.clone()));
+        }
+        Ok(outcome)
+    }
+
+    fn quarantine(&self, tag: &Tag, date: NaiveDate) -> std::path::PathBuf {
+        self.options.state.join("quarantine").join(format!("{date}_{}", tag.as_str()))
+    }
+
+    async fn put_aside(&self, bad: Box<Bad>, skip: bool) -> Result<Quarantined, DownloadError> {
+        let folder = self.quarantine(&bad.found.tag, bad.found.date);
+        let today = self.today();
+        self.with_place(move |place| {
+            let Bad { report, found, audit } = *bad;
+            let quarantined = quarantine::put_aside(&folder, &report, &found.body, &audit)?;
+            if skip {
+                let mut cursor = place.cursor.clone();
+                cursor.pass(Last { tag: found.tag, date: found.date, etag: found.etag }, today);
+                cursor.save(&place.cursor_path)?;
+                (place.cursor, place.next) = (cursor, found.next);
+            }
+            Ok(quarantined)
+        })
+        .await
+    }
+
+    /// Remembers that nothing was left to fetch.
+    async fn at_the_end(&self) -> Result<(), DownloadError> {
+        let certain = (self.options.clock.now() - SKEW).date_naive();
+        self.with_place(move |place| {
+            if place.cursor.complete_on.is_some_and(|day| day >= certain) {
+                return Ok(());
+            }
+            let mut cursor = place.cursor.clone();
+            cursor.complete_on = Some(certain);
+            cursor.save(&place.cursor_path)?;
+            place.cursor = cursor;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a call that failed can be repeated.
+    ///
+    /// # Errors
+    /// The call's own, when repeating it does not help or it has failed too often.
+    async fn wait_after(&self, error: Error, failures: &mut u32) -> Result<(), Error> {
+        *failures += 1;
+        let Options { retry, clock, .. } = &self.options;
+        if !error.is_temporary() || *failures > retry.limit {
+            return Err(error);
+        }
+        let asked = match &error {
+            Error::Refused(refusal) => refusal.retry_after,
+            _ => None,
+        };
+        let wait = retry.wait(*failures, asked, clock.now(), rand::random());
+        self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
+        time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// Whether the gateway may answer so: the batch that was asked for, after all before it, and before the next.
+fn check(head: &Head, asked: Option<&Tag>, cursor: &Cursor) -> Result<(Tag, Option<Tag>), ChainError> {
+    let tag = Tag::new(&head.batch_tag)?;
+    if let Some(asked) = asked
+        && !asked.may_be(&tag)
+    {
+        return Err(other_batch(asked, &tag));
+    }
+    cursor.passed.check(&tag)?;
+    let Some(next) = &head.next_batch_tag else { return Ok((tag, None)) };
+    let next = Tag::new(next)?;
+    let mut passed = cursor.passed.clone();
+    passed.pass(&tag, cursor.last.as_ref().map_or_else(NaiveDate::default, |last| last.date));
+    passed.check(&next)?;
+    Ok((tag, Some(next)))
+}
+
+fn other_batch(asked: &Tag, answered: &Tag) -> ChainError {
+    ChainError::OtherBatch { asked: asked.as_str().to_owned(), answered: answered.as_str().to_owned() }
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Refused(Refusal { status: 410, code: Some(code), .. }) if code == "gone")
+}
