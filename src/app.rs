@@ -38,6 +38,7 @@ use crate::{
     http,
     instance::Instance,
     jobs::{self, Shutdown},
+    journal::{self, Journal},
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
@@ -68,6 +69,8 @@ pub struct App {
     pub wake_batching: Notify,
     /// Where callbacks may lead.
     pub guard: Guard,
+    /// What is recorded outside the database, when that is configured.
+    pub journal: Option<Journal>,
     /// What countries have got, so that they are not told of it.
     pub downloaded: Downloaded,
     /// Tells the callback job that a batch has been formed.
@@ -109,6 +112,11 @@ pub enum StartError {
     /// What is stored could not be read.
     #[error(transparent)]
     Rotation(#[from] RotationError),
+    /// The database is only half filled from the journal.
+    #[error(
+        "the database has not been filled from the journal to the end: run `efgs-gateway journal replay --config FILE` again"
+    )]
+    ReplayUnfinished,
     /// An address cannot be listened on.
     #[error("cannot listen on `server.{key}` = {address}: {source}")]
     Listen {
@@ -145,9 +153,14 @@ impl App {
             |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
         let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
         let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
-        let store = Store::connect(&config.database, &config.database_url()?)?;
+        let mut store = Store::connect(&config.database, &config.database_url()?)?;
+        if config.journal.is_some() {
+            store = store.with_journal();
+        }
+        let instance = Instance::new();
         Ok(Arc::new(Self {
-            instance: Instance::new(),
+            journal: config.journal.as_ref().map(|journal| Journal::open(journal, &instance)).transpose()?,
+            instance,
             keyring: Keyring::load(&config.encryption)?,
             trust: Trust::new(anchor, config.trust.refresh),
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
@@ -263,6 +276,9 @@ impl Gateway {
             return Err(StartError::SchemaOutdated);
         }
         rotation::check(&app.store, &app.keyring).await?;
+        if app.store.replay_is_unfinished().await? {
+            return Err(StartError::ReplayUnfinished);
+        }
         app.trust.load(&app.store, app.clock.now()).await?;
 
         let listen = |key: &'static str, address: SocketAddr| {
@@ -283,6 +299,7 @@ impl Gateway {
             tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
             tokio::spawn(callback::run(app.clone(), shutdown.clone())),
             tokio::spawn(reload.clone().watch(shutdown.clone())),
+            tokio::spawn(journal::run(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
@@ -320,6 +337,9 @@ impl Gateway {
         for task in self.tasks {
             drop(task.await);
         }
+        if let Some(journal) = &self.app.journal {
+            journal.close(&self.app).await;
+        }
         self.app.store.clone().close().await;
         tracing::info!("the gateway has stopped");
     }
@@ -339,7 +359,7 @@ async fn watch_certificates(app: Arc<App>, shutdown: Shutdown) {
     const PACE: Duration = Duration::from_secs(60);
     let look = || async {
         app.look_at_certificates();
-        Ok(())
+        Ok::<(), StoreError>(())
     };
     let watch = app.health.watch("certificates", PACE);
     jobs::repeat(watch, PACE, shutdown, std::future::pending, look).await;

@@ -10,7 +10,8 @@ use crate::{
     app::App,
     health::{JobWatch, Waiting},
     jobs::{self, Shutdown},
-    store::{BatchRecord, Formation, Job, Lease, StoreError},
+    journal::{self, JournalError},
+    store::{BatchRecord, Formation, Job, Lease},
     telemetry,
 };
 
@@ -26,7 +27,7 @@ pub async fn run(app: Arc<App>, shutdown: Shutdown) {
 }
 
 /// One look: forms full batches when enough keys wait, and all when the interval is over.
-async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
+async fn turn(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
     let pending = app.store.pending().await?;
     let overdue = app.store.overdue(Job::Batching).await?;
     app.health.set_waiting(Waiting {
@@ -38,6 +39,10 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     watch.set_overdue(overdue);
     let full = pending.keys >= app.config.batching.max_keys as u64;
     if overdue.is_none() && !full {
+        return Ok(());
+    }
+    if journal::ready_for_batches(app).await.is_err() {
+        // It has been said. That nothing is formed makes the gateway unready only after three intervals.
         return Ok(());
     }
     let Some(lease) = app.store.acquire_lease(Job::Batching).await? else {
@@ -57,12 +62,13 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
 }
 
 /// Forms batches now until nothing waits, as the command `batch form` does; waits for the lease.
-pub async fn form_now(app: &App) -> Result<Vec<BatchRecord>, StoreError> {
+pub async fn form_now(app: &App) -> Result<Vec<BatchRecord>, JournalError> {
     let lease = jobs::wait_for_lease(&app.store, Job::Batching).await?;
     jobs::under_lease(&app.store, lease, async |lease| form_all(app, lease, false).await).await
 }
 
-async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<BatchRecord>, StoreError> {
+async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<BatchRecord>, JournalError> {
+    journal::ready_for_batches(app).await?;
     let mut formed = Vec::new();
     loop {
         let how =
@@ -70,6 +76,8 @@ async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<Batch
         let Some(batch) = app.store.form_batch(lease, how).await? else {
             return Ok(formed);
         };
+        // Before anybody is told of it.
+        journal::catch_up(app).await?;
         metrics::counter!(telemetry::BATCHES_FORMED).increment(1);
         tracing::info!(
             batch = %batch.id, day = %batch.day, sequence = batch.sequence, uploads = batch.uploads.len(),

@@ -280,6 +280,9 @@ impl App {
             }
         }
         readiness.reasons.extend(self.health.jobs().into_iter().filter_map(|job| job.stalled));
+        if let Some(error) = self.journal.as_ref().and_then(|journal| journal.failing()) {
+            readiness.warnings.push(format!("uploads are refused: {error}"));
+        }
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();

@@ -1,6 +1,6 @@
 //! Work that is done again and again beside the requests, by one instance at a time. Knows no feature.
 
-use std::{future::Future, time::Duration};
+use std::{fmt::Display, future::Future, time::Duration};
 
 use tokio::sync::watch;
 
@@ -35,7 +35,7 @@ impl Shutdown {
 
 /// Calls `step` every `pace`, and when `wake` completes, until the gateway stops. A failed step is logged and
 /// tried again at the next turn; a step under way is brought to its end. `watch` is told of each.
-pub async fn repeat<F, Fut, W>(
+pub async fn repeat<F, Fut, E, W>(
     watch: JobWatch,
     pace: Duration,
     mut shutdown: Shutdown,
@@ -43,7 +43,8 @@ pub async fn repeat<F, Fut, W>(
     mut step: F,
 ) where
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<(), StoreError>>,
+    Fut: Future<Output = Result<(), E>>,
+    E: Display,
     W: Future<Output = ()>,
 {
     let name = watch.name();
@@ -87,11 +88,11 @@ pub async fn wait_for_lease(store: &Store, job: Job) -> Result<Lease, StoreError
 }
 
 /// Runs `work` under a lease and gives the lease back at the end, whatever the end is.
-pub async fn under_lease<T>(
+pub async fn under_lease<T, E>(
     store: &Store,
     lease: Lease,
-    work: impl AsyncFnOnce(&Lease) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+    work: impl AsyncFnOnce(&Lease) -> Result<T, E>,
+) -> Result<T, E> {
     let result = work(&lease).await;
     if let Err(error) = store.release_lease(lease).await {
         // It ends by itself.

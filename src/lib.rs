@@ -31,6 +31,7 @@ pub mod health;
 pub mod http;
 pub mod instance;
 pub mod jobs;
+pub mod journal;
 pub mod options;
 pub mod reload;
 pub mod rotation;

@@ -72,7 +72,7 @@ pub async fn rotate(app: &Arc<App>, mut progress: impl FnMut(Rotated)) -> Result
     let mut outcome = Ok(Rotated::default());
     jobs::under_lease(&app.store, lease, async |lease| {
         outcome = rotate_all(app, lease, &mut progress).await;
-        Ok(())
+        Ok::<(), StoreError>(())
     })
     .await?;
     outcome

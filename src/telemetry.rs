@@ -92,6 +92,14 @@ pub const START_TIME: &str = "efgs_start_timestamp_seconds";
 pub const CERTIFICATES_REFUSED: &str = "efgs_certificates_refused";
 /// Certificates that count and are active now, by type.
 pub const CERTIFICATES_ACTIVE: &str = "efgs_certificates_active";
+/// Bytes written to the journal by this instance.
+pub const JOURNAL_BYTES: &str = "efgs_journal_bytes_total";
+/// Failed attempts of this instance to write the journal.
+pub const JOURNAL_FAILURES: &str = "efgs_journal_failures_total";
+/// Whether this instance could write the journal at its last attempt.
+pub const JOURNAL_UP: &str = "efgs_journal_up";
+/// When this instance last wrote the journal, in seconds since 1970.
+pub const JOURNAL_LAST_WRITE: &str = "efgs_journal_last_write_timestamp_seconds";
 /// Days until a certificate expires, by country, type and thumbprint.
 pub const CERTIFICATE_DAYS_LEFT: &str = "efgs_certificate_days_left";
 

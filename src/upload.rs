@@ -25,6 +25,7 @@ use crate::{
     app::App,
     encryption::Keyring,
     http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
+    journal,
     store::UploadOutcome,
     telemetry,
     trust::{Caller, Inactive, Registry, RegistryUnavailable},
@@ -269,6 +270,12 @@ fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], keyring: &Keyring) -> Result<Vec<S
 }
 
 impl VerifiedUpload {
+    /// The same, let in by this row of the registry: of a CA that was renewed there are several, and an audit shows
+    /// the one of that time.
+    pub fn signed_under(self, certificate_id: i64) -> Self {
+        Self { signing_certificate_id: certificate_id, ..self }
+    }
+
     /// Whose upload it is: caller, signer and origin of every key.
     pub fn country(&self) -> Country {
         self.country
@@ -466,7 +473,8 @@ async fn accept(
             .increment(1);
     };
     match outcome {
-        UploadOutcome::Stored => {
+        UploadOutcome::Stored(id) => {
+            journal::upload(app, &verified, id).await?;
             count("stored");
             metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
                 .increment(verified.keys().len() as u64);
@@ -474,7 +482,8 @@ async fn accept(
             app.wake_batching.notify_one();
             Ok(None)
         }
-        UploadOutcome::Repeated => {
+        UploadOutcome::Repeated(id) => {
+            journal::ensure_upload(app, id).await?;
             count("repeated");
             tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
             Ok(None)

@@ -12,6 +12,7 @@ use efgs_protocol::country::Country;
 use crate::{
     app::App,
     http::{Error, ErrorBody, reply},
+    journal::{self, JournalError},
     store::{StoreError, Withdrawal, WithdrawnBy},
     trust::Caller,
 };
@@ -64,12 +65,14 @@ pub async fn withdraw_upload(
     tag: &str,
     by: WithdrawnBy,
     reason: &str,
-) -> Result<Withdrawal, StoreError> {
+) -> Result<Withdrawal, JournalError> {
     let outcome = app.store.withdraw(country, tag, by, reason, app.clock.now()).await?;
     if outcome == Withdrawal::Done {
         tracing::warn!(%country, tag, ?by, reason, "an upload was withdrawn");
         refresh(app).await?;
     }
+    // Also when it had been withdrawn before: that attempt may have failed here.
+    journal::catch_up(app).await?;
     Ok(outcome)
 }
 

@@ -58,6 +58,10 @@ async fn status(args: &WorkArgs) -> Outcome {
         for key in &all {
             let meaning = match state(key) {
                 "encrypts" => "seals what is uploaded now",
+                "unused" if app.journal.is_some() => {
+                    "is needed by no upload; `efgs-gateway journal list` shows whether the journal needs it until it \
+                     forgets those files"
+                }
                 "unused" => "can be taken out of `encryption.keys`, once no instance has it first",
                 "decrypts" => "is needed until `efgs-gateway encryption rotate` has run",
                 _ => "IS MISSING in `encryption.keys`: these uploads cannot be read",

@@ -23,6 +23,7 @@ mod demo;
 mod encryption;
 mod files;
 mod health;
+mod journal;
 mod participant;
 mod serve;
 mod upload;
@@ -62,6 +63,9 @@ enum Command {
     /// List, show and withdraw uploads
     #[command(subcommand)]
     Upload(upload::UploadCommand),
+    /// List, verify and replay the journal of accepted uploads
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
     /// See which callbacks work, pause and resume them
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
@@ -163,6 +167,7 @@ async fn run(command: Command) -> Outcome {
         Command::Certificate(command) => certificate::run(command).await,
         Command::Participant(command) => participant::run(command).await,
         Command::Upload(command) => upload::run(command).await,
+        Command::Journal(command) => journal::run(command).await,
         Command::Callback(command) => callback::run(command).await,
         Command::Encryption(command) => encryption::run(command).await,
         Command::Batch(BatchCommand::Form(args)) => work::form_batches(&args).await,

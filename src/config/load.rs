@@ -7,8 +7,8 @@ use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::{
-    AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Participant,
-    Retention, Secret, Server, Tls, Trust, Upload,
+    AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Journal,
+    Participant, Retention, Secret, Server, Tls, Trust, Upload,
 };
 
 /// Why a configuration cannot be used; every text names the key and says what to do.
@@ -128,6 +128,7 @@ fn refuse_unknown_keys(table: &Table) -> Result<(), ConfigError> {
             "download" => known::<Download>(),
             "retention" => known::<Retention>(),
             "callback" => known::<Callback>(),
+            "journal" => known::<Journal>(),
             "participants" => {
                 for (country, settings) in inner {
                     if let Value::Table(settings) = settings {
@@ -186,6 +187,23 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             );
         }
         AuthMode::Mtls | AuthMode::Proxy => {}
+    }
+    if let Some(journal) = &config.journal {
+        match (&journal.folder, &journal.bucket, &journal.endpoint) {
+            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+            (Some(_), ..) => {
+                return refuse("set `journal.folder`, or `journal.bucket` and `journal.endpoint`, not both");
+            }
+            (None, None, _) => {
+                return refuse("`[journal]` names no place: set `journal.folder` or `journal.bucket`");
+            }
+            (None, Some(_), None) => {
+                return refuse("`journal.bucket` needs `journal.endpoint`, the URL of the store");
+            }
+        }
+        if journal.access_key_file.is_some() != journal.secret_key_file.is_some() {
+            return refuse("`journal.access_key_file` and `journal.secret_key_file` go together");
+        }
     }
     if config.encryption.keys.is_empty() {
         return refuse(
@@ -259,6 +277,17 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self
+            .journal
+            .as_ref()
+            .and_then(|journal| journal.endpoint.as_deref())
+            .is_some_and(|url| url.starts_with("http:"))
+        {
+            warnings.push(
+                "`journal.endpoint` is not https: others on the way can read its names and cut it off"
+                    .to_owned(),
+            );
+        }
         match &self.callback {
             None => warnings.push(
                 "`[callback]` is not set: callbacks can be registered, but this instance calls nobody"
@@ -317,6 +346,12 @@ fn absolute(config: &mut Config, folder: &Path) {
     if let Some(callback) = &mut config.callback {
         paths.extend([&mut callback.certificate, &mut callback.private_key]);
         paths.extend(callback.ca.as_mut());
+    }
+    if let Some(journal) = &mut config.journal {
+        paths.extend(journal.folder.as_mut());
+        paths.extend(journal.access_key_file.as_mut());
+        paths.extend(journal.secret_key_file.as_mut());
+        paths.extend(journal.ca.as_mut());
     }
     paths.extend(config.encryption.keys.iter_mut().map(|k| &mut k.file));
     for path in paths {

@@ -59,7 +59,7 @@ fn what_the_example_has_commented_out_is_accepted_too() {
         let is_setting =
             shown.starts_with('[') || shown.split_once(" = ").is_some_and(|(k, _)| !k.contains(' '));
         // These stand for something else than the rest of the example.
-        let instead = ["url_file", "trusted_proxies"].iter().any(|name| shown.starts_with(name));
+        let instead = ["url_file", "trusted_proxies", "folder"].iter().any(|name| shown.starts_with(name));
         if is_setting && !instead { shown.to_owned() } else { line.to_owned() }
     };
     let text: Vec<String> = EXAMPLE.lines().map(line).collect();

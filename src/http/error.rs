@@ -21,8 +21,8 @@ use utoipa::ToSchema;
 use super::{BodyError, HeaderError};
 use crate::{
     audit::AuditError, callback::CallbackError, chain::ChainError, download::DownloadError,
-    encryption::EncryptionError, store::StoreError, trust::CallerError, upload::UploadError,
-    withdrawal::WithdrawalError,
+    encryption::EncryptionError, journal::JournalError, store::StoreError, trust::CallerError,
+    upload::UploadError, withdrawal::WithdrawalError,
 };
 
 /// What a request can end with instead of a result.
@@ -61,6 +61,9 @@ pub enum Error {
     /// The database did not do its part.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The journal did not do its part; what was asked for is done when it is asked for again.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A stored payload does not open.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
@@ -209,6 +212,7 @@ impl Error {
                 ChainError::BeforeDate { .. } => (BAD, Code::BatchBeforeDate),
             },
             Self::Shared(error) => error.answer(),
+            Self::Journal(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Store(error) if error.is_temporary() => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }

@@ -11,6 +11,7 @@ use super::{
     Lease, Store, StoreError,
     entity::{batch, upload},
     error::Failure,
+    journal,
     withdrawals::withdrawn_ids,
 };
 
@@ -165,6 +166,7 @@ impl Store {
                 ])
                 .filter(upload::Column::BatchId.is_null())
                 .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
+                .filter(self.journaled_only())
                 .order_by_asc(upload::Column::Id)
                 // An upload has at least one key, so more cannot fit; one further tells whether the batch is full.
                 .limit(how.max_keys + 1)
@@ -221,6 +223,10 @@ impl Store {
             if marked.rows_affected != uploads.len() as u64 {
                 return Err(Failure::Transient("an upload went away while its batch was formed".into()));
             }
+            if self.journal {
+                let pending = self.statement(journal::PENDING_BATCH, [id.as_bytes().to_vec().into()]);
+                tx.execute_raw(pending).await?;
+            }
             self.queue_notifications(&tx, id).await?;
             tx.commit().await?;
             Ok(Some(BatchRecord {
@@ -272,6 +278,10 @@ impl Store {
                         amount: row.try_get::<i32>("", "amount")? as u32,
                     });
                 }
+            }
+            // Asked after the batches, so that none that is held slips through.
+            if let Some(held) = self.first_held_batch().await? {
+                batches.retain(|batch| batch.id < held);
             }
             Ok(batches)
         })

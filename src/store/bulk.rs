@@ -7,8 +7,14 @@ use chrono::{Datelike, NaiveDateTime, Timelike};
 use futures_util::FutureExt;
 use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 
-use super::{StoredPayload, error::Failure, sql::placeholders, uploads::Attempt};
-use crate::upload::{SealedKey, VerifiedUpload};
+use super::{
+    StoredPayload,
+    error::Failure,
+    journal,
+    sql::placeholders,
+    uploads::{Attempt, NewRow},
+};
+use crate::upload::SealedKey;
 
 /// Rows in one INSERT.
 pub(super) const ROWS: usize = 1000;
@@ -71,11 +77,12 @@ impl Drop for Lent {
 }
 
 /// One attempt to store an upload: all of it in one transaction, or nothing.
-pub(super) async fn insert(pool: &Pool, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
-    Lent::from(pool).await?.run(async |connection| insert_on(connection, upload).await).await
+pub(super) async fn insert(pool: &Pool, row: &NewRow<'_>) -> Result<Attempt, Failure> {
+    Lent::from(pool).await?.run(async |connection| insert_on(connection, row).await).await
 }
 
-async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Attempt, Failure> {
+async fn insert_on(connection: &mut Conn, row: &NewRow<'_>) -> Result<Attempt, Failure> {
+    let NewRow { upload, known, pending } = *row;
     let mut tx = connection.start_transaction(TxOpts::default()).await?;
     let row: Vec<Value> = vec![
         upload.country().as_str().into(),
@@ -92,12 +99,15 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
         upload.signing_certificate_id().into(),
         upload.signing_thumbprint().as_bytes().as_slice().into(),
         datetime(upload.uploaded_at().naive_utc()),
+        // NULL: the next number.
+        known.map(|(id, _)| id).into(),
+        known.and_then(|(_, batch)| batch).map(|batch| batch.as_bytes().to_vec()).into(),
     ];
     let inserted = tx
         .exec_drop(
             "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, content_hash, \
              batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
-             signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             signing_thumbprint, uploaded_at, id, batch_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             Params::Positional(row),
         )
         .await;
@@ -109,7 +119,8 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
         }
         Err(failure) => return Err(failure),
     }
-    let Some(id) = tx.last_insert_id() else {
+    let id = known.map(|(id, _)| id).or_else(|| tx.last_insert_id().and_then(|id| i64::try_from(id).ok()));
+    let Some(id) = id else {
         return Err(Failure::Permanent("the database gave the upload no number".into()));
     };
     for rows in chunks(upload.keys()) {
@@ -136,8 +147,11 @@ async fn insert_on(connection: &mut Conn, upload: &VerifiedUpload) -> Result<Att
             Err(failure) => return Err(failure),
         }
     }
+    if pending {
+        tx.exec_drop(journal::PENDING_UPLOAD, (id,)).await?;
+    }
     tx.commit().await?;
-    Ok(Attempt::Stored)
+    Ok(Attempt::Stored(id))
 }
 
 /// Cuts rows into pieces of at most [`ROWS`] rows and about [`BYTES`] bytes; a larger row goes alone.

@@ -50,6 +50,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
         db: SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
         bulk: Bulk::Sqlite,
         timeout: config.timeout,
+        journal: false,
     }
 }
 
@@ -125,5 +126,6 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         db: SqlxMySqlConnector::from_sqlx_mysql_pool(control),
         bulk: Bulk::MySql { pool: mysql_async::Pool::new(bulk), max },
         timeout: config.timeout,
+        journal: false,
     })
 }

@@ -19,6 +19,8 @@ pub enum Job {
     Expiry,
     /// Sealing stored payloads with another key.
     Rotation,
+    /// Writing to the journal what is not in it yet.
+    Journal,
 }
 
 impl Job {
@@ -28,6 +30,7 @@ impl Job {
             Self::Batching => "batching",
             Self::Expiry => "expiry",
             Self::Rotation => "rotation",
+            Self::Journal => "journal",
         }
     }
 }

@@ -31,9 +31,11 @@ mod connect;
 mod entity;
 mod error;
 mod expiry;
+mod journal;
 mod lease;
 mod participants;
 mod pool;
+mod restore;
 mod rotation;
 mod sql;
 mod uploads;
@@ -45,9 +47,11 @@ pub use callbacks::{Put, Subscription, SubscriptionState};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
+pub use journal::{JournalUpload, Journaled, PendingBatch, PendingWithdrawal};
 pub use lease::{Job, Lease};
 pub use participants::Traffic;
 pub use pool::PoolState;
+pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use uploads::{StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
@@ -66,6 +70,8 @@ pub struct Store {
     db: DatabaseConnection,
     bulk: bulk::Bulk,
     timeout: Duration,
+    /// Whether what is stored is to be written to a journal.
+    journal: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -78,6 +84,11 @@ impl Store {
     /// Prepares the pools; connections are made when they are needed.
     pub fn connect(config: &Database, url: &crate::config::Secret) -> Result<Self, ConfigError> {
         connect::connect(config, url)
+    }
+
+    /// With a journal: what is stored from now on is put into a batch, and served, once it is in the journal.
+    pub fn with_journal(self) -> Self {
+        Self { journal: true, ..self }
     }
 
     /// Brings the schema up to date. Safe to call from several instances at once.

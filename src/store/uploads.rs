@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
+use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::{NotSet, Set},
-    ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::{
@@ -13,16 +14,17 @@ use super::{
     bulk::{self, Bulk},
     entity::{diagnosis_key, upload, withdrawal},
     error::Failure,
+    journal,
 };
 use crate::upload::VerifiedUpload;
 
 /// What became of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UploadOutcome {
-    /// All its keys are stored.
-    Stored,
-    /// The same upload had been stored before; nothing was changed.
-    Repeated,
+    /// All its keys are stored, under this number of its row.
+    Stored(i64),
+    /// The same upload had been stored before, under this number; nothing was changed.
+    Repeated(i64),
     /// Its tag is taken by another upload of the country; nothing was stored.
     TagTaken,
     /// The same upload had been stored before and was withdrawn; it stays withdrawn.
@@ -35,9 +37,18 @@ pub enum UploadOutcome {
 /// One attempt's result; the transaction is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
-    Stored,
+    Stored(i64),
     TagTaken,
     KeyTaken,
+}
+
+/// A row to insert.
+pub(super) struct NewRow<'a> {
+    pub(super) upload: &'a VerifiedUpload,
+    /// Its number and its batch, when they are known from the journal.
+    pub(super) known: Option<(i64, Option<ObjectId>)>,
+    /// Whether it has yet to be written to the journal.
+    pub(super) pending: bool,
 }
 
 /// A key as it is stored: encrypted.
@@ -63,12 +74,8 @@ impl Store {
                     None => Ok(UploadOutcome::Conflicts(self.conflicts(upload).await?)),
                 };
             }
-            let attempt = match &self.bulk {
-                Bulk::MySql { pool, .. } => bulk::insert(pool, upload).await?,
-                Bulk::Sqlite => self.insert_on_sqlite(upload).await?,
-            };
-            match attempt {
-                Attempt::Stored => Ok(UploadOutcome::Stored),
+            match self.insert_row(&NewRow { upload, known: None, pending: self.journal }).await? {
+                Attempt::Stored(id) => Ok(UploadOutcome::Stored(id)),
                 Attempt::TagTaken => self.same_tag(upload).await?.ok_or_else(vanished),
                 Attempt::KeyTaken => match self.conflicts(upload).await? {
                     conflicts if conflicts.is_empty() => Err(vanished()),
@@ -79,8 +86,16 @@ impl Store {
         .await
     }
 
+    /// One attempt, on whichever database.
+    pub(super) async fn insert_row(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
+        match &self.bulk {
+            Bulk::MySql { pool, .. } => bulk::insert(pool, row).await,
+            Bulk::Sqlite => self.insert_on_sqlite(row).await,
+        }
+    }
+
     /// What stands under this upload's tag already.
-    async fn same_tag(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, Failure> {
+    pub(super) async fn same_tag(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, Failure> {
         let there = upload::Entity::find()
             .filter(upload::Column::Country.eq(new.country().as_str()))
             .filter(upload::Column::UploadTag.eq(new.tag().as_str().as_bytes().to_vec()))
@@ -93,7 +108,11 @@ impl Store {
             return Ok(Some(UploadOutcome::TagTaken));
         }
         let withdrawn = withdrawal::Entity::find_by_id(there.id).one(&self.db).await?;
-        Ok(Some(if withdrawn.is_some() { UploadOutcome::Withdrawn } else { UploadOutcome::Repeated }))
+        Ok(Some(if withdrawn.is_some() {
+            UploadOutcome::Withdrawn
+        } else {
+            UploadOutcome::Repeated(there.id)
+        }))
     }
 
     /// Positions of keys that are stored already or repeat inside the upload.
@@ -119,10 +138,12 @@ impl Store {
     }
 
     /// The same steps as [`bulk::insert`].
-    async fn insert_on_sqlite(&self, new: &VerifiedUpload) -> Result<Attempt, Failure> {
+    async fn insert_on_sqlite(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
+        let (new, pending) = (row.upload, row.pending);
+        let (id, batch) = row.known.map_or((NotSet, None), |(id, batch)| (Set(id), batch));
         let tx = self.begin().await?;
         let row = upload::ActiveModel {
-            id: NotSet,
+            id,
             country: Set(new.country().as_str().to_owned()),
             upload_tag: Set(new.tag().as_str().as_bytes().to_vec()),
             format: Set(new.format_name().to_owned()),
@@ -137,7 +158,7 @@ impl Store {
             signing_certificate_id: Set(new.signing_certificate_id()),
             signing_thumbprint: Set(new.signing_thumbprint().as_bytes().to_vec()),
             uploaded_at: Set(new.uploaded_at().naive_utc()),
-            batch_id: Set(None),
+            batch_id: Set(batch.map(|batch| batch.as_bytes().to_vec())),
         };
         let id = match row.insert(&tx).await.map_err(Failure::from) {
             Ok(row) => row.id,
@@ -165,8 +186,11 @@ impl Store {
                 Err(failure) => return Err(failure),
             }
         }
+        if pending {
+            tx.execute_raw(self.statement(journal::PENDING_UPLOAD, [id.into()])).await?;
+        }
         tx.commit().await?;
-        Ok(Attempt::Stored)
+        Ok(Attempt::Stored(id))
     }
 
     /// The encrypted keys of some uploads, in the order of upload and of the request.

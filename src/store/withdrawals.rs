@@ -12,6 +12,7 @@ use super::{
     Store, StoreError,
     entity::{upload, withdrawal},
     error::Failure,
+    journal,
 };
 
 /// Who withdraws an upload.
@@ -88,15 +89,20 @@ impl Store {
                 withdrawn_by: Set(by.as_str().to_owned()),
                 reason: Set(reason.to_owned()),
             };
-            match withdrawal::Entity::insert(row)
-                .exec_without_returning(&self.db)
-                .await
-                .map_err(Failure::from)
-            {
-                Ok(_) => Ok(Withdrawal::Done),
-                Err(Failure::Duplicate) => Ok(Withdrawal::Already),
-                Err(failure) => Err(failure),
+            let tx = self.begin().await?;
+            match withdrawal::Entity::insert(row).exec_without_returning(&tx).await.map_err(Failure::from) {
+                Ok(_) => {}
+                Err(Failure::Duplicate) => {
+                    tx.rollback().await?;
+                    return Ok(Withdrawal::Already);
+                }
+                Err(failure) => return Err(failure),
             }
+            if self.journal {
+                tx.execute_raw(self.statement(journal::PENDING_WITHDRAWAL, [found.id.into()])).await?;
+            }
+            tx.commit().await?;
+            Ok(Withdrawal::Done)
         })
         .await
     }

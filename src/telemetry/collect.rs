@@ -52,6 +52,11 @@ pub async fn collect(app: &Arc<App>) {
     gauge!(BATCH_NEWEST).set(waiting.newest_batch.map_or(0.0, |formed| formed.timestamp() as f64));
     gauge!(CHAIN_BATCHES).set(app.chain.len() as f64);
 
+    if let Some(journal) = &app.journal {
+        gauge!(JOURNAL_UP).set(u8::from(journal.failing().is_none()));
+        gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
+    }
+
     let (entries, bytes) = app.sealed.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);

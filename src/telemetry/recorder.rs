@@ -24,7 +24,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = builder.install_recorder()?;
     describe();
     // From the beginning, so that the first event shows as an increase.
-    for name in [BATCHES_FORMED, KEYS_EXPIRED] {
+    for name in [BATCHES_FORMED, KEYS_EXPIRED, JOURNAL_BYTES, JOURNAL_FAILURES] {
         counter!(name).increment(0);
     }
     Ok(handle)
@@ -75,6 +75,18 @@ fn describe() {
         "when the federation's newest batch was formed; 0 when there is none"
     );
     describe_gauge!(CHAIN_BATCHES, Unit::Count, "batches that this instance has in memory");
+    describe_counter!(JOURNAL_BYTES, Unit::Bytes, "what this instance has written to the journal");
+    describe_counter!(JOURNAL_FAILURES, Unit::Count, "failed attempts of this instance to write the journal");
+    describe_gauge!(
+        JOURNAL_UP,
+        Unit::Count,
+        "1 when the last attempt to write the journal succeeded, else 0"
+    );
+    describe_gauge!(
+        JOURNAL_LAST_WRITE,
+        Unit::Seconds,
+        "when this instance last wrote the journal; 0 before that"
+    );
     describe_counter!(KEYS_EXPIRED, Unit::Count, "keys deleted by this instance because of their age");
 
     describe_gauge!(CACHE_BYTES, Unit::Bytes, "memory of downloads that are ready to send");

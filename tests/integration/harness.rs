@@ -80,7 +80,7 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
 
 fn run_one(kind: Kind, test: &Test, own_server: bool) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let case = runtime.block_on(Case::new(kind, own_server));
+    let mut case = runtime.block_on(Case::new(kind, own_server));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             (test.run)(&case).await;
@@ -90,6 +90,9 @@ fn run_one(kind: Kind, test: &Test, own_server: bool) {
     }));
     if outcome.is_err() {
         runtime.block_on(case.stop_gateways());
+    }
+    if let Some(other) = case.other.take() {
+        runtime.block_on(other.drop());
     }
     runtime.block_on(case.db.drop());
     if let Err(panic) = outcome {
@@ -128,6 +131,7 @@ pub(crate) struct Case {
     /// Of every gateway of the test.
     pub(crate) clock: Clock,
     gateways: Mutex<Vec<Gateway>>,
+    other: tokio::sync::OnceCell<Database>,
 }
 
 impl Case {
@@ -143,7 +147,27 @@ impl Case {
             let text = BASE64_STANDARD.encode([byte; 32]);
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        Self { db, server, folder, clock: Clock::manual(noon()), gateways: Mutex::default() }
+        Self {
+            db,
+            server,
+            folder,
+            clock: Clock::manual(noon()),
+            gateways: Mutex::default(),
+            other: tokio::sync::OnceCell::new(),
+        }
+    }
+
+    /// Another database of the same kind, empty at first.
+    pub(crate) async fn other_db(&self) -> &Database {
+        let create = || async {
+            let folder = self.folder.path().join("other");
+            std::fs::create_dir(&folder).unwrap();
+            match &self.server {
+                Some(server) => Database::create_on(self.db.kind, server.server.clone()).await,
+                None => Database::create(self.db.kind, &folder).await,
+            }
+        };
+        self.other.get_or_init(create).await
     }
 
     /// The day of the clock.

@@ -21,6 +21,8 @@ mod expiry;
 mod harness;
 mod health;
 mod http;
+mod journal;
+mod journal_failures;
 mod metrics;
 mod national_backend;
 mod outage;
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
         file("http", http::TESTS),
         file("national_backend", national_backend::TESTS),
         file("metrics", metrics::TESTS),
+        file("journal", journal::TESTS),
+        file("journal_failures", journal_failures::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),

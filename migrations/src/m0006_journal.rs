@@ -1,0 +1,44 @@
+//! What has not been written to the journal yet.
+
+use sea_orm_migration::prelude::*;
+
+/// Expand: tables of their own, which an earlier version does not know and does not need. A row is written in the
+/// transaction of what it stands for, and deleted when that is in the journal; with `hold` it is neither put into
+/// a batch nor served before.
+pub(crate) struct Migration;
+
+impl MigrationName for Migration {
+    fn name(&self) -> &str {
+        "m0006_journal"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        crate::execute(manager, MYSQL, SQLITE).await
+    }
+}
+
+const MYSQL: &[&str] = &[
+    "CREATE TABLE IF NOT EXISTS journal_pending_upload (
+        upload_id BIGINT NOT NULL PRIMARY KEY,
+        hold BOOLEAN NOT NULL
+    ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
+    "CREATE TABLE IF NOT EXISTS journal_pending_batch (
+        batch_id BINARY(12) NOT NULL PRIMARY KEY,
+        hold BOOLEAN NOT NULL
+    ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
+    "CREATE TABLE IF NOT EXISTS journal_pending_withdrawal (
+        upload_id BIGINT NOT NULL PRIMARY KEY
+    ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
+    "INSERT INTO job (name, owner, token, expires_at, due_at) VALUES ('journal', NULL, 0, 0, 0)
+     ON DUPLICATE KEY UPDATE name = VALUES(name)",
+];
+
+const SQLITE: &[&str] = &[
+    "CREATE TABLE IF NOT EXISTS journal_pending_upload (upload_id INTEGER NOT NULL PRIMARY KEY, hold BOOLEAN NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS journal_pending_batch (batch_id BLOB NOT NULL PRIMARY KEY, hold BOOLEAN NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS journal_pending_withdrawal (upload_id INTEGER NOT NULL PRIMARY KEY)",
+    "INSERT OR IGNORE INTO job (name, owner, token, expires_at, due_at) VALUES ('journal', NULL, 0, 0, 0)",
+];

@@ -1,0 +1,476 @@
+//! The journal: accepted uploads, batches, withdrawals and certificates, on a disk or in an S3-compatible store
+//! outside the database, so that an empty database can be filled from it with the same batches, tags and order.
+//!
+//! **Never more than the database has**: a record is written after the transaction that it tells of. **Never less
+//! than anybody was told**: an upload is answered 201, a batch is served, and a withdrawal is answered 200 only
+//! when the journal has them; a table of the database (`store/journal.rs`) says what is still missing, and the
+//! job here makes up for it. When the journal cannot be written, uploads are refused with 503 and no batch is
+//! formed; downloads go on.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{NaiveDate, TimeDelta};
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::{
+    app::App,
+    config::{self, ConfigError},
+    instance::Instance,
+    jobs::{self, Shutdown},
+    store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
+    telemetry,
+    trust::Registry,
+    upload::VerifiedUpload,
+};
+
+mod medium;
+mod read;
+mod record;
+mod replay;
+mod s3;
+mod segment;
+
+pub use read::{Contents, Progress, SegmentInfo};
+pub use replay::{Replayed, replay};
+
+use medium::{Appending, Medium};
+use record::{CertificateRecord, Event, Group, Record, UploadRecord};
+use segment::{FIRST, Header, Writing};
+
+/// A file is closed when it has grown beyond this, so that one can be read at once.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// An upload that is not in the journal after this long has been left behind by its instance.
+const LEFT_BEHIND: TimeDelta = TimeDelta::seconds(10);
+/// Uploads that are read at once to make up for it.
+const UPLOADS: u64 = 8;
+/// Batches and withdrawals that are read at once.
+const ROWS: u64 = 200;
+/// How often to look for what is missing.
+const PACE: Duration = Duration::from_secs(1);
+/// How often to look for files that are too old.
+const PRUNE: TimeDelta = TimeDelta::hours(1);
+
+/// Why the journal cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JournalError {
+    /// It cannot be written.
+    #[error("the journal cannot be written: {0}")]
+    Write(String),
+    /// It cannot be read.
+    #[error("the journal cannot be read: {0}")]
+    Read(String),
+    /// The database did not do its part.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    /// What it holds is not right; every text names the place.
+    #[error("{0}")]
+    Contents(String),
+}
+
+impl From<StoreError> for JournalError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// The journal of one instance.
+#[derive(Debug)]
+pub struct Journal {
+    medium: Medium,
+    instance: u64,
+    waiting: Mutex<Vec<Entry>>,
+    writer: tokio::sync::Mutex<Writer>,
+    failing: Mutex<Option<String>>,
+    /// In seconds since 1970; 0 before the first one.
+    last_write: AtomicI64,
+}
+
+/// What somebody waits for to be written.
+#[derive(Debug)]
+struct Entry {
+    records: Vec<Record>,
+    marks: Journaled,
+    done: oneshot::Sender<Result<(), JournalError>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    /// Of the newest segment.
+    number: u64,
+    /// Number and hash of the last one that was written.
+    last: (u64, [u8; 32]),
+    open: Option<Open>,
+    /// The certificates that the journal has of this instance, and since when.
+    certificates: Option<(NaiveDate, Option<Arc<Registry>>)>,
+    pruned: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+/// A file that is written to.
+struct Open {
+    day: NaiveDate,
+    file: Appending,
+    writing: Writing,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Open").field("day", &self.day).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// Prepares; nothing is written yet.
+    pub fn open(config: &config::Journal, instance: &Instance) -> Result<Self, ConfigError> {
+        Ok(Self {
+            medium: Medium::open(config)?,
+            instance: u64::from_str_radix(&instance.id, 16).unwrap_or_else(|_| rand::random()),
+            waiting: Mutex::default(),
+            writer: tokio::sync::Mutex::new(Writer {
+                number: 0,
+                last: (0, FIRST),
+                open: None,
+                certificates: None,
+                pruned: None,
+            }),
+            failing: Mutex::default(),
+            last_write: AtomicI64::new(0),
+        })
+    }
+
+    /// When it was last written, in seconds since 1970; 0 before that.
+    pub fn last_write(&self) -> i64 {
+        self.last_write.load(Ordering::Relaxed)
+    }
+
+    /// Why nothing could be written at the last attempt.
+    pub fn failing(&self) -> Option<String> {
+        lock(&self.failing).clone()
+    }
+
+    /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
+    /// while others write is written together with all who wait.
+    async fn append(&self, app: &App, records: Vec<Record>, marks: Journaled) -> Result<(), JournalError> {
+        let (done, outcome) = oneshot::channel();
+        lock(&self.waiting).push(Entry { records, marks, done });
+        {
+            let mut writer = self.writer.lock().await;
+            let mut group = std::mem::take(&mut *lock(&self.waiting));
+            if !group.is_empty() {
+                let result = self.write(app, &mut writer, &mut group).await;
+                self.note(&result);
+                for entry in group {
+                    // Nobody waits any more.
+                    drop(entry.done.send(result.clone()));
+                }
+            }
+        }
+        outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread broke while it wrote".into())))
+    }
+
+    fn note(&self, result: &Result<(), JournalError>) {
+        let mut failing = lock(&self.failing);
+        match result {
+            Ok(()) => {
+                if failing.take().is_some() {
+                    tracing::info!("the journal is written again");
+                }
+            }
+            Err(error) => {
+                metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
+                if failing.replace(error.to_string()).is_none() {
+                    tracing::error!(%error, "the journal cannot be written: uploads are refused with 503 until it can");
+                }
+            }
+        }
+    }
+
+    async fn write(&self, app: &App, writer: &mut Writer, entries: &mut [Entry]) -> Result<(), JournalError> {
+        let today = app.clock.now().date_naive();
+        if writer.open.as_ref().is_some_and(|open| open.day != today || open.bytes > SEGMENT_BYTES) {
+            self.finish(app, writer).await?;
+        }
+        // Before its rows are read: what changes later is written later.
+        let registry = app.trust.registry().ok();
+        let mut records = self.certificates(app, writer, today).await?;
+        let mut marks = Journaled::default();
+        for entry in entries {
+            records.append(&mut entry.records);
+            marks.uploads.append(&mut entry.marks.uploads);
+            marks.batches.append(&mut entry.marks.batches);
+            marks.withdrawals.append(&mut entry.marks.withdrawals);
+        }
+        let group = Group { records }.encode_to_vec();
+        let bytes = match &self.medium {
+            Medium::Folder(folder) => self.write_file(app, writer, folder, today, &group).await?,
+            Medium::Bucket(bucket) => self.write_object(app, writer, bucket, today, &group).await?,
+        };
+        if writer.certificates.is_none() {
+            writer.certificates = Some((today, registry));
+        }
+        metrics::counter!(telemetry::JOURNAL_BYTES).increment(bytes as u64);
+        self.last_write.store(app.clock.now().timestamp(), Ordering::Relaxed);
+        Ok(app.store.journaled(&marks).await?)
+    }
+
+    /// The certificates, if they have changed since this instance last wrote them, or that was on another day (the
+    /// day's files can be forgotten). A registry that is read again and has not changed is the same one.
+    async fn certificates(
+        &self,
+        app: &App,
+        writer: &mut Writer,
+        today: NaiveDate,
+    ) -> Result<Vec<Record>, JournalError> {
+        if let Some((day, known)) = &writer.certificates
+            && *day == today
+            && match (known, app.trust.registry()) {
+                (Some(known), Ok(now)) => Arc::ptr_eq(known, &now),
+                (None, Ok(_)) => false,
+                (_, Err(_)) => true,
+            }
+        {
+            return Ok(Vec::new());
+        }
+        writer.certificates = None;
+        let at = app.clock.now();
+        let rows = app.store.certificates().await?;
+        Ok(rows.iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
+    }
+
+    fn header(&self, writer: &mut Writer, day: NaiveDate) -> Header {
+        writer.number += 1;
+        let (after, previous) = writer.last;
+        Header { instance: self.instance, number: writer.number, day, after, previous }
+    }
+
+    async fn write_file(
+        &self,
+        app: &App,
+        writer: &mut Writer,
+        folder: &std::path::Path,
+        today: NaiveDate,
+        group: &[u8],
+    ) -> Result<usize, JournalError> {
+        // A failure leaves none open: the next attempt begins a new file.
+        let mut open = match writer.open.take() {
+            Some(open) => open,
+            None => {
+                let header = self.header(writer, today);
+                let bytes = header.to_bytes();
+                let size = bytes.len() as u64;
+                let file = Appending::create(folder.join(header.name()), bytes).await?;
+                let writing = Writing::new(&header);
+                writer.last = (writer.number, writing.hash());
+                Open { day: today, file, writing, bytes: size }
+            }
+        };
+        let frame = open.writing.seal(group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        open.file = open.file.append(frame.clone()).await?;
+        open.writing.written(&frame);
+        open.bytes += frame.len() as u64;
+        writer.last = (writer.number, open.writing.hash());
+        writer.open = Some(open);
+        Ok(frame.len())
+    }
+
+    async fn write_object(
+        &self,
+        app: &App,
+        writer: &mut Writer,
+        bucket: &s3::Bucket,
+        today: NaiveDate,
+        group: &[u8],
+    ) -> Result<usize, JournalError> {
+        let header = self.header(writer, today);
+        let mut writing = Writing::new(&header);
+        let frame = writing.seal(group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let mut object = header.to_bytes();
+        object.extend_from_slice(&frame);
+        let bytes = object.len();
+        bucket.put(&header.name(), object).await?;
+        writing.written(&frame);
+        writer.last = (writer.number, writing.hash());
+        Ok(bytes)
+    }
+
+    /// Closes the open file.
+    async fn finish(&self, app: &App, writer: &mut Writer) -> Result<(), JournalError> {
+        if let (Medium::Folder(folder), Some(open)) = (&self.medium, &writer.open) {
+            let day = open.day;
+            let group = Group { records: vec![Event::End(record::EndRecord {}).into()] }.encode_to_vec();
+            self.write_file(app, writer, folder, day, &group).await?;
+            writer.open = None;
+        }
+        Ok(())
+    }
+
+    /// Closes the open file, at the end of the program.
+    pub async fn close(&self, app: &App) {
+        let mut writer = self.writer.lock().await;
+        if let Err(error) = self.finish(app, &mut writer).await {
+            tracing::warn!(%error, "the journal's file was not closed properly");
+        }
+    }
+
+    /// Deletes what is older than the retention. A day more is kept: the last uploads of a day are in a batch of
+    /// the next one.
+    async fn prune(&self, app: &App) -> Result<(), JournalError> {
+        let now = app.clock.now();
+        {
+            let mut writer = self.writer.lock().await;
+            if writer.pruned.is_some_and(|at| now - at < PRUNE) {
+                return Ok(());
+            }
+            writer.pruned = Some(now);
+        }
+        app.store.forget_unjournaled().await?;
+        // There is no folder before the first record.
+        let Ok(all) = self.medium.list().await else { return Ok(()) };
+        let keep_from = app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN);
+        for listed in
+            all.iter().filter(|listed| segment::day_of(&listed.name).is_some_and(|day| day < keep_from))
+        {
+            self.medium.delete(&listed.name).await?;
+            tracing::info!(name = listed.name, "a file of the journal was too old and is deleted");
+        }
+        Ok(())
+    }
+}
+
+/// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
+pub async fn upload(app: &App, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+    let Some(journal) = &app.journal else { return Ok(()) };
+    let payloads = upload.keys().iter().map(|key| {
+        let (payload_hash, payload) = (key.payload_hash.to_vec(), key.payload.clone());
+        (key.position, StoredPayload { upload_id: id, payload_hash, payload })
+    });
+    let row = JournalUpload {
+        id,
+        country: upload.country().to_string(),
+        tag: upload.tag().to_string(),
+        format: upload.format_name().to_owned(),
+        format_major: upload.media().version.major,
+        format_minor: upload.media().version.minor,
+        amount: upload.keys().len() as u32,
+        content_hash: upload.content_hash().to_vec(),
+        batch_signature: upload.batch_signature().to_owned(),
+        uploader_certificate_id: upload.uploader_certificate_id(),
+        uploader_thumbprint: upload.uploader_thumbprint().as_bytes().to_vec(),
+        signing_certificate_id: upload.signing_certificate_id(),
+        signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
+        uploaded_at: upload.uploaded_at(),
+    };
+    let record = UploadRecord::new(row, payloads.collect(), &app.keyring)
+        .map_err(|e| JournalError::Write(e.to_string()))?;
+    let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+    journal.append(app, vec![Event::Upload(record).into()], marks).await
+}
+
+/// Writes an upload that was stored by an earlier request, unless the journal has it.
+pub async fn ensure_upload(app: &App, id: i64) -> Result<(), JournalError> {
+    let Some(journal) = &app.journal else { return Ok(()) };
+    journal.missing_uploads(app, Some(id)).await.map(drop)
+}
+
+/// Before batches are formed: an error when the journal cannot be written.
+pub async fn ready_for_batches(app: &App) -> Result<(), JournalError> {
+    match &app.journal {
+        Some(journal) if journal.failing().is_some() => {
+            journal.append(app, Vec::new(), Journaled::default()).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the batches and withdrawals that the journal has not yet. Does nothing without a journal.
+pub async fn catch_up(app: &App) -> Result<(), JournalError> {
+    let Some(journal) = &app.journal else { return Ok(()) };
+    loop {
+        let withdrawals = app.store.unjournaled_withdrawals(ROWS).await?;
+        let batches = app.store.unjournaled_batches(ROWS).await?;
+        if withdrawals.is_empty() && batches.is_empty() {
+            return Ok(());
+        }
+        let marks = Journaled {
+            batches: batches.iter().map(|batch| batch.id).collect(),
+            withdrawals: withdrawals.iter().map(|row| row.upload_id).collect(),
+            ..Journaled::default()
+        };
+        let records = batches.into_iter().map(|batch| Event::Batch(batch.into()).into());
+        let records = records.chain(withdrawals.into_iter().map(|row| Event::Withdrawal(row.into()).into()));
+        journal.append(app, records.collect(), marks).await?;
+    }
+}
+
+impl Journal {
+    /// Writes uploads that were left behind (or one); says whether there were any.
+    async fn missing_uploads(&self, app: &App, only: Option<i64>) -> Result<bool, JournalError> {
+        let rows = app.store.unjournaled_uploads(app.clock.now() - LEFT_BEHIND, only, UPLOADS).await?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let mut marks = Journaled::default();
+        let mut records = Vec::new();
+        for row in rows {
+            let id = row.id;
+            let payloads = app.store.payloads(&[id]).await?;
+            if payloads.len() != row.amount as usize {
+                return Err(JournalError::Contents(format!(
+                    "upload {id} has {} keys in the database instead of {}",
+                    payloads.len(),
+                    row.amount
+                )));
+            }
+            let record = UploadRecord::new(row, (0..).zip(payloads).collect(), &app.keyring)
+                .map_err(|e| JournalError::Write(e.to_string()))?;
+            records.push(Event::Upload(record).into());
+            marks.uploads.push(id);
+        }
+        self.append(app, records, marks).await?;
+        Ok(true)
+    }
+
+    async fn turn(&self, app: &App) -> Result<(), JournalError> {
+        let certificates_are_new = {
+            let mut writer = self.writer.lock().await;
+            let today = app.clock.now().date_naive();
+            !self.certificates(app, &mut writer, today).await?.is_empty()
+        };
+        if self.failing().is_some() || certificates_are_new {
+            self.append(app, Vec::new(), Journaled::default()).await?;
+        }
+        if app.store.awaits_journal().await?
+            && let Some(lease) = app.store.acquire_lease(Job::Journal).await?
+        {
+            jobs::under_lease(&app.store, lease, async |_| {
+                while self.missing_uploads(app, None).await? {}
+                catch_up(app).await
+            })
+            .await?;
+        }
+        self.prune(app).await
+    }
+}
+
+/// The job, until the gateway stops.
+pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+    let Some(journal) = &app.journal else { return };
+    let turn = async || match journal.turn(&app).await {
+        // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
+        Err(JournalError::Write(_)) => Ok(()),
+        other => other,
+    };
+    let watch = app.health.watch(Job::Journal.name(), PACE);
+    jobs::repeat(watch, PACE, shutdown, std::future::pending, turn).await;
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

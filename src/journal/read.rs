@@ -1,0 +1,442 @@
+//! Reading a journal back: what is in it, and whether all of it is there and genuine.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
+
+use chrono::NaiveDate;
+use efgs_protocol::{
+    batch_tag::ObjectId,
+    certificate::{CertificateType, Thumbprint},
+    country::Country,
+    media::{Format, MediaType, Version},
+    signature::SignaturePolicy,
+    wire,
+};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+
+use super::{
+    JournalError,
+    medium::{Listed, Medium},
+    record::{CertificateRecord, Event, UploadRecord},
+    segment::{self, Segment},
+};
+use crate::{
+    app::App,
+    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredCertificate},
+    trust::{Caller, Registry},
+    upload::{SignedUpload, VerifiedUpload},
+};
+
+/// Segments that are read ahead.
+const AHEAD: usize = 4;
+/// Uploads that are verified (and stored) at once.
+const AT_ONCE: usize = 4;
+
+/// What tells an upload from every other: its number can come again after it has expired.
+pub(super) type UploadKey = (i64, Vec<u8>);
+
+/// One file or object of a journal.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentInfo {
+    /// Its name, below the journal's folder or prefix.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Records in it.
+    pub records: usize,
+    /// Uploads among them.
+    pub uploads: usize,
+    /// Keys in them.
+    pub keys: u64,
+    /// The encryption keys that it needs; they cannot be removed before the journal has forgotten it.
+    pub encryption_keys: Vec<u32>,
+    /// Whether it was closed; one that is being written, or whose instance was killed, was not.
+    pub closed: bool,
+    /// Bytes at its end that were not written completely when the instance was killed; nobody was told of them.
+    pub torn_bytes: usize,
+}
+
+/// How far reading has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Uploads so far.
+    pub uploads: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Keys so far.
+    pub keys: u64,
+}
+
+/// What a journal holds, without the keys.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Its files or objects, in the order of their names.
+    pub segments: Vec<SegmentInfo>,
+    /// What is wrong with it, each with its place.
+    pub problems: Vec<String>,
+    /// What is only worth knowing.
+    pub notes: Vec<String>,
+    pub(super) certificates: BTreeMap<i64, (i64, StoredCertificate)>,
+    pub(super) batches: BTreeMap<ObjectId, PendingBatch>,
+    pub(super) withdrawals: BTreeMap<i64, PendingWithdrawal>,
+    pub(super) uploads: HashMap<UploadKey, JournalUpload>,
+}
+
+/// Where a journal is read from: the configured one, or a folder.
+pub(super) fn medium(app: &App, from: Option<&Path>) -> Result<Medium, JournalError> {
+    match (from, &app.config.journal) {
+        (Some(folder), _) => Ok(Medium::Folder(folder.to_owned())),
+        (None, Some(config)) => Medium::open(config).map_err(|e| JournalError::Read(e.to_string())),
+        (None, None) => Err(JournalError::Read(
+            "`[journal]` is not set in the configuration; name a folder with --from FOLDER".into(),
+        )),
+    }
+}
+
+/// Reads every segment, in the order of the names, and says what cannot be read.
+async fn segments(
+    app: &Arc<App>,
+    medium: &Medium,
+    listed: &[Listed],
+    mut take: impl AsyncFnMut(&Listed, Result<Segment, String>) -> Result<(), JournalError>,
+) -> Result<(), JournalError> {
+    let mut reading = stream::iter(listed)
+        .map(async |listed| {
+            let bytes = medium.read(&listed.name).await?;
+            let (app, name) = (app.clone(), listed.name.clone());
+            let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &app.keyring));
+            let segment = read.await.map_err(|e| JournalError::Read(e.to_string()))?;
+            Ok::<_, JournalError>((listed, segment))
+        })
+        .buffered(AHEAD);
+    while let Some(read) = reading.next().await {
+        let (listed, segment) = read?;
+        take(listed, segment).await?;
+    }
+    Ok(())
+}
+
+impl Contents {
+    /// Reads the journal, all but the keys, and finds what is damaged or missing.
+    pub async fn survey(app: &Arc<App>, from: Option<&Path>) -> Result<Self, JournalError> {
+        let medium = medium(app, from)?;
+        let listed = medium.list().await?;
+        if listed.is_empty() {
+            return Err(JournalError::Contents(
+                "the journal is empty: there is no file of it at this place".into(),
+            ));
+        }
+        let mut contents = Self::default();
+        let mut chains: HashMap<u64, BTreeMap<u64, Link>> = HashMap::new();
+        segments(app, &medium, &listed, async |listed, segment| {
+            match segment {
+                Ok(segment) => {
+                    let header = &segment.header;
+                    let link = Link {
+                        name: segment.name.clone(),
+                        after: header.after,
+                        previous: header.previous,
+                        hash: segment.hash,
+                        damaged: !segment.problems.is_empty(),
+                    };
+                    chains.entry(header.instance).or_default().insert(header.number, link);
+                    contents.take(listed, segment);
+                }
+                Err(problem) => contents.problems.push(problem),
+            }
+            Ok(())
+        })
+        .await?;
+        contents.check_chains(&chains);
+        contents.check_batches(app.chain.oldest());
+        Ok(contents)
+    }
+
+    fn take(&mut self, listed: &Listed, segment: Segment) {
+        let Segment { name, events, ended, torn, keys: encryption_keys, problems, .. } = segment;
+        let mut info = SegmentInfo {
+            name,
+            bytes: listed.bytes,
+            records: events.len(),
+            uploads: 0,
+            keys: 0,
+            encryption_keys,
+            closed: ended,
+            torn_bytes: torn,
+        };
+        if torn > 0 {
+            self.notes.push(format!(
+                "{}: the last {torn} bytes were not written completely: the instance was killed or the disk was full; \
+                 nobody was told of them",
+                info.name
+            ));
+        }
+        self.problems.extend(problems);
+        for event in events {
+            let readable = match event {
+                Event::Upload(upload) => upload.row().map(|row| {
+                    info.uploads += 1;
+                    info.keys += u64::from(row.amount);
+                    self.uploads.insert((row.id, row.content_hash.clone()), row);
+                }),
+                Event::Batch(batch) => {
+                    batch.row().map(|row| match self.batches.insert(row.id, row.clone()) {
+                        Some(other) if other != row => {
+                            self.problems.push(format!(
+                                "{}: the batch {} is there twice, differently",
+                                info.name, row.id
+                            ));
+                        }
+                        _ => {}
+                    })
+                }
+                Event::Withdrawal(row) => row.row().map(|row| {
+                    self.withdrawals.insert(row.upload_id, row);
+                }),
+                Event::Certificate(certificate) => self.take_certificate(certificate),
+                Event::End(_) => Some(()),
+            };
+            if readable.is_none() {
+                self.problems.push(format!("{}: a record has a value that is out of its range", info.name));
+            }
+        }
+        self.segments.push(info);
+    }
+
+    /// The newest record of a certificate counts; that it was revoked is never forgotten.
+    fn take_certificate(&mut self, record: CertificateRecord) -> Option<()> {
+        let read_at = record.read_at;
+        let row = record.row()?;
+        match self.certificates.get_mut(&row.id) {
+            None => drop(self.certificates.insert(row.id, (read_at, row))),
+            Some((known_at, known)) => {
+                let revoked_at = known.revoked_at.or(row.revoked_at);
+                if read_at >= *known_at {
+                    (*known_at, *known) = (read_at, row);
+                }
+                known.revoked_at = revoked_at;
+            }
+        }
+        Some(())
+    }
+
+    /// Each segment must follow the one that it says it follows; the first ones may have been forgotten.
+    fn check_chains(&mut self, chains: &HashMap<u64, BTreeMap<u64, Link>>) {
+        let mut problems = Vec::new();
+        for chain in chains.values() {
+            for (number, link) in chain.iter().skip(1) {
+                match chain.get(&link.after) {
+                    None => problems.push(format!(
+                        "{}: the file with the number {} before it is missing",
+                        link.name, link.after
+                    )),
+                    // What is wrong with that one has been said.
+                    Some(before) if before.hash != link.previous && !before.damaged => problems.push(format!(
+                        "{}: it was cut or exchanged: its end is not what {} (number {number}) was written after",
+                        before.name, link.name
+                    )),
+                    Some(_) => {}
+                }
+            }
+        }
+        problems.sort_unstable();
+        self.problems.extend(problems);
+    }
+
+    /// Every batch that has not expired needs its uploads, and no batch of a day is missing before another one of
+    /// that day.
+    fn check_batches(&mut self, oldest: NaiveDate) {
+        let mut last: Option<&PendingBatch> = None;
+        for batch in self.batches.values() {
+            if let Some(last) = last {
+                let follows = match batch.day == last.day {
+                    true => batch.sequence == last.sequence + 1,
+                    false => batch.day > last.day && batch.sequence == 1,
+                };
+                if !follows {
+                    self.problems.push(format!(
+                        "between the batches {} ({}-{}) and {} ({}-{}) there is another one that is missing, or the \
+                         database was restored from a backup in between",
+                        last.id, last.day, last.sequence, batch.id, batch.day, batch.sequence
+                    ));
+                }
+            }
+            last = Some(batch);
+            if batch.day < oldest {
+                continue;
+            }
+            let missing = batch.uploads.iter().filter(|upload| !self.uploads.contains_key(*upload));
+            let amount: u32 =
+                batch.uploads.iter().filter_map(|u| self.uploads.get(u)).map(|u| u.amount).sum();
+            match missing.count() {
+                0 if amount != batch.amount => self.problems.push(format!(
+                    "batch {} has {} keys, but its uploads have {amount}",
+                    batch.id, batch.amount
+                )),
+                0 => {}
+                n => self.problems.push(format!(
+                    "batch {}: {n} of its {} uploads are missing",
+                    batch.id,
+                    batch.uploads.len()
+                )),
+            }
+        }
+    }
+
+    /// Verifies every upload that `wanted` lets through as if it came now: its keys, its batch signature, the
+    /// registration of its signer by the trust anchor; then hands it over, several at once.
+    pub(super) async fn verify_uploads(
+        &mut self,
+        app: &Arc<App>,
+        from: Option<&Path>,
+        wanted: impl Fn(&UploadKey) -> bool,
+        take: impl AsyncFn(VerifiedUpload, i64) -> Result<Option<String>, JournalError>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Progress, JournalError> {
+        let rows: Vec<StoredCertificate> = self
+            .certificates
+            .values()
+            .map(|(_, row)| StoredCertificate { revoked_at: None, ..row.clone() })
+            .collect();
+        let registry = Registry::verify(&rows, app.trust.anchor());
+        self.problems.extend(registry.refused().iter().cloned());
+        let registry = Arc::new(registry);
+        let medium = medium(app, from)?;
+        let listed: Vec<Listed> =
+            self.segments.iter().map(|info| Listed { name: info.name.clone(), bytes: info.bytes }).collect();
+        let mut done = HashSet::new();
+        let mut so_far =
+            Progress { of: self.uploads.keys().filter(|key| wanted(key)).count(), ..Progress::default() };
+        let problems = &mut self.problems;
+        segments(app, &medium, &listed, async |listed, segment| {
+            // What cannot be read has been said.
+            let Ok(segment) = segment else { return Ok(()) };
+            let uploads = segment.events.into_iter().filter_map(|event| match event {
+                Event::Upload(upload) => Some((upload.row()?, upload)),
+                _ => None,
+            });
+            let new: Vec<_> = uploads
+                .filter(|(row, _)| {
+                    let key = (row.id, row.content_hash.clone());
+                    wanted(&key) && done.insert(key)
+                })
+                .collect();
+            let mut verifying = stream::iter(new)
+                .map(async |(row, record)| {
+                    let (app, registry) = (app.clone(), registry.clone());
+                    let what = format!("{}: the upload {:?} of {}", listed.name, row.tag, row.country);
+                    let (id, amount) = (row.id, row.amount);
+                    let verify = tokio::task::spawn_blocking(move || verify(row, record, &registry, &app));
+                    let problem = match verify.await.map_err(|e| JournalError::Read(e.to_string()))? {
+                        Ok(verified) => take(verified, id).await?,
+                        Err(reason) => Some(reason),
+                    };
+                    Ok::<_, JournalError>((amount, problem.map(|reason| format!("{what}: {reason}"))))
+                })
+                .buffer_unordered(AT_ONCE);
+            while let Some(verified) = verifying.next().await {
+                let (amount, problem) = verified?;
+                match problem {
+                    Some(problem) => problems.push(problem),
+                    None => {
+                        so_far.uploads += 1;
+                        so_far.keys += u64::from(amount);
+                    }
+                }
+                progress(so_far);
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(so_far)
+    }
+
+    /// Verifies everything; says how much that was.
+    pub async fn verify(
+        &mut self,
+        app: &Arc<App>,
+        from: Option<&Path>,
+        progress: impl FnMut(Progress),
+    ) -> Result<Progress, JournalError> {
+        self.verify_uploads(app, from, |_| true, async |_, _| Ok(None), progress).await
+    }
+
+    /// How many of its certificates were revoked.
+    pub fn revoked(&self) -> usize {
+        self.certificates.values().filter(|(_, row)| row.revoked_at.is_some()).count()
+    }
+
+    /// How many batches, withdrawals and certificates it has.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.batches.len(), self.withdrawals.len(), self.certificates.len())
+    }
+}
+
+struct Link {
+    name: String,
+    after: u64,
+    previous: [u8; 32],
+    hash: [u8; 32],
+    damaged: bool,
+}
+
+/// From a record to an upload that can be stored, through the checks that it passed when it came.
+fn verify(
+    row: JournalUpload,
+    record: UploadRecord,
+    registry: &Registry,
+    app: &App,
+) -> Result<VerifiedUpload, String> {
+    let registered = |id: i64, kind: CertificateType| {
+        let there =
+            registry.entries().any(|e| e.id == id && e.kind == kind && e.country.as_str() == row.country);
+        if there {
+            Ok(())
+        } else {
+            Err(format!("its {kind} certificate, row {id}, is not in the journal or does not count"))
+        }
+    };
+    let thumbprint = |bytes: &[u8]| {
+        bytes.try_into().map(Thumbprint::from_bytes).map_err(|_| "it has a malformed thumbprint".to_owned())
+    };
+    registered(row.uploader_certificate_id, CertificateType::Authentication)?;
+    registered(row.signing_certificate_id, CertificateType::Signing)?;
+    let signing_thumbprint = thumbprint(&row.signing_thumbprint)?;
+    let keys = wire::decode(Format::Protobuf, &record.keys, usize::MAX).map_err(|e| e.to_string())?;
+    if keys.len() != row.amount as usize {
+        return Err(format!("it has {} keys instead of {}", keys.len(), row.amount));
+    }
+    let format = match row.format.as_str() {
+        "protobuf" => Format::Protobuf,
+        "json" => Format::Json,
+        other => return Err(format!("its format {other:?} is not known")),
+    };
+    let upload = SignedUpload {
+        caller: Caller {
+            country: Country::new(&row.country).map_err(|e| e.to_string())?,
+            certificate_id: row.uploader_certificate_id,
+            thumbprint: thumbprint(&row.uploader_thumbprint)?,
+        },
+        tag: row.tag.parse().map_err(|_| "its tag is malformed".to_owned())?,
+        media: MediaType { format, version: Version { major: row.format_major, minor: row.format_minor } },
+        batch_signature: row.batch_signature,
+        keys,
+        at: row.uploaded_at,
+    };
+    // Whether the country might sign with SHA-1 was decided when the upload came.
+    let verified = upload
+        .verify(registry, SignaturePolicy { allow_sha1: true }, &app.keyring)
+        .map_err(|e| e.to_string())?;
+    if verified.content_hash().as_slice() != row.content_hash {
+        return Err("its keys are not those that were signed".into());
+    }
+    if verified.signing_thumbprint() != signing_thumbprint {
+        return Err("another certificate signed it than the one that is recorded".into());
+    }
+    Ok(verified.signed_under(row.signing_certificate_id))
+}

@@ -1,0 +1,331 @@
+//! What the journal records, as protobuf messages. Fields are added, never changed: a journal is read by later
+//! versions, and fields that this version does not know are skipped.
+
+use std::fmt;
+
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use efgs_protocol::{batch_tag::ObjectId, wire};
+use prost::Message;
+
+use crate::{
+    encryption::{EncryptionError, Keyring},
+    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredCertificate, StoredPayload},
+};
+
+/// What is written at once: one frame.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Group {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) records: Vec<Record>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Record {
+    #[prost(oneof = "Event", tags = "1, 2, 3, 4, 5")]
+    pub(super) event: Option<Event>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Event {
+    #[prost(message, tag = "1")]
+    Upload(UploadRecord),
+    #[prost(message, tag = "2")]
+    Batch(BatchRecord),
+    #[prost(message, tag = "3")]
+    Withdrawal(WithdrawalRecord),
+    #[prost(message, tag = "4")]
+    Certificate(CertificateRecord),
+    /// The file was closed; nothing follows in it.
+    #[prost(message, tag = "5")]
+    End(EndRecord),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EndRecord {}
+
+/// An upload, whole.
+#[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
+pub(super) struct UploadRecord {
+    #[prost(int64, tag = "1")]
+    id: i64,
+    #[prost(string, tag = "2")]
+    country: String,
+    #[prost(string, tag = "3")]
+    tag: String,
+    #[prost(string, tag = "4")]
+    format: String,
+    #[prost(uint32, tag = "5")]
+    format_major: u32,
+    #[prost(uint32, tag = "6")]
+    format_minor: u32,
+    #[prost(bytes = "vec", tag = "7")]
+    content_hash: Vec<u8>,
+    #[prost(string, tag = "8")]
+    batch_signature: String,
+    #[prost(int64, tag = "9")]
+    uploader_certificate_id: i64,
+    #[prost(bytes = "vec", tag = "10")]
+    uploader_thumbprint: Vec<u8>,
+    #[prost(int64, tag = "11")]
+    signing_certificate_id: i64,
+    #[prost(bytes = "vec", tag = "12")]
+    signing_thumbprint: Vec<u8>,
+    #[prost(int64, tag = "13")]
+    uploaded_at: i64,
+    #[prost(uint32, tag = "14")]
+    amount: u32,
+    /// The keys in the order of the request: a `DiagnosisKeyBatch`.
+    #[prost(bytes = "vec", tag = "15")]
+    pub(super) keys: Vec<u8>,
+}
+
+// Without the keys.
+impl fmt::Debug for UploadRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UploadRecord")
+            .field("id", &self.id)
+            .field("country", &self.country)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct BatchRecord {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(int32, tag = "2")]
+    day: i32,
+    #[prost(uint32, tag = "3")]
+    sequence: u32,
+    #[prost(uint32, tag = "4")]
+    format_major: u32,
+    #[prost(uint32, tag = "5")]
+    amount: u32,
+    #[prost(int64, tag = "6")]
+    formed_at: i64,
+    #[prost(message, repeated, tag = "7")]
+    uploads: Vec<BatchedUpload>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct BatchedUpload {
+    #[prost(int64, tag = "1")]
+    id: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    content_hash: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WithdrawalRecord {
+    #[prost(int64, tag = "1")]
+    upload_id: i64,
+    #[prost(string, tag = "2")]
+    country: String,
+    #[prost(string, tag = "3")]
+    tag: String,
+    #[prost(uint32, tag = "4")]
+    amount: u32,
+    #[prost(int64, tag = "5")]
+    at: i64,
+    #[prost(string, tag = "6")]
+    by: String,
+    #[prost(string, tag = "7")]
+    reason: String,
+}
+
+/// A row of the registry, as it was at that moment.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct CertificateRecord {
+    #[prost(int64, tag = "1")]
+    id: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    thumbprint: Vec<u8>,
+    #[prost(string, tag = "3")]
+    kind: String,
+    #[prost(string, tag = "4")]
+    country: String,
+    #[prost(string, tag = "5")]
+    pem: String,
+    #[prost(string, tag = "6")]
+    operator_signature: String,
+    #[prost(string, tag = "7")]
+    registration_signature: String,
+    #[prost(string, tag = "8")]
+    waived: String,
+    #[prost(string, tag = "9")]
+    waived_by: String,
+    #[prost(string, tag = "10")]
+    waived_because: String,
+    #[prost(int64, tag = "11")]
+    imported_at: i64,
+    #[prost(int64, optional, tag = "12")]
+    revoked_at: Option<i64>,
+    /// When this was read from the database: the newest record of a certificate counts.
+    #[prost(int64, tag = "13")]
+    pub(super) read_at: i64,
+}
+
+impl From<Event> for Record {
+    fn from(event: Event) -> Self {
+        Self { event: Some(event) }
+    }
+}
+
+impl UploadRecord {
+    /// With the keys as they are stored: encrypted, in whatever order, each with its place.
+    pub(super) fn new(
+        row: JournalUpload,
+        mut payloads: Vec<(u32, StoredPayload)>,
+        keyring: &Keyring,
+    ) -> Result<Self, EncryptionError> {
+        payloads.sort_unstable_by_key(|(position, _)| *position);
+        let mut keys = Vec::with_capacity(payloads.len() * 64);
+        for (_, row) in &mut payloads {
+            wire::append_protobuf_field(keyring.open(&row.payload_hash, &mut row.payload)?, &mut keys);
+        }
+        Ok(Self {
+            id: row.id,
+            country: row.country,
+            tag: row.tag,
+            format: row.format,
+            format_major: row.format_major.into(),
+            format_minor: row.format_minor.into(),
+            content_hash: row.content_hash,
+            batch_signature: row.batch_signature,
+            uploader_certificate_id: row.uploader_certificate_id,
+            uploader_thumbprint: row.uploader_thumbprint,
+            signing_certificate_id: row.signing_certificate_id,
+            signing_thumbprint: row.signing_thumbprint,
+            uploaded_at: row.uploaded_at.timestamp_micros(),
+            amount: row.amount,
+            keys,
+        })
+    }
+
+    /// The row without the keys; `None` when a value is out of its range.
+    pub(super) fn row(&self) -> Option<JournalUpload> {
+        Some(JournalUpload {
+            id: self.id,
+            country: self.country.clone(),
+            tag: self.tag.clone(),
+            format: self.format.clone(),
+            format_major: u16::try_from(self.format_major).ok()?,
+            format_minor: u16::try_from(self.format_minor).ok()?,
+            amount: self.amount,
+            content_hash: self.content_hash.clone(),
+            batch_signature: self.batch_signature.clone(),
+            uploader_certificate_id: self.uploader_certificate_id,
+            uploader_thumbprint: self.uploader_thumbprint.clone(),
+            signing_certificate_id: self.signing_certificate_id,
+            signing_thumbprint: self.signing_thumbprint.clone(),
+            uploaded_at: time(self.uploaded_at)?,
+        })
+    }
+}
+
+impl From<PendingBatch> for BatchRecord {
+    fn from(batch: PendingBatch) -> Self {
+        let upload = |(id, content_hash)| BatchedUpload { id, content_hash };
+        Self {
+            id: batch.id.as_bytes().to_vec(),
+            day: batch.day.num_days_from_ce(),
+            sequence: batch.sequence,
+            format_major: batch.format_major.into(),
+            amount: batch.amount,
+            formed_at: batch.formed_at.timestamp_micros(),
+            uploads: batch.uploads.into_iter().map(upload).collect(),
+        }
+    }
+}
+
+impl BatchRecord {
+    /// The batch's row; `None` when a value is out of its range.
+    pub(super) fn row(self) -> Option<PendingBatch> {
+        Some(PendingBatch {
+            id: ObjectId::from_bytes(self.id.try_into().ok()?),
+            day: NaiveDate::from_num_days_from_ce_opt(self.day)?,
+            sequence: self.sequence,
+            format_major: u16::try_from(self.format_major).ok()?,
+            amount: self.amount,
+            formed_at: time(self.formed_at)?,
+            uploads: self.uploads.into_iter().map(|upload| (upload.id, upload.content_hash)).collect(),
+        })
+    }
+}
+
+impl From<PendingWithdrawal> for WithdrawalRecord {
+    fn from(row: PendingWithdrawal) -> Self {
+        Self {
+            upload_id: row.upload_id,
+            country: row.country,
+            tag: row.tag,
+            amount: row.amount,
+            at: row.at.timestamp_micros(),
+            by: row.by,
+            reason: row.reason,
+        }
+    }
+}
+
+impl WithdrawalRecord {
+    /// The withdrawal's row; `None` when a value is out of its range.
+    pub(super) fn row(self) -> Option<PendingWithdrawal> {
+        Some(PendingWithdrawal {
+            upload_id: self.upload_id,
+            country: self.country,
+            tag: self.tag,
+            amount: self.amount,
+            at: time(self.at)?,
+            by: self.by,
+            reason: self.reason,
+        })
+    }
+}
+
+impl CertificateRecord {
+    /// A row as it was read at `read_at`.
+    pub(super) fn new(row: &StoredCertificate, read_at: DateTime<Utc>) -> Self {
+        let row = row.clone();
+        Self {
+            id: row.id,
+            thumbprint: row.thumbprint,
+            kind: row.kind,
+            country: row.country,
+            pem: row.pem,
+            operator_signature: row.operator_signature,
+            registration_signature: row.registration_signature,
+            waived: row.waived,
+            waived_by: row.waived_by,
+            waived_because: row.waived_because,
+            imported_at: row.imported_at.timestamp_micros(),
+            revoked_at: row.revoked_at.map(|t| t.timestamp_micros()),
+            read_at: read_at.timestamp_micros(),
+        }
+    }
+
+    /// The certificate's row; `None` when a value is out of its range.
+    pub(super) fn row(self) -> Option<StoredCertificate> {
+        Some(StoredCertificate {
+            id: self.id,
+            thumbprint: self.thumbprint,
+            kind: self.kind,
+            country: self.country,
+            pem: self.pem,
+            operator_signature: self.operator_signature,
+            registration_signature: self.registration_signature,
+            waived: self.waived,
+            waived_by: self.waived_by,
+            waived_because: self.waived_because,
+            imported_at: time(self.imported_at)?,
+            revoked_at: match self.revoked_at {
+                Some(at) => Some(time(at)?),
+                None => None,
+            },
+        })
+    }
+}
+
+fn time(micros: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_micros(micros)
+}

@@ -1,0 +1,241 @@
+//! The form of a journal's files and objects.
+//!
+//! A **segment** is a header and frames. The header says which instance wrote it, its number among that
+//! instance's segments, its day, and the number and hash of the segment before. A frame is `length (4 bytes) ‖ check (4
+//! bytes) ‖ key id ‖ nonce ‖ ciphertext ‖ tag`: a group of records, encrypted with the gateway's key
+//! ([`Keyring`]), authenticated together with the header and the frame's place. So a frame that is altered, moved
+//! or missing does not open, and the others do; a missing segment is missed by its number, and a segment that
+//! was cut at its end by the hash in the next one. (The last one of an instance may have been cut by a crash.)
+
+use chrono::{Datelike, NaiveDate};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::record::{Event, Group};
+use crate::encryption::{EncryptionError, Keyring};
+
+const MAGIC: &[u8; 8] = b"EFGSJRN1";
+const HEADER: usize = 68;
+const PREFIX: usize = 8;
+/// How many missing frames in a row are recognised as such.
+const GAP: u64 = 64;
+
+/// Of a segment before which there is none.
+pub(super) const FIRST: [u8; 32] = [0; 32];
+
+/// What a segment says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// [`crate::instance::Instance::id`].
+    pub(super) instance: u64,
+    /// From 1.
+    pub(super) number: u64,
+    /// The UTC day it was begun on.
+    pub(super) day: NaiveDate,
+    /// The number of the last segment before that was written; numbers of failed attempts are left out.
+    pub(super) after: u64,
+    /// The hash of that segment.
+    pub(super) previous: [u8; 32],
+}
+
+impl Header {
+    /// Where the segment is, below the journal's folder or prefix.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{:016x}-{:08}.efgsj", self.day, self.instance, self.number)
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&self.instance.to_be_bytes());
+        bytes.extend_from_slice(&self.number.to_be_bytes());
+        bytes.extend_from_slice(&self.day.num_days_from_ce().to_be_bytes());
+        bytes.extend_from_slice(&self.after.to_be_bytes());
+        bytes.extend_from_slice(&self.previous);
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..HEADER)?.strip_prefix(MAGIC)?;
+        let (instance, bytes) = bytes.split_first_chunk()?;
+        let (number, bytes) = bytes.split_first_chunk()?;
+        let (day, bytes) = bytes.split_first_chunk()?;
+        let (after, bytes) = bytes.split_first_chunk()?;
+        let (previous, _) = bytes.split_first_chunk()?;
+        Some(Self {
+            instance: u64::from_be_bytes(*instance),
+            number: u64::from_be_bytes(*number),
+            day: NaiveDate::from_num_days_from_ce_opt(i32::from_be_bytes(*day))?,
+            after: u64::from_be_bytes(*after),
+            previous: *previous,
+        })
+    }
+}
+
+/// The day that a segment's name begins with.
+pub(super) fn day_of(name: &str) -> Option<NaiveDate> {
+    name.split_once('/')?.0.parse().ok()
+}
+
+/// A segment while it is written.
+pub(super) struct Writing {
+    header_hash: [u8; 32],
+    frames: u64,
+    hash: Sha256,
+}
+
+impl Writing {
+    pub(super) fn new(header: &Header) -> Self {
+        let bytes = header.to_bytes();
+        Self { header_hash: Sha256::digest(&bytes).into(), frames: 0, hash: Sha256::new_with_prefix(&bytes) }
+    }
+
+    /// The next frame, as it is to be written. It counts once [`Writing::written`] says so.
+    pub(super) fn seal(&self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
+        let nonce = Keyring::nonces(1)?.into_iter().next().ok_or(EncryptionError::NoRandomness)?;
+        let sealed = keyring.seal(&place(&self.header_hash, self.frames), nonce, group)?;
+        let length = (sealed.len() as u32).to_be_bytes();
+        let mut frame = Vec::with_capacity(PREFIX + sealed.len());
+        frame.extend_from_slice(&length);
+        frame.extend_from_slice(&check(length));
+        frame.extend_from_slice(&sealed);
+        Ok(frame)
+    }
+
+    /// Notes that a frame has been written.
+    pub(super) fn written(&mut self, frame: &[u8]) {
+        self.frames += 1;
+        self.hash.update(frame);
+    }
+
+    /// The hash of all that has been written.
+    pub(super) fn hash(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
+    }
+}
+
+/// What a frame's encryption is bound to.
+fn place(header_hash: &[u8; 32], frame: u64) -> [u8; 32] {
+    Sha256::new_with_prefix(b"EFGS journal frame")
+        .chain_update(header_hash)
+        .chain_update(frame.to_be_bytes())
+        .finalize()
+        .into()
+}
+
+/// Tells a length that was damaged from a frame that was not written to its end.
+fn check(length: [u8; 4]) -> [u8; 4] {
+    let hash = Sha256::digest(length);
+    [hash[0], hash[1], hash[2], hash[3]]
+}
+
+/// A segment that has been read.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Where it was found.
+    pub(super) name: String,
+    pub(super) header: Header,
+    /// What it records, in order.
+    pub(super) events: Vec<Event>,
+    /// Whether it was closed properly.
+    pub(super) ended: bool,
+    /// Bytes at its end that were not written completely.
+    pub(super) torn: usize,
+    /// The hash of it without them.
+    pub(super) hash: [u8; 32],
+    /// The numbers of the encryption keys that it needs, ascending.
+    pub(super) keys: Vec<u32>,
+    /// What is wrong with it.
+    pub(super) problems: Vec<String>,
+}
+
+/// Reads a segment, as far as it can be read.
+pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
+    if bytes.len() < HEADER {
+        // A crash right after the file was made.
+        return Err(if MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
+            format!("{name}: empty: it ends before its header does")
+        } else {
+            format!("{name}: it is not a file of the journal")
+        });
+    }
+    let header = Header::parse(bytes).ok_or_else(|| format!("{name}: it is not a file of the journal"))?;
+    let mut segment = Segment {
+        name: name.to_owned(),
+        events: Vec::new(),
+        ended: false,
+        torn: 0,
+        hash: FIRST,
+        keys: Vec::new(),
+        problems: Vec::new(),
+        header,
+    };
+    if segment.header.name() != name {
+        segment
+            .problems
+            .push(format!("{name}: it is in the wrong place: it says that it is {}", segment.header.name()));
+    }
+    let header_hash: [u8; 32] = Sha256::digest(&bytes[..HEADER]).into();
+    let (mut at, mut frame) = (HEADER, 0);
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let Some((length, prefix)) = rest.split_first_chunk::<4>() else { break };
+        let Some((found, _)) = prefix.split_first_chunk::<4>() else { break };
+        if *found != check(*length) {
+            segment.problems.push(format!("{name}: altered at byte {at}: what follows cannot be read"));
+            at = bytes.len();
+            break;
+        }
+        let length = u32::from_be_bytes(*length) as usize;
+        let Some(sealed) = rest.get(PREFIX..PREFIX + length) else { break };
+        segment.take_frame(&mut frame, at, sealed, &header_hash, keyring);
+        at += PREFIX + length;
+    }
+    segment.torn = bytes.len() - at;
+    segment.hash = Sha256::digest(&bytes[..at]).into();
+    segment.keys.sort_unstable();
+    segment.keys.dedup();
+    Ok(segment)
+}
+
+impl Segment {
+    /// Opens one frame; `frame` is its place, and then that of the next one.
+    fn take_frame(
+        &mut self,
+        frame: &mut u64,
+        at: usize,
+        sealed: &[u8],
+        header_hash: &[u8; 32],
+        keyring: &Keyring,
+    ) {
+        let name = &self.name;
+        if self.ended {
+            self.problems.push(format!("{name}: records at byte {at}, behind its end"));
+        }
+        self.keys.extend(sealed.first_chunk().map(|id| u32::from_be_bytes(*id)));
+        let open = |place_: u64| {
+            let mut sealed = sealed.to_vec();
+            keyring.open(&place(header_hash, place_), &mut sealed).map(<[u8]>::to_vec)
+        };
+        let mut opened = open(*frame);
+        if matches!(opened, Err(EncryptionError::Altered(_)))
+            && let Some((gap, later)) = (1..=GAP).find_map(|gap| Some((gap, open(*frame + gap).ok()?)))
+        {
+            self.problems.push(format!("{name}: {gap} groups of records are missing before byte {at}"));
+            *frame += gap;
+            opened = Ok(later);
+        }
+        *frame += 1;
+        match opened.map(|group| Group::decode(group.as_slice())) {
+            Ok(Ok(group)) => {
+                let events = group.records.into_iter().filter_map(|record| record.event);
+                self.events.extend(events);
+                self.ended = matches!(self.events.last(), Some(Event::End(_)));
+            }
+            Ok(Err(_)) => self.problems.push(format!("{name}: the records at byte {at} cannot be read by this version")),
+            Err(EncryptionError::UnknownKey(id)) => self.problems.push(format!(
+                "{name}: the records at byte {at} need encryption key {id}, which `encryption.keys` does not name"
+            )),
+            Err(_) => self.problems.push(format!("{name}: the records at byte {at} were altered or moved")),
+        }
+    }
+}
