@@ -28,6 +28,7 @@ mod connection;
 pub mod doctor;
 pub mod download;
 mod error;
+pub mod export;
 mod fetch;
 pub mod gaen;
 mod probe;

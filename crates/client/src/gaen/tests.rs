@@ -44,7 +44,7 @@ fn signer(version: &str) -> ExportSigner {
 }
 
 fn written(keys: &[(Section, TemporaryExposureKey)], signers: &[ExportSigner]) -> Vec<u8> {
-    write(Cursor::new(Vec::new()), &header(), keys.iter().copied(), signers).unwrap().into_inner()
+    write(Cursor::new(Vec::new()), &header(), keys.iter().copied(), signers).unwrap().0.into_inner()
 }
 
 /// An archive made without our writer.
@@ -257,7 +257,7 @@ proptest! {
         let header = ExportHeader { start_timestamp: start, region, batch_num: number, ..header() };
         let all: Vec<_> = keys.into_iter().map(|key| (Section::New, key))
             .chain(revised.into_iter().map(|key| (Section::Revised, key))).collect();
-        let bytes = write(Cursor::new(Vec::new()), &header, all.iter().copied(), &[]).unwrap().into_inner();
+        let bytes = write(Cursor::new(Vec::new()), &header, all.iter().copied(), &[]).unwrap().0.into_inner();
         let (found, entries) = read(&bytes).unwrap();
         prop_assert_eq!(found, header);
         let entries: Vec<_> = entries.into_iter().map(|entry| entry.map(|e| (e.section, e.key)).unwrap()).collect();

@@ -29,6 +29,8 @@ pub enum WriteError {
 /// Writes an export file and signs it with every signer; the header's `signature_infos` are set to theirs.
 /// Keys of [`Section::Revised`] must come after all others, since readers expect each list in one piece.
 ///
+/// Returns `out` and the SHA-256 of `export.bin`, which is what was signed.
+///
 /// Memory does not grow with the keys. The same keys under the same header always give the same bytes, apart
 /// from the signatures, which ECDSA makes anew each time.
 ///
@@ -39,7 +41,7 @@ pub fn write<W: Write + Seek>(
     header: &ExportHeader,
     keys: impl IntoIterator<Item = (Section, TemporaryExposureKey)>,
     signers: &[ExportSigner],
-) -> Result<W, WriteError> {
+) -> Result<(W, [u8; 32]), WriteError> {
     // No time and no permissions of this machine.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Deflated)
@@ -80,7 +82,7 @@ pub fn write<W: Write + Seek>(
     let signatures = signers.iter().map(sign).collect::<Result<_, ErrorStack>>()?;
     zip.start_file(SIGNATURE_ENTRY, options)?;
     zip.write_all(&SignatureList { signatures }.encode_to_vec())?;
-    Ok(zip.finish()?)
+    Ok((zip.finish()?, digest.into()))
 }
 
 /// Passes bytes on and hashes them.

@@ -218,7 +218,7 @@ fn export(new: &[u8], revised: &[u8], signer: &ExportSigner) -> Vec<u8> {
     };
     let keys = new.iter().map(entry(Section::New)).chain(revised.iter().map(entry(Section::Revised)));
     let out = Cursor::new(Vec::new());
-    gaen::write(out, &ExportHeader::default(), keys, std::slice::from_ref(signer)).unwrap().into_inner()
+    gaen::write(out, &ExportHeader::default(), keys, std::slice::from_ref(signer)).unwrap().0.into_inner()
 }
 
 #[test]

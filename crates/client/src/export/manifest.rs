@@ -1,0 +1,190 @@
+//! What is remembered between two runs, and the index that phones read.
+//!
+//! The state folder has `export.json`, which is replaced as a whole, and beside it the file with the keys that
+//! it names. `export.json` is the moment of truth: what it lists is published, whatever else lies around.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use chrono::DateTime;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Period, Regions, Table};
+use crate::state::{self, StateError};
+
+/// The name of the manifest in the state folder.
+const MANIFEST: &str = "export.json";
+/// How the files of keys begin that stand beside it.
+const KEYS: &str = "keys-";
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    /// Counts the files of keys.
+    generation: u64,
+    /// The SHA-256 of the current one, in hex; empty before the first.
+    keys_sha256: String,
+    pub(super) regions: Regions,
+    /// The downloaded batches whose keys have been taken.
+    pub(super) batches: BTreeSet<String>,
+    /// What is published.
+    pub(super) files: Vec<PublishedFile>,
+}
+
+/// An archive that is published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishedFile {
+    /// The region's code.
+    pub region: String,
+    /// How much time it covers.
+    pub period: Period,
+    /// The rest, as the index shows it.
+    #[serde(flatten)]
+    pub index: IndexFile,
+}
+
+/// An archive, as the index shows it to phones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IndexFile {
+    /// Where it lies, from the folder of all archives.
+    pub path: String,
+    /// The beginning of the time that it covers, in Unix seconds.
+    pub start: i64,
+    /// The end.
+    pub end: i64,
+    /// Which of the period's files it is, counted from 1.
+    pub batch_num: usize,
+    /// How many files the period has.
+    pub batch_size: usize,
+    /// How many keys it has.
+    pub keys: usize,
+    /// Its length in bytes.
+    pub size: usize,
+    /// Its SHA-256, in hex.
+    pub sha256: String,
+}
+
+impl Manifest {
+    pub(super) fn load(folder: &Path) -> Result<Self, StateError> {
+        let path = folder.join(MANIFEST);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(StateError::io(&path)(error)),
+        }
+    }
+
+    pub(super) fn load_table(&self, folder: &Path) -> Result<Table, StateError> {
+        if self.keys_sha256.is_empty() {
+            return Ok(Table::default());
+        }
+        let path = folder.join(self.keys_file());
+        let bytes = fs::read(&path).map_err(StateError::io(&path))?;
+        let table = Table::from_bytes(&bytes).filter(|_| hex(&Sha256::digest(&bytes)) == self.keys_sha256);
+        table.ok_or_else(|| damaged(path, "it is not as it was written"))
+    }
+
+    fn keys_file(&self) -> String {
+        format!("{KEYS}{}", self.generation)
+    }
+
+    /// Writes the keys under a new name, then the manifest that names them: this is the moment at which a run
+    /// counts.
+    pub(super) fn commit(&mut self, folder: &Path, table: &Table) -> Result<(), StateError> {
+        let bytes = table.to_bytes();
+        self.generation += 1;
+        self.keys_sha256 = hex(&Sha256::digest(&bytes));
+        let keys = self.keys_file();
+        state::replace(&folder.join(&keys), &bytes)?;
+        state::replace(&folder.join(MANIFEST), &json(self))?;
+        for entry in fs::read_dir(folder).map_err(StateError::io(folder))?.flatten() {
+            let name = entry.file_name();
+            let old = name.to_str().is_some_and(|name| name.starts_with(KEYS) && name != keys);
+            if old {
+                // It takes room, no more; the next run tries again.
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files of the index: a name below the archives' folder, and what is in it. The last one shows all.
+    pub(super) fn indexes(&self) -> Vec<(String, Vec<u8>)> {
+        // Also those without an archive: their old ones may just have left the index.
+        let names = || self.regions.names();
+        let mut regions: BTreeMap<&str, Days> = names().map(|name| (name, Days::default())).collect();
+        let mut lists: BTreeMap<&str, String> = names().map(|name| (name, String::new())).collect();
+        for file in &self.files {
+            let start = DateTime::from_timestamp(file.index.start, 0).unwrap_or_default();
+            let day = regions.entry(&file.region).or_default().days.entry(start.format("%F").to_string());
+            let place = match file.period {
+                Period::Daily => &mut day.or_default().files,
+                Period::Hourly => day.or_default().hours.entry(start.format("%H").to_string()).or_default(),
+            };
+            place.push(&file.index);
+            let list = lists.entry(&file.region).or_default();
+            list.push_str(&file.index.path);
+            list.push('\n');
+        }
+        let mut files = Vec::new();
+        for (region, list) in lists {
+            files.push((format!("{region}/index.txt"), list.into_bytes()));
+        }
+        for (region, days) in &regions {
+            files.push((format!("{region}/{INDEX}"), json(&RegionIndex { version: 1, region, days })));
+        }
+        files.push((INDEX.to_owned(), json(&Index { version: 1, regions })));
+        files
+    }
+}
+
+fn damaged(path: PathBuf, what: &str) -> StateError {
+    let reason =
+        format!("{what}; put back the folder's backup, or delete the folder to publish all keys anew");
+    StateError::Damaged { path, reason }
+}
+
+/// The name of an index.
+pub(super) const INDEX: &str = "index.json";
+
+#[derive(Serialize)]
+struct Index<'a> {
+    version: u32,
+    regions: BTreeMap<&'a str, Days<'a>>,
+}
+
+#[derive(Serialize)]
+struct RegionIndex<'a> {
+    version: u32,
+    region: &'a str,
+    #[serde(flatten)]
+    days: &'a Days<'a>,
+}
+
+#[derive(Default, Serialize)]
+struct Days<'a> {
+    days: BTreeMap<String, Day<'a>>,
+}
+
+#[derive(Default, Serialize)]
+struct Day<'a> {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hours: BTreeMap<String, Vec<&'a IndexFile>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<&'a IndexFile>,
+}
+
+#[expect(clippy::expect_used, reason = "only maps with other keys than texts cannot be written as JSON")]
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("texts as keys")
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
