@@ -57,10 +57,6 @@ impl KeyFile {
     fn read(&self) -> Result<KeyBatch, String> {
         let fail = |reason: String| format!("{}: {reason}", self.file.display());
         let bytes = std::fs::read(&self.file).map_err(|e| fail(e.to_string()))?;
-        // A batch in protobuf begins with the tag of its first key, a line feed.
-        let json = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
-            && bytes.first() != Some(&b'\n');
-        let format = if json { Format::Json } else { Format::Protobuf };
-        wire::decode(format, &bytes, usize::MAX).map_err(|e| fail(e.to_string()))
+        wire::decode(wire::format_of(&bytes), &bytes, usize::MAX).map_err(|e| fail(e.to_string()))
     }
 }

@@ -81,7 +81,7 @@ pub(crate) async fn called(server: &CallbackServer, tags: &[String]) {
 }
 
 /// Waits until nothing is queued for a callback and nobody works on it.
-async fn quiet(case: &Case) {
+pub(crate) async fn quiet(case: &Case) {
     until("the queues are empty", async || {
         let waiting = case.db.number("SELECT COUNT(*) FROM callback_notification").await;
         let leases =

@@ -6,10 +6,17 @@ use std::{
 };
 
 use efgs_client::{
-    Gateway, Profile, Settings,
+    Format, Gateway, Profile, Settings, Upload,
+    callback::{Event, Receiver},
     doctor::{self, Check, State},
 };
 use efgs_gateway::clock::Clock;
+use efgs_protocol::{
+    canonical::CanonicalKeys,
+    media::{MediaType, SUPPORTED},
+    signature::Identity as BackendIdentity,
+    wire,
+};
 use efgs_test_ca::{Identity, Participant};
 
 use crate::harness::{Case, PKI, Running, country, participant, tests};
@@ -22,6 +29,9 @@ tests![
     the_doctor_says_what_the_operator_has_to_register,
     the_doctor_tells_clocks_apart,
     the_command_checks_the_profile_and_prints_no_secret,
+    what_the_command_signs_the_gateway_and_openssl_accept,
+    the_command_registers_callbacks_and_a_dry_run_does_not,
+    the_receiver_hears_what_the_gateway_announces,
 ];
 
 /// With this variable the test program is the command `efgs`: Cargo offers a package's tests only the package's
@@ -208,4 +218,119 @@ async fn the_command_checks_the_profile_and_prints_no_secret(case: &Case) {
     assert_eq!(run(&["doctor", "--profile", "signing.key"]).0, 1);
     let (code, text) = run(&["doctor", "--profile", "none.toml"]);
     assert!(code == 1 && text.contains("`efgs init` writes one"), "{text}");
+}
+
+/// Runs the command; its exit code and what it printed on standard output and error.
+fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = efgs(folder, arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+async fn what_the_command_signs_the_gateway_and_openssl_accept(case: &Case) {
+    let gateway = case.gateway_at(Clock::system(), |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    profile(&gateway, folder, participant("NL"));
+    let keys = crate::client::keys(country("NL"), 3, Clock::system().now());
+    for (name, format) in [("a.json", Format::Json), ("a.pb", Format::Protobuf)] {
+        std::fs::write(folder.join(name), wire::encode(format, &keys)).unwrap();
+    }
+    let (code, signatures, warnings) = run(folder, &["sign", "a.json", "a.pb"]);
+    assert_eq!((code, warnings.as_str()), (0, ""));
+    let lines: Vec<_> = signatures.lines().collect();
+    assert_eq!(lines.len(), 2);
+    let media = MediaType { format: Format::Json, version: SUPPORTED };
+    let nl = backend(&gateway, &participant("NL").authentication);
+    let body = std::fs::read(folder.join("a.json")).unwrap();
+    assert_eq!(nl.upload_signed(&"a".parse().unwrap(), media, body, lines[0]).await, Ok(Upload::Stored));
+
+    let verify = |more: &[&str]| run(folder, &[&["verify", "a.pb", "--signature", "s"], more].concat());
+    std::fs::write(folder.join("s"), lines[1]).unwrap();
+    let thumbprint = participant("NL").signing.certificate.thumbprint().to_string();
+    let (code, said, _) = verify(&[]);
+    assert!(code == 0 && said.contains("3 keys") && said.contains(&thumbprint), "{said}");
+    assert_eq!(verify(&["--certificate", "signing.pem"]).0, 0);
+    let (code, _, why) = verify(&["--certificate", "authentication.pem"]);
+    assert!(code == 3 && why.contains(&thumbprint), "{why}");
+    // The CMS itself.
+    let der = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, lines[1]).unwrap();
+    std::fs::write(folder.join("s"), &der).unwrap();
+    assert_eq!(verify(&["--json"]).0, 0);
+    std::fs::write(folder.join("bytes"), CanonicalKeys::of(&keys).signed_bytes()).unwrap();
+    let openssl =
+        ["cms", "-verify", "-binary", "-inform", "DER", "-in", "s", "-content", "bytes", "-noverify"];
+    crate::harness::output_of("openssl", &openssl, folder);
+
+    // Another order is the same; another key is not.
+    std::fs::write(
+        folder.join("a.pb"),
+        wire::encode(Format::Protobuf, &crate::client::pick(&keys, [2, 0, 1])),
+    )
+    .unwrap();
+    assert_eq!(verify(&[]).0, 0);
+    std::fs::write(folder.join("a.pb"), wire::encode(Format::Protobuf, &crate::client::pick(&keys, [0, 1])))
+        .unwrap();
+    let (code, said, why) = verify(&[]);
+    assert!(code == 3 && said.is_empty() && why.contains("efgs: "), "{said}{why}");
+
+    // What the gateway would refuse is said before it is sent.
+    let foreign = crate::client::keys(country("DE"), 1, Clock::system().now());
+    std::fs::write(folder.join("de.json"), wire::encode(Format::Json, &foreign)).unwrap();
+    let (code, _, warning) = run(folder, &["sign", "de.json"]);
+    assert!(code == 0 && warning.contains("its origin is not NL"), "{warning}");
+}
+
+async fn the_command_registers_callbacks_and_a_dry_run_does_not(case: &Case) {
+    let gateway = case.gateway_with(crate::callback::calling(case)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    profile(&gateway, folder, participant("NL"));
+    let url = "https://127.0.0.1:1/efgs";
+    let (code, said, _) = run(folder, &["callback", "put", "main", url, "--dry-run"]);
+    assert_eq!((code, said.as_str()), (0, "main would be registered: https://127.0.0.1:1/efgs\n"));
+    assert_eq!(run(folder, &["callback", "list", "--json"]), (0, "[]\n".into(), String::new()));
+    assert_eq!(run(folder, &["callback", "put", "main", url]).0, 0);
+    assert_eq!(run(folder, &["callback", "list"]).1, format!("main  {url}\n"));
+    let (code, said, _) =
+        run(folder, &["callback", "put", "main", "https://127.0.0.1:2/", "--dry-run", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &json["before"], &json["dryRun"]), (0, &url.into(), &true.into()), "{said}");
+    assert_eq!(run(folder, &["callback", "delete", "main", "--dry-run"]).1, "main would be deleted\n");
+    assert_eq!(run(folder, &["callback", "list"]).1, format!("main  {url}\n"));
+    assert_eq!(run(folder, &["callback", "delete", "main"]).0, 0);
+    let (code, _, why) = run(folder, &["callback", "delete", "main"]);
+    assert!(code == 1 && why.contains("`efgs callback list` shows them"), "{why}");
+    let (code, _, why) = run(folder, &["callback", "put", "main", "http://127.0.0.1/"]);
+    assert!(code == 1 && why.contains("url-refused"), "{why}");
+    case.stop(&gateway).await;
+    let (code, _, why) = run(folder, &["callback", "list"]);
+    assert!(code == 5 && why.contains("no answer from the gateway"), "{why}");
+}
+
+async fn the_receiver_hears_what_the_gateway_announces(case: &Case) {
+    let gateway = case.gateway_with(crate::callback::calling(case)).await;
+    let server = &participant("NL").callback;
+    let identity = BackendIdentity::from_pem(server.certificate.pem(), &server.key_pem, None).unwrap();
+    let pins = vec![PKI.callback_client.certificate.clone()];
+    let receiver = Receiver::bind("127.0.0.1:0".parse().unwrap(), "/efgs", &identity, pins).await.unwrap();
+    let url = format!("https://{}/efgs", receiver.address().unwrap());
+    let (send, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running =
+        tokio::spawn(receiver.run(async { drop(stopped.await) }, move |event| send.send(event).unwrap()));
+    backend(&gateway, &participant("NL").authentication).put_callback("main", &url).await.unwrap();
+    for tag in ["1", "2"] {
+        let batch = crate::callback::batch(&gateway, tag).await;
+        match events.recv().await.unwrap() {
+            Event::Announced(announcement) => {
+                assert_eq!(announcement.batch_tag.to_string(), batch);
+                assert_eq!(announcement.date, case.today());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    crate::callback::quiet(case).await;
+    stop.send(()).unwrap();
+    running.await.unwrap();
 }

@@ -65,7 +65,7 @@ pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))
 }
 
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let all = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     match all {
         Ok(all) if all.is_empty() => Err("there is no certificate in it".into()),

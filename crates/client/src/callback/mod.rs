@@ -1,9 +1,19 @@
-//! Being called back when there is a new batch (spec §5.6): the calls that register a URL.
+//! Being called back when there is a new batch (spec §5.6): the calls that register a URL, and a [`Receiver`]
+//! that is called.
 
+use efgs_protocol::wire;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Gateway, Refusal, json, refusal, segment};
-use efgs_protocol::wire;
+
+mod announcement;
+mod pinned;
+mod receiver;
+#[cfg(test)]
+mod tests;
+
+pub use announcement::Announcement;
+pub use receiver::{Event, Receiver, ReceiverError};
 
 /// A URL that the gateway calls when there is a new batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::profile::{DEFAULT_FILE, Profile, ProfileError};
 
+mod callback;
 mod doctor;
 mod generate;
 mod init;
 mod output;
+mod sign;
 
 use output::{Console, Exit};
 
@@ -52,6 +54,11 @@ struct Global {
 enum Command {
     Init(init::InitArgs),
     Doctor(doctor::DoctorArgs),
+    Sign(sign::SignArgs),
+    Verify(sign::VerifyArgs),
+    /// Have the gateway call when there is a new batch
+    #[command(subcommand)]
+    Callback(callback::CallbackCommand),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -64,7 +71,6 @@ struct Context {
 
 impl Context {
     /// Reads the profile; its warnings go to standard error.
-    #[expect(dead_code, reason = "the commands that need a profile follow")]
     fn profile(&self) -> Result<Profile, ProfileError> {
         let profile = Profile::load(&self.path)?;
         for warning in profile.warnings() {
@@ -93,6 +99,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::Init(args) => init::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args).await,
+        Command::Sign(args) => sign::sign(context, &args),
+        Command::Verify(args) => sign::verify(context, &args),
+        Command::Callback(command) => callback::run(context, &command).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Man(args) => generate::man(context, &args),
     }

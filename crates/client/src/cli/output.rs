@@ -71,7 +71,6 @@ pub(super) struct Failure {
     message: String,
 }
 
-#[expect(dead_code, reason = "commands that fail like this follow")]
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
         Self { exit, message: message.to_string() }

@@ -70,6 +70,14 @@ pub fn decode(format: Format, body: &[u8], max_keys: usize) -> Result<KeyBatch, 
     if batch.is_empty() { Err(DecodeError::Empty) } else { Ok(batch) }
 }
 
+/// The format of a file of keys, by its beginning.
+pub fn format_of(file: &[u8]) -> Format {
+    // A batch in protobuf begins with the tag of its first key, a line feed.
+    let json =
+        file.first() != Some(&b'\n') && file.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    if json { Format::Json } else { Format::Protobuf }
+}
+
 /// Writes a batch.
 pub fn encode(format: Format, batch: &KeyBatch) -> Vec<u8> {
     match format {

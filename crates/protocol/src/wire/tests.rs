@@ -100,3 +100,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_file_s_format_is_told_by_its_beginning() {
+    for (file, format) in [
+        (&b"{\"keys\":[]}"[..], Format::Json),
+        (b"  \r\n\t{", Format::Json),
+        (b"\n{", Format::Protobuf),
+        (b"\n\x1e\n\x10", Format::Protobuf),
+        (b"", Format::Protobuf),
+    ] {
+        assert_eq!(format_of(file), format, "{file:?}");
+    }
+}
