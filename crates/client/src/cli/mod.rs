@@ -8,6 +8,7 @@ use crate::profile::{DEFAULT_FILE, Profile, ProfileError};
 
 mod callback;
 mod doctor;
+mod export;
 mod generate;
 mod init;
 mod output;
@@ -59,6 +60,7 @@ enum Command {
     /// Have the gateway call when there is a new batch
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
+    Export(export::ExportArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -102,6 +104,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Sign(args) => sign::sign(context, &args),
         Command::Verify(args) => sign::verify(context, &args),
         Command::Callback(command) => callback::run(context, &command).await,
+        Command::Export(args) => export::run(context, args).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Man(args) => generate::man(context, &args),
     }

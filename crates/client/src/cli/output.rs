@@ -84,7 +84,6 @@ pub(super) struct Console {
     terminal: bool,
 }
 
-#[expect(dead_code, reason = "commands that print like this follow")]
 impl Console {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet, terminal: std::io::stderr().is_terminal() }

@@ -28,7 +28,6 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
-    fs::create_dir_all,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -211,7 +210,6 @@ impl Exporter {
     ) -> Result<Self, ExportError> {
         settings.check()?;
         let lock = Lock::take(state, "export.lock")?;
-        create_dir_all(folder).map_err(StateError::io(folder))?;
         let mut manifest = Manifest::load(state)?;
         manifest.regions.name(settings.codes())?;
         let table = manifest.load_table(state)?;
@@ -276,6 +274,11 @@ impl Exporter {
         // Batches that have left the folder are forgotten; so the list does not grow for ever.
         self.manifest.batches = taken;
         Ok(new)
+    }
+
+    /// What became of the keys so far.
+    pub fn intake(&self) -> Intake {
+        self.intake
     }
 
     /// The time before which keys and archives are forgotten, in Unix seconds.

@@ -60,6 +60,13 @@ pub struct RegionReport {
     pub not_ended: usize,
 }
 
+impl RegionReport {
+    /// Whether there is nothing to say.
+    pub fn is_quiet(&self) -> bool {
+        self.new + self.revised + self.withheld + self.not_ended == 0
+    }
+}
+
 impl Exporter {
     /// Publishes: writes the archives of the last period that has ended, then what is remembered, then the
     /// index. With `dry_run` it only says what it would do.

@@ -20,8 +20,12 @@ use zeroize::Zeroizing;
 
 use crate::{Gateway, Settings, SettingsError};
 
+mod export;
 #[cfg(test)]
 mod tests;
+
+pub use export::ExportProfile;
+use export::ExportSection;
 
 /// A complete, commented example, as `efgs init` writes it.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -126,6 +130,7 @@ struct Content {
     authentication: Option<IdentitySection>,
     signing: Option<IdentitySection>,
     trust: Option<TrustSection>,
+    export: Option<ExportSection>,
 }
 
 fn default_state() -> PathBuf {
@@ -270,6 +275,7 @@ impl Profile {
         sections
             .flat_map(|section| [&section.private_key, &section.pkcs12, &section.password_file])
             .flatten()
+            .chain(self.content.export.iter().map(|section| &section.signing_key))
             .map(|path| self.resolve(path))
             .filter(|path| is_open(path))
             .map(|path| {

@@ -1,0 +1,224 @@
+//! `efgs export`: signed archives for phones.
+
+use std::{
+    error::Error,
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use chrono::DateTime;
+use clap::{Args, ValueEnum};
+use efgs_protocol::{clock::Clock, country::Country};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Context, Outcome,
+    output::{Exit, Failure, clean},
+};
+use crate::{
+    export::{ExportError, Exporter, Period, Published, RegionReport},
+    gaen::VerifyingKey,
+    profile::ExportProfile,
+    source::{GaenDefaults, Source},
+    state::StateError,
+};
+
+const EXAMPLE: &str = "Example:\n  efgs export\n  efgs export --period daily own-keys/*.json";
+
+/// How many keys that are none are named one by one.
+const NAMED: usize = 20;
+
+/// Pack downloaded and own keys into signed archives for phones
+#[derive(Debug, Args)]
+#[command(
+    after_help = EXAMPLE,
+    after_long_help = format!("{EXAMPLE}\n\n\
+        Takes the batches that `efgs download` stored and the country's own keys from FILES: JSON, protobuf or GAEN export zips, as `efgs upload` takes them. Each key goes once into the archive of its origin, of each country visited and of all countries, in the last hour or day that has ended, once its rolling period and a margin have passed. The section [export] of the profile says how; docs/export.md says why.\n\n\
+        Run it as often as you like, with the same files or others: what is published stays as it is, and what was taken need not be given again. Killed at any moment, it leaves the index as it was; run it again.\n\n\
+        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder.")
+)]
+pub(super) struct ExportArgs {
+    /// The country's own keys, which the gateway does not send back
+    #[arg(value_name = "FILES")]
+    files: Vec<PathBuf>,
+    /// Where downloaded batches lie [default: export.batches in the profile]
+    #[arg(long, value_name = "FOLDER")]
+    batches: Option<PathBuf>,
+    /// Where the archives and their index go [default: export.folder in the profile]
+    #[arg(long, value_name = "FOLDER")]
+    into: Option<PathBuf>,
+    /// How much time one archive covers [default: export.period in the profile]
+    #[arg(long, value_enum)]
+    period: Option<PeriodArg>,
+    /// The countries visited, for the keys of GAEN export zips in FILES, which do not say any
+    #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
+    visited: Vec<Country>,
+    /// The public key or certificate (PEM) whose signature GAEN export zips in FILES must have
+    #[arg(long, value_name = "FILE")]
+    gaen_key: Option<PathBuf>,
+    /// Say what would be published, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PeriodArg {
+    Hourly,
+    Daily,
+}
+
+/// What is printed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    dry_run: bool,
+    /// How many downloaded batches were new.
+    batches: usize,
+    /// Keys of the files that are none.
+    invalid: Invalid,
+    #[serde(flatten)]
+    published: Published,
+}
+
+#[derive(Default, Serialize)]
+struct Invalid {
+    keys: usize,
+    /// The first ones, with their reasons.
+    named: Vec<String>,
+}
+
+pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
+    let profile = context.profile()?;
+    let mut export = profile.export()?;
+    if let Some(period) = args.period {
+        export.settings.period = match period {
+            PeriodArg::Hourly => Period::Hourly,
+            PeriodArg::Daily => Period::Daily,
+        };
+    }
+    // A folder that was named must be there; the one of the profile may not be yet.
+    let batches = match args.batches {
+        Some(folder) => Some(folder),
+        None => Some(export.batches.clone()).filter(|folder| folder.exists()),
+    };
+    if batches.is_none() && args.files.is_empty() {
+        context.console.warn(format_args!(
+            "there is no folder {}: efgs download makes it, --batches names another one",
+            export.batches.display()
+        ));
+    }
+    export.folder = args.into.unwrap_or(export.folder);
+    let key = args.gaen_key.as_deref().map(verifying_key).transpose()?;
+    let country = profile.country();
+    let gaen = GaenDefaults { origin: country, visited_countries: args.visited, key };
+    let state = profile.state().join("export");
+    let bar = context.console.progress(None, "keys");
+    bar.set_message("reading");
+    let work = {
+        let bar = bar.clone();
+        move || {
+            work(export, &state, batches.as_deref(), args.files, &gaen, args.dry_run, &|keys| bar.inc(keys))
+        }
+    };
+    let report = spawn_blocking(work).await?;
+    bar.finish_and_clear();
+    let report = report.map_err(failure)?;
+    context.console.result(&report, text(&report))?;
+    Ok(if report.invalid.keys > 0 { Exit::Partly } else { Exit::Done })
+}
+
+fn work(
+    export: ExportProfile,
+    state: &Path,
+    batches: Option<&Path>,
+    files: Vec<PathBuf>,
+    gaen: &GaenDefaults,
+    dry_run: bool,
+    read: &dyn Fn(u64),
+) -> Result<Report, Box<dyn Error + Send + Sync>> {
+    let mut exporter = Exporter::open(export.settings, state, &export.folder, Clock::system().now())?;
+    let batches = batches.map_or(Ok(0), |folder| exporter.add_batches(folder))?;
+    read(exporter.intake().keys as u64);
+    let mut invalid = Invalid::default();
+    for file in files {
+        let name = file.display().to_string();
+        let mut number = 0_u64;
+        Source::file(file).read(gaen, &CancellationToken::new(), &mut |key| {
+            number += 1;
+            read(1);
+            let own = key.and_then(|key| match key.origin == gaen.origin {
+                true => Ok(key),
+                false => Err(format!("its origin is {}, not {}", key.origin, gaen.origin)),
+            });
+            match own {
+                Ok(key) => exporter.add(&key, key.visited_countries()),
+                Err(reason) => {
+                    invalid.keys += 1;
+                    if invalid.keys <= NAMED {
+                        invalid.named.push(format!("{name}: key {number}: {reason}"));
+                    }
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    let published = exporter.publish(dry_run)?;
+    Ok(Report { dry_run, batches, invalid, published })
+}
+
+fn verifying_key(path: &Path) -> Result<VerifyingKey, String> {
+    let wrong = |error: &dyn Error| format!("--gaen-key {}: {error}", path.display());
+    VerifyingKey::from_pem(&fs::read(path).map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+}
+
+fn failure(error: Box<dyn Error + Send + Sync>) -> Failure {
+    let exit = match error.downcast_ref() {
+        Some(ExportError::State(StateError::InUse(_))) => Exit::Later,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+fn text(report: &Report) -> String {
+    let Report { published, invalid, .. } = report;
+    let time = |seconds| DateTime::from_timestamp(seconds, 0).unwrap_or_default().format("%Y-%m-%d %H:%M");
+    let intake = &published.intake;
+    let mut text = format!(
+        "{} new batches and the files gave {} keys: {} known already, {} changed; not for phones: {} by report type, {} too old, {} implausible\n",
+        report.batches,
+        intake.keys,
+        intake.known,
+        intake.changed,
+        intake.report_type,
+        intake.too_old,
+        intake.implausible
+    );
+    for reason in &invalid.named {
+        text += &format!("{}\n", clean(reason));
+    }
+    if invalid.keys > NAMED {
+        text += &format!("and {} more keys that are none\n", invalid.keys - NAMED);
+    }
+    let (start, end) = (time(published.start), time(published.end));
+    text += &format!("{} to {end} UTC{}", start, if report.dry_run { " (nothing is written)" } else { "" });
+    for region in published.regions.iter().filter(|region| !region.is_quiet()) {
+        let files: Vec<_> = published.added.iter().filter(|file| file.region == region.region).collect();
+        text += &format!(
+            "\n{}: {} new keys ({} made up), {} revised, in {} files; {} withheld, {} not ended",
+            region.region,
+            region.new,
+            region.padding,
+            region.revised,
+            files.len(),
+            region.withheld,
+            region.not_ended
+        );
+    }
+    if published.regions.iter().all(RegionReport::is_quiet) {
+        text += ": nothing to publish";
+    }
+    text
+}
