@@ -197,6 +197,10 @@ impl Journal {
         if writer.open.as_ref().is_some_and(|open| open.day != today || open.bytes > SEGMENT_BYTES) {
             self.finish(app, writer).await?;
         }
+        if matches!(self.medium, Medium::Folder(_)) && writer.open.is_none() {
+            // A new file begins with them: those before it may have been lost with what made the last attempt fail.
+            writer.certificates = None;
+        }
         // Before its rows are read: what changes later is written later.
         let registry = app.trust.registry().ok();
         let mut records = self.certificates(app, writer, today).await?;

@@ -1,3 +1,304 @@
-//! A journal that is damaged, away, or cut off.
-use crate::harness::tests;
-tests![];
+//! A journal that is damaged, away, or cut off; and one in an object store.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use chrono::TimeDelta;
+use efgs_gateway::config::Journal;
+use efgs_protocol::wire;
+
+use crate::{
+    client::{Request, all_at_once, keys},
+    harness::{Case, Running, country, tests, until},
+    journal::{app_on_other, folder, gateway, problems, replay},
+    object_store::{ACCESS_KEY, ObjectStore, REGION, SECRET_KEY},
+    process::{Process, Sent, busy, end_leases, now, upload_until_error},
+};
+
+tests![
+    whatever_is_altered_cut_exchanged_or_missing_is_named,
+    damage_can_be_accepted_and_the_rest_comes_back,
+    without_its_journal_uploads_are_refused_and_downloads_go_on,
+    a_file_that_is_deleted_while_it_is_written_is_noticed,
+    kill_9_loses_nothing_that_was_acknowledged_from_the_journal,
+    the_journal_can_be_in_an_object_store,
+];
+
+/// The files of a journal, in order.
+fn files(case: &Case) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for day in fs::read_dir(folder(case)).unwrap() {
+        all.extend(fs::read_dir(day.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    all.sort();
+    all
+}
+
+/// Puts bytes into a file for as long as `look` looks.
+async fn with_bytes<T>(path: &PathBuf, bytes: &[u8], look: impl AsyncFnOnce() -> T) -> T {
+    let before = fs::read(path).unwrap();
+    fs::write(path, bytes).unwrap();
+    let seen = look().await;
+    fs::write(path, before).unwrap();
+    seen
+}
+
+/// Where the frames of a file begin, and its end.
+fn frames(bytes: &[u8]) -> Vec<usize> {
+    let mut at = vec![68];
+    while *at.last().unwrap() < bytes.len() {
+        let from = *at.last().unwrap();
+        let length = u32::from_be_bytes(bytes[from..from + 4].try_into().unwrap()) as usize;
+        at.push(from + 8 + length);
+    }
+    at
+}
+
+/// Two files of one instance, with three uploads and a batch each.
+async fn two_files(case: &Case) {
+    let one = gateway(case).await;
+    for day in 0..2 {
+        for i in 0..3 {
+            one.client("DE").upload_new(&format!("{day}-{i}"), 5, case.clock.now()).await;
+        }
+        one.form().await;
+        if day == 0 {
+            case.clock.set(case.clock.now() + TimeDelta::days(1));
+        }
+    }
+    case.stop(&one).await;
+    assert_eq!(files(case).len(), 2);
+    assert_eq!(problems(case).await, Vec::<String>::new());
+}
+
+async fn whatever_is_altered_cut_exchanged_or_missing_is_named(case: &Case) {
+    two_files(case).await;
+    let paths = files(case);
+    let name = |i: usize| paths[i].file_name().unwrap().to_str().unwrap().to_owned();
+    let first = fs::read(&paths[0]).unwrap();
+    let second = fs::read(&paths[1]).unwrap();
+    let frame = frames(&first);
+    assert!(frame.len() >= 5, "{frame:?}");
+    let found = async |i: usize, bytes: &[u8], expected: &str| {
+        let problems = with_bytes(&paths[i], bytes, async || problems(case).await).await;
+        let named = problems.iter().any(|problem| problem.contains(&name(i)) && problem.contains(expected));
+        assert!(named, "{expected:?}: {problems:?}");
+    };
+    // A byte of the header, of a length, of its check, of a key id, a nonce, a ciphertext and a tag.
+    for at in [3, 20, 40, 66] {
+        let mut bytes = first.clone();
+        bytes[at] ^= 1;
+        let problems = with_bytes(&paths[0], &bytes, async || problems(case).await).await;
+        assert!(problems.iter().any(|problem| problem.contains(&name(0))), "byte {at}: {problems:?}");
+    }
+    for (offset, expected) in [
+        (0, "altered"),
+        (3, "altered"),
+        (5, "altered"),
+        (11, "encryption key"),
+        (14, "altered"),
+        (30, "altered"),
+    ] {
+        let mut bytes = first.clone();
+        bytes[frame[1] + offset] ^= 1;
+        found(0, &bytes, expected).await;
+    }
+    let mut bytes = first.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    found(0, &bytes, "altered").await;
+    // A frame is missing; two are exchanged; one is there twice.
+    let cut = [&first[..frame[1]], &first[frame[2]..]].concat();
+    found(0, &cut, "missing").await;
+    let exchanged =
+        [&first[..frame[1]], &first[frame[2]..frame[3]], &first[frame[1]..frame[2]], &first[frame[3]..]]
+            .concat();
+    found(0, &exchanged, "").await;
+    let twice = [&first[..frame[2]], &first[frame[1]..]].concat();
+    found(0, &twice, "altered or moved").await;
+    // It ends early, between two frames and within one; the next file knows where it ended.
+    for end in [frame[3], frame[3] + 20] {
+        found(0, &first[..end], "it was cut or exchanged").await;
+    }
+    // Two files are exchanged.
+    with_bytes(&paths[1], &first, async || found(0, &second, "in the wrong place").await).await;
+    // A file is missing: with its uploads' batches in the other one, or at the beginning.
+    fs::remove_file(&paths[1]).unwrap();
+    assert_eq!(problems(case).await, Vec::<String>::new(), "the newest file can be missed by nobody");
+    fs::write(&paths[1], &second).unwrap();
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    // What was not written to its end is no damage: nobody was told of it.
+    let torn = [&second[..], &second[68..90]].concat();
+    assert_eq!(with_bytes(&paths[1], &torn, async || problems(case).await).await.len(), 0);
+}
+
+async fn damage_can_be_accepted_and_the_rest_comes_back(case: &Case) {
+    two_files(case).await;
+    let path = files(case).remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let frame = frames(&bytes);
+    // In one of the uploads.
+    let uploads: Vec<_> = frame.windows(2).filter(|pair| pair[1] - pair[0] > 1000).collect();
+    bytes[uploads.last().unwrap()[0] + 100] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let app = app_on_other(case).await;
+    app.store.migrate().await.unwrap();
+    let refused = efgs_gateway::journal::replay(&app, None, false, |_| {}).await.err().unwrap().to_string();
+    assert!(refused.contains("altered") && refused.contains("--accept-losses"), "{refused}");
+    let done = efgs_gateway::journal::replay(&app, None, true, |_| {}).await.unwrap();
+    assert_eq!((done.uploads, done.batches), (5, 2), "{done:?}");
+    assert!(done.losses.iter().any(|loss| loss.contains("1 of its 3 uploads are missing")), "{done:?}");
+    app.store.clone().close().await;
+}
+
+async fn warnings(gateway: &Running) -> Vec<String> {
+    gateway.app.readiness(Duration::from_secs(5)).await.warnings
+}
+
+async fn without_its_journal_uploads_are_refused_and_downloads_go_on(case: &Case) {
+    let one = gateway(case).await;
+    let (de, nl) = (one.client("DE"), one.client("NL"));
+    de.upload_new("a", 2, case.clock.now()).await;
+    let batch = one.form().await.remove(0);
+    // As if its disk had gone.
+    fs::remove_dir_all(folder(case)).unwrap();
+    fs::write(folder(case), "not a folder").unwrap();
+    let sent = keys(country("DE"), 3, case.clock.now());
+    let answer = de.upload("b", &sent).await;
+    answer.refused(503, "unavailable");
+    assert!(answer.header("retry-after").is_some());
+    de.upload("b", &sent).await.refused(503, "unavailable");
+    de.send(Request::new("DELETE", format!("{}/a", wire::UPLOAD_PATH))).await.refused(503, "unavailable");
+    let warned = warnings(&one).await;
+    assert!(
+        warned.iter().any(|w| w.contains("the journal cannot be written") && w.contains("Not a directory")),
+        "{warned:?}"
+    );
+    assert!(one.app.readiness(Duration::from_secs(5)).await.reasons.is_empty());
+    assert!(efgs_gateway::batching::form_now(&one.app).await.is_err());
+    // Neither is in a batch or forgotten; what there is is served, without what was withdrawn.
+    let answer = nl.download(case.today(), None).await.expect(200);
+    assert_eq!((answer.tag(), answer.next(), answer.keys().len()), (batch, "null".to_owned(), 0));
+    // The disk comes back.
+    fs::remove_file(folder(case)).unwrap();
+    de.upload("b", &sent).await.expect(201);
+    assert!(!warnings(&one).await.iter().any(|w| w.contains("journal")));
+    de.send(Request::new("DELETE", format!("{}/a", wire::UPLOAD_PATH))).await.expect(200);
+    one.form().await;
+    assert_eq!(
+        one.client("IT").download(case.today(), None).await.expect(200).header("nextBatchTag").map(str::len),
+        Some(24)
+    );
+    // What the lost disk had is written anew from the database.
+    one.app.store.journal_everything().await.unwrap();
+    case.clock.set(case.clock.now() + TimeDelta::seconds(11));
+    until("all is written", async || (!one.app.store.awaits_journal().await.unwrap()).then_some(())).await;
+    case.stop(&one).await;
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    let done = replay(case).await;
+    assert_eq!((done.uploads, done.batches, done.withdrawals), (2, 2, 1));
+}
+
+async fn a_file_that_is_deleted_while_it_is_written_is_noticed(case: &Case) {
+    let one = gateway(case).await;
+    one.client("DE").upload_new("a", 2, case.clock.now()).await;
+    fs::remove_dir_all(folder(case)).unwrap();
+    let sent = keys(country("DE"), 3, case.clock.now());
+    // The one that finds out is refused, and the next one has a new file.
+    until("it is written again", async || {
+        (one.client("DE").upload("b", &sent).await.status == 201).then_some(())
+    })
+    .await;
+    case.stop(&one).await;
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    let done = replay(case).await;
+    assert_eq!((done.uploads, done.keys), (1, 3));
+}
+
+async fn kill_9_loses_nothing_that_was_acknowledged_from_the_journal(case: &Case) {
+    let rounds: usize = std::env::var("EFGS_TEST_KILL_ROUNDS").map_or(3, |n| n.parse().unwrap());
+    case.prepare().await;
+    let text = fs::read_to_string(busy(case)).unwrap();
+    let config = case.write_config(&format!("{text}[journal]\nfolder = \"journal\"\n"));
+    let mut all: Vec<Sent> = Vec::new();
+    for round in 0..rounds {
+        let mut process = Process::start(&config);
+        let clients = ["DE", "IT", "IE", "DE"].map(|code| process.client(code));
+        let names: Vec<String> = (0..4).map(|i| format!("{round}-{i}")).collect();
+        let uploading = all_at_once(
+            clients.iter().zip(&names).map(|(client, name)| upload_until_error(client, name, now())),
+        );
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(rand::random_range(200..700))).await;
+            process.kill();
+        };
+        let (sent, ()) = futures_util::future::join(uploading, killing).await;
+        all.extend(sent.into_iter().flatten());
+        end_leases(case).await;
+    }
+    case.clock.set(now());
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    replay(case).await;
+    let there: Vec<String> = case.other_db().await.column("SELECT HEX(upload_tag) FROM upload").await;
+    let hex = |tag: &str| tag.bytes().map(|byte| format!("{byte:02X}")).collect::<String>();
+    let acknowledged = all.iter().filter(|sent| sent.acknowledged);
+    assert!(acknowledged.clone().count() > rounds, "only {} uploads", all.len());
+    for sent in acknowledged {
+        assert!(there.contains(&hex(&sent.tag)), "{} was acknowledged and is not in the journal", sent.tag);
+    }
+    // What was served is the same.
+    let batches = "SELECT CONCAT(HEX(b.id), ' ', HEX(u.upload_tag)) FROM batch b JOIN upload u ON u.batch_id = b.id ORDER BY b.id, u.id";
+    let held = "SELECT COUNT(*) FROM journal_pending_batch";
+    let (before, after): (Vec<String>, Vec<String>) =
+        (case.db.column(batches).await, case.other_db().await.column(batches).await);
+    if case.db.number(held).await == 0 {
+        assert_eq!(before, after);
+    } else {
+        assert!(before.starts_with(&after), "{before:?} {after:?}");
+    }
+}
+
+async fn the_journal_can_be_in_an_object_store(case: &Case) {
+    let store = ObjectStore::start();
+    for (name, text) in [("s3-access.key", ACCESS_KEY), ("s3-secret.key", SECRET_KEY)] {
+        fs::write(case.folder.path().join(name), format!("{text}\n")).unwrap();
+    }
+    let bucket = || Journal {
+        bucket: Some("efgs-journal".into()),
+        endpoint: Some(store.endpoint.clone()),
+        region: REGION.into(),
+        prefix: "a federation/".into(),
+        access_key_file: Some(case.folder.path().join("s3-access.key")),
+        secret_key_file: Some(case.folder.path().join("s3-secret.key")),
+        ..Journal::default()
+    };
+    let one = case.gateway_with(|config| config.journal = Some(bucket())).await;
+    let (de, nl) = (one.client("DE"), one.client("NL"));
+    all_at_once((0..4).map(async |i| de.upload_new(&format!("d{i}"), 20, case.clock.now()).await)).await;
+    one.form().await;
+    let sent = keys(country("NL"), 3, case.clock.now());
+    store.set_away(true);
+    nl.upload("n", &sent).await.refused(503, "unavailable");
+    let warned = warnings(&one).await;
+    assert!(
+        warned.iter().any(|warning| warning.contains("503") && warning.contains("SlowDown")),
+        "{warned:?}"
+    );
+    store.set_away(false);
+    nl.upload("n", &sent).await.expect(201);
+    one.form().await;
+    case.stop(&one).await;
+    assert_eq!(store.refused(), Vec::<String>::new());
+    assert!(
+        store.names().len() > 3 && store.names().iter().all(|name| name.starts_with("a federation/2")),
+        "{:?}",
+        store.names()
+    );
+
+    let mut config = app_on_other(case).await.config.clone();
+    config.journal = Some(bucket());
+    let app = efgs_gateway::app::App::new(config, case.clock.clone(), None).unwrap();
+    app.store.migrate().await.unwrap();
+    let done = efgs_gateway::journal::replay(&app, None, false, |_| {}).await.unwrap();
+    assert_eq!((done.uploads, done.keys, done.batches), (5, 83, 2));
+    app.store.clone().close().await;
+    store.stop().await;
+}

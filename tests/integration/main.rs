@@ -25,6 +25,7 @@ mod journal;
 mod journal_failures;
 mod metrics;
 mod national_backend;
+mod object_store;
 mod outage;
 mod process;
 mod prometheus;

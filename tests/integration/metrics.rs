@@ -25,7 +25,7 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, CallbackServ
     let config = format!(
         "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\n\
          [callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\
-         allowed_networks = [\"127.0.0.0/8\"]\n"
+         allowed_networks = [\"127.0.0.0/8\"]\n[journal]\nfolder = \"journal\"\n"
     );
     let process = Process::start(&case.write_config(&config));
     let today = now().date_naive();

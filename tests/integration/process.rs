@@ -72,7 +72,7 @@ impl Process {
         assert!(status.success());
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -103,7 +103,7 @@ fn serve(config: &Path) -> Command {
 }
 
 /// A configuration whose jobs run all the time.
-fn busy(case: &Case) -> std::path::PathBuf {
+pub(crate) fn busy(case: &Case) -> std::path::PathBuf {
     let text = case.config_text().replace("interval = \"1h\"", "interval = \"100ms\"\nmax_keys = 60");
     case.write_config(&format!("{text}[retention]\ninterval = \"100ms\"\n"))
 }
@@ -120,7 +120,7 @@ pub(crate) struct Sent {
 }
 
 /// Uploads one after another until the gateway is gone.
-async fn upload_until_error(client: &Client, name: &str, now: DateTime<Utc>) -> Vec<Sent> {
+pub(crate) async fn upload_until_error(client: &Client, name: &str, now: DateTime<Utc>) -> Vec<Sent> {
     let mut sent = Vec::new();
     for i in 0.. {
         let keys = keys(client.country(), 1 + rand::random_range(0..40), now);
@@ -193,7 +193,7 @@ async fn all_in_batches(case: &Case) {
 }
 
 /// As if the time of the leases that the killed process held were over.
-async fn end_leases(case: &Case) {
+pub(crate) async fn end_leases(case: &Case) {
     case.db.execute("UPDATE job SET owner = NULL, expires_at = 0").await;
 }
 

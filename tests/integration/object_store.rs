@@ -1,0 +1,171 @@
+//! A small S3-compatible store that keeps objects in memory and believes only correct signatures (AWS Signature
+//! Version 4 in the query).
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, web};
+use aws_lc_rs::hmac;
+use sha2::{Digest, Sha256};
+
+pub(crate) const ACCESS_KEY: &str = "journal-writer";
+pub(crate) const SECRET_KEY: &str = "the-secret-of-the-journal-writer";
+pub(crate) const REGION: &str = "eu-central-1";
+/// Objects in one page of a list.
+const PAGE: usize = 3;
+
+#[derive(Default)]
+struct State {
+    objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    away: AtomicBool,
+    refused: Mutex<Vec<String>>,
+}
+
+pub(crate) struct ObjectStore {
+    state: Arc<State>,
+    server: ServerHandle,
+    pub(crate) endpoint: String,
+}
+
+impl ObjectStore {
+    pub(crate) fn start() -> Self {
+        let state = Arc::new(State::default());
+        let (send, receive) = std::sync::mpsc::channel();
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async {
+                let server = HttpServer::new(move || {
+                    App::new()
+                        .app_data(web::Data::from(shared.clone()))
+                        .app_data(web::PayloadConfig::new(64 << 20))
+                        .default_service(web::to(answer))
+                })
+                .workers(1)
+                .disable_signals()
+                .bind(("127.0.0.1", 0))
+                .unwrap();
+                let address = server.addrs()[0];
+                let server = server.run();
+                send.send((address, server.handle())).unwrap();
+                server.await.unwrap();
+            });
+        });
+        let (address, server) = receive.recv().unwrap();
+        Self { state, server, endpoint: format!("http://{address}") }
+    }
+
+    /// From now on every request is answered 503, or no longer.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.state.away.store(away, Ordering::SeqCst);
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.state.objects.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// Why requests were refused.
+    pub(crate) fn refused(&self) -> Vec<String> {
+        self.state.refused.lock().unwrap().clone()
+    }
+
+    pub(crate) async fn stop(self) {
+        self.server.stop(false).await;
+    }
+}
+
+async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+    if state.away.load(Ordering::SeqCst) {
+        return HttpResponse::ServiceUnavailable().body("<Error><Code>SlowDown</Code></Error>");
+    }
+    if let Err(reason) = verify(&request) {
+        state.refused.lock().unwrap().push(format!("{} {}: {reason}", request.method(), request.path()));
+        return HttpResponse::Forbidden().body("<Error><Code>SignatureDoesNotMatch</Code></Error>");
+    }
+    let Some(key) = request.path().strip_prefix("/efgs-journal/") else {
+        return HttpResponse::NotFound().body("<Error><Code>NoSuchBucket</Code></Error>");
+    };
+    let key = unescape(key);
+    let mut objects = state.objects.lock().unwrap();
+    match request.method().as_str() {
+        "PUT" => {
+            objects.insert(key, body.to_vec());
+            HttpResponse::Ok().finish()
+        }
+        "GET" if key.is_empty() => list(&request, &objects),
+        "GET" => match objects.get(&key) {
+            Some(object) => HttpResponse::Ok().body(object.clone()),
+            None => HttpResponse::NotFound().body("<Error><Code>NoSuchKey</Code></Error>"),
+        },
+        "DELETE" => {
+            objects.remove(&key);
+            HttpResponse::NoContent().finish()
+        }
+        _ => HttpResponse::MethodNotAllowed().finish(),
+    }
+}
+
+fn list(request: &HttpRequest, objects: &BTreeMap<String, Vec<u8>>) -> HttpResponse {
+    let query = query(request);
+    let prefix = query.get("prefix").cloned().unwrap_or_default();
+    let after = query.get("continuation-token").cloned().unwrap_or_default();
+    let mut left = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after);
+    let page: Vec<_> = left.by_ref().take(PAGE).collect();
+    let next = page.last().filter(|_| left.next().is_some());
+    let next = next
+        .map_or(String::new(), |(key, _)| format!("<NextContinuationToken>{key}</NextContinuationToken>"));
+    let contents: String = page
+        .iter()
+        .map(|(key, object)| format!("<Contents><Key>{key}</Key><Size>{}</Size></Contents>", object.len()))
+        .collect();
+    let namespace = "http://s3.amazonaws.com/doc/2006-03-01/";
+    HttpResponse::Ok().content_type("application/xml").body(format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><ListBucketResult xmlns=\"{namespace}\"><Name>efgs-journal</Name>{next}{contents}</ListBucketResult>"
+    ))
+}
+
+fn query(request: &HttpRequest) -> BTreeMap<String, String> {
+    let pairs = request.query_string().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (unescape(name), unescape(value))).collect()
+}
+
+fn unescape(text: &str) -> String {
+    let url = reqwest::Url::parse(&format!("http://x/?v={}", text.replace('+', "%2B"))).unwrap();
+    url.query_pairs().next().unwrap().1.into_owned()
+}
+
+/// The signature as the specification of AWS computes it.
+fn verify(request: &HttpRequest) -> Result<(), String> {
+    let values = query(request);
+    let value = |name: &str| values.get(name).ok_or_else(|| format!("{name} is missing"));
+    let (date, signature) = (value("X-Amz-Date")?, value("X-Amz-Signature")?);
+    let scope = format!("{}/{REGION}/s3/aws4_request", &date[..8]);
+    if *value("X-Amz-Credential")? != format!("{ACCESS_KEY}/{scope}") {
+        return Err("the credential is another one".into());
+    }
+    let mut pairs: Vec<&str> =
+        request.query_string().split('&').filter(|pair| !pair.starts_with("X-Amz-Signature=")).collect();
+    pairs.sort_unstable();
+    let host = request.headers().get("host").unwrap().to_str().unwrap();
+    let canonical = format!(
+        "{}\n{}\n{}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD",
+        request.method(),
+        request.uri().path(),
+        pairs.join("&")
+    );
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let to_sign =
+        format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex(&Sha256::digest(canonical.as_bytes())));
+    let sign = |key: &[u8], text: &str| {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+    };
+    let mut key = sign(format!("AWS4{SECRET_KEY}").as_bytes(), &date[..8]);
+    for part in [REGION, "s3", "aws4_request"] {
+        key = sign(&key, part);
+    }
+    if hex(&sign(&key, &to_sign)) == *signature { Ok(()) } else { Err("the signature is wrong".into()) }
+}
