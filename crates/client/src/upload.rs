@@ -40,6 +40,9 @@ use crate::{
 /// The most keys that one run reads, so that an endless input ends.
 pub const MAX_KEYS_READ: u64 = 100_000_000;
 
+/// How long a reader may take to notice that it has been stopped.
+const STOPPING: Duration = Duration::from_secs(1);
+
 /// How keys are split and sent.
 #[derive(Clone)]
 pub struct Options {
@@ -121,6 +124,9 @@ pub enum UploadError {
     /// The state folder. If it was noticed late, some uploads may have been sent; the next run finds out.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The caller stopped it before anything was sent.
+    #[error("stopped before anything was sent")]
+    Stopped,
     /// The input does not seem to end.
     #[error("there are more than {MAX_KEYS_READ} keys: upload them in several runs")]
     TooManyKeys,
@@ -166,7 +172,15 @@ impl Uploader<'_> {
             progress: progress.clone(),
         };
         let _dropped = reading.stop.clone().drop_guard();
-        let prepared = tokio::task::spawn_blocking(move || reading.prepare(sources)).await;
+        let mut preparing = tokio::task::spawn_blocking(move || reading.prepare(sources));
+        let prepared = tokio::select! {
+            prepared = &mut preparing => prepared,
+            // It ends by itself, unless it waits for an input that does not come.
+            () = async {
+                stop.cancelled().await;
+                tokio::time::sleep(STOPPING).await;
+            } => return Err(UploadError::Stopped),
+        };
         // The task is never aborted, so that it can only have panicked.
         let mut prepared = prepared.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
 

@@ -13,6 +13,8 @@ mod generate;
 mod init;
 mod output;
 mod sign;
+mod stop;
+mod upload;
 
 use output::{Console, Exit};
 
@@ -61,6 +63,7 @@ enum Command {
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
     Export(export::ExportArgs),
+    Upload(upload::UploadArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -87,7 +90,12 @@ pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let context = Context { console: Console::new(global.json, global.quiet), path: global.profile };
     let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&context, command)),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(&context, command));
+            // A thread that still waits for input would wait in vain.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(error) => Err(error.into()),
     };
     let exit = outcome.unwrap_or_else(|error| {
@@ -105,6 +113,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Verify(args) => sign::verify(context, &args),
         Command::Callback(command) => callback::run(context, &command).await,
         Command::Export(args) => export::run(context, args).await,
+        Command::Upload(args) => upload::run(context, args).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Man(args) => generate::man(context, &args),
     }

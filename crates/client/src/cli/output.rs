@@ -78,6 +78,7 @@ impl Failure {
 }
 
 /// Where a command prints.
+#[derive(Clone, Copy)]
 pub(super) struct Console {
     json: bool,
     quiet: bool,

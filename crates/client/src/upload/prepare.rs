@@ -23,7 +23,7 @@ use super::{
     UploadError, digest, journal::Journal,
 };
 use crate::{
-    source::{Source, SourceError, SourceProblem},
+    source::{Source, SourceProblem},
     state::StateError,
 };
 
@@ -130,7 +130,10 @@ impl Preparing {
         if let Some(error) = failed {
             return Err(error);
         }
-        self.file().format = Some(format?);
+        self.file().format = Some(format.map_err(|error| match error.problem {
+            SourceProblem::Stopped => UploadError::Stopped,
+            _ => error.into(),
+        })?);
         self.close()
     }
 
@@ -182,9 +185,7 @@ impl Preparing {
             return Ok(());
         }
         if self.reading.stop.is_cancelled() {
-            let FileReport { name, keys, .. } = self.file();
-            let (name, keys) = (name.clone(), keys.read);
-            return Err(SourceError { name, keys, problem: SourceProblem::Stopped }.into());
+            return Err(UploadError::Stopped);
         }
         let progress = self.reading.progress.clone();
         progress(Event::Read { file: &self.file().name, keys: keys.len() as u64 });

@@ -308,14 +308,21 @@ async fn a_run_that_is_stopped_begins_nothing_more() {
     assert_eq!(report.keys.unsent, 95 - stored);
     // Neither is anything read any more.
     let stopped = backend.run(vec![source("keys", &keys(0..95))]).await;
-    assert!(matches!(
-        stopped,
-        Err(UploadError::Source(SourceError { problem: crate::source::SourceProblem::Stopped, .. }))
-    ));
+    assert!(matches!(stopped, Err(UploadError::Stopped)));
     let backend = Backend { stop: CancellationToken::new(), ..backend };
     let report = backend.upload(&keys(0..95)).await;
     assert_eq!((report.outcome, report.keys.done_before), (Outcome::Complete, stored));
     assert_eq!(backend.fake.stored(), (0..95).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_input_that_does_not_come_is_not_waited_for_once_stopped() {
+    let backend = Backend::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let sources = vec![Source::reader("pipe", reader)];
+    let (stopped, ()) = tokio::join!(backend.run(sources), async { backend.stop.cancel() });
+    assert!(matches!(stopped, Err(UploadError::Stopped)));
+    drop(writer);
 }
 
 #[tokio::test]

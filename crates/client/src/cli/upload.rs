@@ -1,0 +1,201 @@
+//! `efgs upload`.
+
+use std::{
+    error::Error,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use clap::{Args, value_parser};
+use efgs_protocol::{clock::Clock, country::Country};
+
+use super::{
+    Context, Outcome,
+    output::{Console, Exit, Failure, clean},
+    stop::stoppable,
+};
+use crate::{
+    gaen::{ReadError, VerifyingKey},
+    source::{GaenDefaults, GaenProblem, Source, SourceError, SourceProblem},
+    state::StateError,
+    upload::{Counts, Event, FileReport, Options, Outcome as End, Progress, Report, UploadError, Uploader},
+};
+
+const AGAIN: &str = "run the same command again: what was stored is not sent again";
+
+/// Sign and upload diagnosis keys
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  efgs upload outbox/*.json\n  cat keys.ndjson | efgs upload -\n  efgs upload --gaen-key publisher.pem --visited DE,FR export.zip",
+    after_long_help = "Example:\n  efgs upload outbox/*.json\n  cat keys.ndjson | efgs upload -\n  efgs upload --gaen-key publisher.pem --visited DE,FR export.zip\n\n\
+        The content of a file says what it is: a batch as JSON ({\"keys\":[...]}) or in protobuf, a key as JSON on each line, or a GAEN export zip.\n\n\
+        Everything is read and checked before anything is sent. Running it again, also with more files, also after it was killed, sends nothing twice: the state folder and the gateway know what was stored. Its file upload.journal has the tags of all uploads.\n\n\
+        Exit codes: 0 the gateway has every key; 1 keys are invalid and nothing was sent, or the gateway refused; 3 the signature of a GAEN export does not verify; 4 done except for single keys or uploads, which are reported; 5 not now, run it again."
+)]
+pub(super) struct UploadArgs {
+    /// The files; - is the standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Leave invalid keys out instead of sending nothing
+    #[arg(long)]
+    skip_invalid: bool,
+    /// Do everything except sending
+    #[arg(long)]
+    dry_run: bool,
+    /// The country or countries visited, for the keys of GAEN exports, which do not say any
+    #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
+    visited: Vec<Country>,
+    /// The public key or certificate (PEM) whose signature GAEN exports must have
+    #[arg(long, value_name = "FILE")]
+    gaen_key: Option<PathBuf>,
+    /// The most keys in one upload
+    #[arg(long, value_name = "KEYS", default_value_t = 5000, value_parser = value_parser!(u32).range(1..))]
+    max_keys: u32,
+    /// The most bytes in one upload
+    #[arg(long, value_name = "BYTES", default_value_t = 10 << 20)]
+    max_bytes: usize,
+    /// How many uploads may be under way at once
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u8).range(1..=4))]
+    concurrency: u8,
+    /// How often a call is repeated that may succeed later
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    retries: u32,
+}
+
+pub(super) async fn run(context: &Context, args: UploadArgs) -> Outcome {
+    let profile = context.profile()?;
+    let uploader = Uploader {
+        gateway: &profile.gateway()?,
+        signer: &profile.signer()?,
+        state: &profile.state(),
+        clock: Clock::system(),
+        options: options(profile.country(), &args)?,
+    };
+    let sources = args.files.into_iter().map(|file| match file.as_os_str() == "-" {
+        true => Source::reader("standard input", io::stdin()),
+        false => Source::file(file),
+    });
+    let progress = progress(context.console);
+    let run = stoppable(async |stop| uploader.run(sources.collect(), &stop, progress).await);
+    let Some(report) = run.await? else {
+        return Err(Failure::new(Exit::Later, format!("stopped; {AGAIN}")).into());
+    };
+    let report = report.map_err(failure)?;
+    context.console.result(&report, text(&report))?;
+    end(&report)
+}
+
+fn options(country: Country, args: &UploadArgs) -> Result<Options, Box<dyn Error>> {
+    let mut options = Options::new(country);
+    options.max_keys = args.max_keys as usize;
+    options.max_bytes = args.max_bytes;
+    options.concurrency = args.concurrency.into();
+    options.skip_invalid = args.skip_invalid;
+    options.dry_run = args.dry_run;
+    options.retry.limit = args.retries;
+    let key = args.gaen_key.as_deref().map(verifying_key).transpose()?;
+    options.gaen = GaenDefaults { origin: country, visited_countries: args.visited.clone(), key };
+    Ok(options)
+}
+
+fn verifying_key(path: &Path) -> Result<VerifyingKey, String> {
+    let wrong = |error: &dyn Error| format!("--gaen-key {}: {error}", path.display());
+    VerifyingKey::from_pem(&fs::read(path).map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+}
+
+/// One bar while reading, one while sending.
+fn progress(console: Console) -> Arc<Progress> {
+    let bar = console.progress(None, "keys");
+    bar.set_message("reading");
+    let bar = Mutex::new(bar);
+    Arc::new(move |event| {
+        let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Read { keys, .. } | Event::Sent { keys } => bar.inc(keys),
+            Event::Ready { keys, .. } => {
+                bar.finish_and_clear();
+                *bar = console.progress(Some(keys), "keys");
+                bar.set_message("sending");
+            }
+            Event::Waiting { error, wait } => {
+                let seconds = wait.as_secs_f64();
+                bar.suspend(|| console.note(format_args!("{error}; trying again in {seconds:.1} s")));
+            }
+        }
+    })
+}
+
+fn failure(error: UploadError) -> Failure {
+    let exit = match &error {
+        UploadError::State(StateError::InUse(_)) | UploadError::Stopped => Exit::Later,
+        UploadError::Source(SourceError {
+            problem: SourceProblem::Gaen(GaenProblem::Read(ReadError::NotVerified { .. })),
+            ..
+        }) => Exit::Unverified,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+fn text(report: &Report) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for FileReport { name, keys, .. } in &report.files {
+        lines.push(format!("{name}: {}", counts(keys, report.dry_run)));
+    }
+    if report.files.len() > 1 {
+        lines.push(format!("in all: {}", counts(&report.keys, report.dry_run)));
+    }
+    for invalid in &report.invalid {
+        lines.push(format!("{}: key {}: {}", invalid.file, invalid.key, invalid.reason));
+    }
+    let unnamed = report.keys.invalid - report.invalid.len() as u64;
+    if unnamed > 0 {
+        lines.push(format!("and {unnamed} invalid keys more"));
+    }
+    for failed in &report.failed {
+        lines.push(format!(
+            "{}: an upload of {} keys failed: {} (tag {})",
+            failed.file, failed.keys, failed.reason, failed.tag
+        ));
+    }
+    clean(&lines.join("\n"))
+}
+
+fn counts(keys: &Counts, dry_run: bool) -> String {
+    let mut parts = vec![format!("{} keys", keys.read)];
+    let unsent = if dry_run { "would be sent" } else { "not sent" };
+    for (amount, what) in [
+        (keys.stored, "stored"),
+        (keys.existing, "known to the gateway before"),
+        (keys.done_before, "sent by an earlier run"),
+        (keys.repeated, "repeated"),
+        (keys.invalid, "invalid"),
+        (keys.unsent, unsent),
+    ] {
+        if amount > 0 {
+            parts.push(format!("{amount} {what}"));
+        }
+    }
+    parts.join(", ")
+}
+
+fn end(report: &Report) -> Outcome {
+    let (exit, message) = match report.outcome {
+        End::Complete => return Ok(Exit::Done),
+        End::Partial => return Ok(Exit::Partly),
+        End::Invalid => (
+            Exit::Failed,
+            format!(
+                "{} keys are invalid and nothing was sent: mend them, or leave them out with --skip-invalid",
+                report.keys.invalid
+            ),
+        ),
+        End::Refused => {
+            (Exit::Failed, "the gateway refused an upload; `efgs doctor` may know why".to_owned())
+        }
+        End::Unanswered => (Exit::Later, format!("the gateway does not answer; {AGAIN}")),
+        End::Interrupted => (Exit::Later, format!("stopped; {AGAIN}")),
+    };
+    Err(Failure::new(exit, message).into())
+}
