@@ -33,6 +33,7 @@ mod proxy;
 mod registry;
 mod trust;
 mod upload;
+mod uploader;
 mod validation;
 mod withdrawal;
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         file("registry", registry::TESTS),
         file("trust", trust::TESTS),
         file("upload", upload::TESTS),
+        file("uploader", uploader::TESTS),
         file("validation", validation::TESTS),
         file("withdrawal", withdrawal::TESTS),
         File { name: "outage", tests: outage::TESTS, own_server: true },
