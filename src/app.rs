@@ -39,6 +39,7 @@ use crate::{
     instance::Instance,
     jobs::{self, Shutdown},
     journal::{self, Journal},
+    overview,
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
@@ -77,6 +78,8 @@ pub struct App {
     pub wake_callbacks: Notify,
     /// How the jobs and the certificates stand.
     pub health: Health,
+    /// What the operator sees.
+    pub overview: overview::Cache,
     watch: ExpiryWatch,
     receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
     metrics: Option<PrometheusHandle>,
@@ -169,6 +172,7 @@ impl App {
             guard: Guard::new(config.callback.as_ref(), resolver)?,
             downloaded: Downloaded::default(),
             wake_callbacks: Notify::new(),
+            overview: overview::Cache::default(),
             health: Health::new(clock.clone(), config.database.timeout),
             watch: ExpiryWatch::default(),
             receiving: Mutex::default(),
@@ -298,6 +302,7 @@ impl Gateway {
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
             tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
             tokio::spawn(callback::run(app.clone(), shutdown.clone())),
+            tokio::spawn(overview::run(app.clone(), shutdown.clone())),
             tokio::spawn(reload.clone().watch(shutdown.clone())),
             tokio::spawn(journal::run(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),

@@ -195,6 +195,11 @@ impl Chain {
         self.len() == 0
     }
 
+    /// The newest batches that are known, the newest first.
+    pub fn newest(&self, amount: usize) -> Vec<Arc<BatchRecord>> {
+        self.snapshot().iter().rev().take(amount).cloned().collect()
+    }
+
     fn snapshot(&self) -> Arc<Vec<Arc<BatchRecord>>> {
         self.batches.read().map(|batches| batches.clone()).unwrap_or_default()
     }

@@ -33,6 +33,7 @@ pub mod instance;
 pub mod jobs;
 pub mod journal;
 pub mod options;
+pub mod overview;
 pub mod reload;
 pub mod rotation;
 pub mod store;

@@ -18,6 +18,7 @@ mod m0003_withdrawal;
 mod m0004_access_log;
 mod m0006_journal;
 mod m0007_rotation;
+mod m0008_instance;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0004_access_log::Migration),
             Box::new(m0006_journal::Migration),
             Box::new(m0007_rotation::Migration),
+            Box::new(m0008_instance::Migration),
         ]
     }
 }

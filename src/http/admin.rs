@@ -1,4 +1,6 @@
-//! The admin listener: health, metrics and the API document. It has no authentication and is never public.
+//! The admin listener: the operator's page, health, metrics and the API document. It has no authentication and is never public.
+
+use std::sync::Arc;
 
 use actix_web::{
     HttpResponse,
@@ -10,7 +12,12 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::ApiDoc;
-use crate::{app::App, health::Readiness, telemetry};
+use crate::{
+    app::App,
+    health::Readiness,
+    overview::{self, Overview},
+    telemetry,
+};
 
 /// Whether the gateway can do its work, as `GET /health/ready` says it.
 #[derive(Debug, Serialize)]
@@ -32,12 +39,8 @@ pub fn configure(config: &mut ServiceConfig) {
         )
         .route("/health/ready", web::get().to(ready))
         .route("/metrics", web::get().to(metrics))
-        .route(
-            "/",
-            web::get().to(|| async {
-                HttpResponse::Found().insert_header((header::LOCATION, "/swagger/")).finish()
-            }),
-        )
+        .route("/", web::get().to(page))
+        .route("/overview.json", web::get().to(overview_json))
         .route(
             "/swagger",
             web::get().to(|| async {
@@ -55,6 +58,46 @@ async fn ready(app: web::Data<App>) -> HttpResponse {
     } else {
         HttpResponse::ServiceUnavailable().json(Answer { status: "down", reasons, warnings })
     }
+}
+
+/// The operator's page.
+async fn page(app: web::Data<App>) -> HttpResponse {
+    match look(app).await {
+        Ok(overview) => HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, "text/html; charset=utf-8"))
+            .insert_header((header::CONTENT_SECURITY_POLICY, overview::content_security_policy()))
+            .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+            .insert_header((header::X_FRAME_OPTIONS, "DENY"))
+            .insert_header((header::REFERRER_POLICY, "no-referrer"))
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .body(overview::page(&overview)),
+        Err(answer) => answer,
+    }
+}
+
+/// The same for scripts.
+async fn overview_json(app: web::Data<App>) -> HttpResponse {
+    match look(app).await {
+        Ok(overview) => {
+            HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(&*overview)
+        }
+        Err(answer) => answer,
+    }
+}
+
+/// Only the operator sees this side: the reason is told.
+async fn look(app: web::Data<App>) -> Result<Arc<Overview>, HttpResponse> {
+    let app = app.into_inner();
+    let looking = app.clone();
+    let reason = match app.background(async move { looking.overview.look(&looking).await }).await {
+        Ok(Ok(overview)) => return Ok(overview),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let text = format!("There is nothing to show: {reason}.\nThe state of this instance: /health/ready\n");
+    Err(HttpResponse::ServiceUnavailable()
+        .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
+        .body(text))
 }
 
 async fn metrics(app: web::Data<App>) -> HttpResponse {

@@ -11,7 +11,7 @@ use super::{
     Lease, Store, StoreError,
     entity::{batch, upload},
     error::Failure,
-    journal,
+    journal, sql,
     withdrawals::withdrawn_ids,
 };
 
@@ -111,10 +111,7 @@ impl Store {
                 .select_only()
                 .column_as(upload::Column::Id.count(), "uploads")
                 .column_as(
-                    Expr::col(upload::Column::Amount).sum().cast_as(match self.backend() {
-                        sea_orm::DatabaseBackend::Sqlite => "INTEGER",
-                        _ => "SIGNED",
-                    }),
+                    Expr::col(upload::Column::Amount).sum().cast_as(sql::integer(self.backend())),
                     "total",
                 )
                 .column_as(upload::Column::UploadedAt.min(), "oldest")

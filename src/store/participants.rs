@@ -6,7 +6,7 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::ConnectionTrait;
 
-use super::{Store, StoreError, batches::parse_id};
+use super::{Store, StoreError, batches::parse_id, sql};
 
 /// A country's traffic, as far as it has not expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,10 +27,7 @@ impl Store {
     /// The traffic of every country that has uploaded or downloaded, with the keys since `since`.
     pub async fn traffic(&self, since: DateTime<Utc>) -> Result<BTreeMap<String, Traffic>, StoreError> {
         self.repeat("traffic", || async {
-            let integer = match self.backend() {
-                sea_orm::DatabaseBackend::Sqlite => "INTEGER",
-                _ => "SIGNED",
-            };
+            let integer = sql::integer(self.backend());
             let mut countries: BTreeMap<String, Traffic> = BTreeMap::new();
             let uploads = self
                 .db

@@ -10,6 +10,14 @@ pub(super) fn now_ms(backend: DatabaseBackend) -> &'static str {
     }
 }
 
+/// The type that sums are cast to: MySQL's are decimals.
+pub(super) fn integer(backend: DatabaseBackend) -> &'static str {
+    match backend {
+        DatabaseBackend::Sqlite => "INTEGER",
+        _ => "SIGNED",
+    }
+}
+
 /// What every connection to MySQL or MariaDB is set to, because the drivers start with different settings:
 /// no value is truncated or rounded silently, times are UTC, and a statement sees what is committed. (The
 /// variable for the isolation has another name on MariaDB 10.11, so it is a statement of its own.)

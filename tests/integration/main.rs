@@ -10,6 +10,7 @@ mod audit;
 mod authority;
 mod backends;
 mod batching;
+mod browser;
 mod callback;
 mod callback_failures;
 mod callback_server;
@@ -27,6 +28,7 @@ mod metrics;
 mod national_backend;
 mod object_store;
 mod outage;
+mod page;
 mod process;
 mod prometheus;
 mod proxy;
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         file("metrics", metrics::TESTS),
         file("journal", journal::TESTS),
         file("journal_failures", journal_failures::TESTS),
+        file("page", page::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),

@@ -5,6 +5,7 @@
 #   - MariaDB 10.11, server and client, from Debian's packages (as root or through sudo; no system service is set up);
 #   - nginx with its JavaScript module, HAProxy and Prometheus, in the same way, for the tests of deploy/; their services are
 #     switched off;
+#   - Chromium with its driver and a font, in the same way, for the tests of the operator's page;
 #   - MySQL 9.7, server and client, from Debian's unstable suite, unpacked with all its libraries into a private FOLDER.
 #     The system's own packages stay as they are. The folder is the cache: a second run returns at once.
 #
@@ -40,6 +41,12 @@ if [ ${#tried[@]} -gt 0 ]; then
       case " ${tried[*]} " in *" $service "*) "${root[@]}" systemctl --quiet disable --now "$service" ;; esac
     done
   fi
+fi
+
+if ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+  "${root[@]}" apt-get -qq update
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null
 fi
 
 if [ -f "$prefix/.ok" ]; then exit 0; fi

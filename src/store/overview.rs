@@ -1,0 +1,140 @@
+//! What an operator sees at a glance: instances, jobs, traffic by the hour, last downloads.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use sea_orm::ConnectionTrait;
+use serde::Serialize;
+
+use super::{Store, StoreError, sql};
+use crate::instance::Instance;
+
+/// An instance without a sign of life for this long is forgotten.
+const FORGET_AFTER: TimeDelta = TimeDelta::days(1);
+
+/// An instance of the gateway, as the database knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownInstance {
+    /// Which.
+    pub instance: Instance,
+    /// The version that it runs.
+    pub version: String,
+    /// How long it has been running.
+    pub uptime: TimeDelta,
+    /// How long ago its last sign of life was.
+    pub silent: TimeDelta,
+}
+
+/// Uploads within one hour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Hour {
+    /// The beginning of the hour.
+    pub at: DateTime<Utc>,
+    /// Uploads that were stored.
+    pub uploads: u64,
+    /// Their keys.
+    pub keys: u64,
+}
+
+impl Store {
+    /// Records that an instance is alive, and forgets those that have been silent for a day.
+    pub async fn beat(&self, instance: &Instance) -> Result<(), StoreError> {
+        self.repeat("sign of life", || async {
+            let now = sql::now_ms(self.backend());
+            let known = self
+                .db
+                .execute_raw(self.statement(
+                    &format!("UPDATE instance SET seen_at = {now} WHERE id = ?"),
+                    [instance.id.as_str().into()],
+                ))
+                .await?;
+            // Counted are found rows on SQLite and through sea-orm on MySQL, so 0 means that there is none.
+            if known.rows_affected() == 0 {
+                let sql = format!(
+                    "INSERT INTO instance (id, host, version, started_at, seen_at) VALUES (?, ?, ?, {now}, {now})"
+                );
+                let values = [
+                    instance.id.as_str().into(),
+                    instance.host.as_str().into(),
+                    env!("CARGO_PKG_VERSION").into(),
+                ];
+                self.db.execute_raw(self.statement(&sql, values)).await?;
+            }
+            let sql = format!("DELETE FROM instance WHERE seen_at < {now} - ?");
+            self.db.execute_raw(self.statement(&sql, [FORGET_AFTER.num_milliseconds().into()])).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets an instance that has stopped.
+    pub async fn forget_instance(&self, instance: &Instance) -> Result<(), StoreError> {
+        self.repeat("end of an instance", || async {
+            let sql = "DELETE FROM instance WHERE id = ?";
+            self.db.execute_raw(self.statement(sql, [instance.id.as_str().into()])).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The instances that run, or were killed within the last day, the oldest first.
+    pub async fn instances(&self) -> Result<Vec<KnownInstance>, StoreError> {
+        self.repeat("instances", || async {
+            let now = sql::now_ms(self.backend());
+            let sql = format!(
+                "SELECT id, host, version, {now} - started_at AS uptime, {now} - seen_at AS silent FROM instance \
+                 ORDER BY started_at, id"
+            );
+            let rows = self.db.query_all_raw(self.statement(&sql, [])).await?;
+            let known = rows.iter().map(|row| {
+                Ok(KnownInstance {
+                    instance: Instance { id: row.try_get("", "id")?, host: row.try_get("", "host")? },
+                    version: row.try_get("", "version")?,
+                    uptime: TimeDelta::milliseconds(row.try_get("", "uptime")?),
+                    silent: TimeDelta::milliseconds(row.try_get("", "silent")?),
+                })
+            });
+            known.collect()
+        })
+        .await
+    }
+
+    /// Uploads by the hour since `since`; hours without any are left out.
+    pub async fn keys_by_hour(&self, since: DateTime<Utc>) -> Result<Vec<Hour>, StoreError> {
+        self.repeat("keys by hour", || async {
+            let integer = sql::integer(self.backend());
+            let sql = format!(
+                "SELECT SUBSTR(uploaded_at, 1, 13) AS hour, COUNT(*) AS uploads, \
+                 CAST(SUM(amount) AS {integer}) AS amount FROM upload WHERE uploaded_at >= ? GROUP BY hour ORDER BY hour"
+            );
+            let mut hours = Vec::new();
+            for row in self.db.query_all_raw(self.statement(&sql, [since.naive_utc().into()])).await? {
+                let hour: String = row.try_get("", "hour")?;
+                let Ok(at) = NaiveDateTime::parse_from_str(&format!("{hour}:00"), "%Y-%m-%d %H:%M") else { continue };
+                hours.push(Hour {
+                    at: at.and_utc(),
+                    uploads: row.try_get::<i64>("", "uploads")?.unsigned_abs(),
+                    keys: row.try_get::<i64>("", "amount")?.unsigned_abs(),
+                });
+            }
+            Ok(hours)
+        })
+        .await
+    }
+
+    /// When each country last downloaded something, as far as the statistics reach.
+    pub async fn last_downloads(&self) -> Result<BTreeMap<String, DateTime<Utc>>, StoreError> {
+        self.repeat("last downloads", || async {
+            let sql = "SELECT country, MAX(last_download_at) AS at FROM statistic GROUP BY country";
+            let mut last = BTreeMap::new();
+            for row in self.db.query_all_raw(self.statement(sql, [])).await? {
+                let at: Option<i64> = row.try_get("", "at")?;
+                if let Some(at) = at.and_then(DateTime::from_timestamp_micros) {
+                    last.insert(row.try_get("", "country")?, at);
+                }
+            }
+            Ok(last)
+        })
+        .await
+    }
+}

@@ -1,0 +1,275 @@
+//! The operator's page: what it says, and how it behaves in a real browser.
+
+use chrono::{DateTime, TimeDelta, Timelike, Utc};
+use efgs_protocol::batch_tag::ObjectId;
+use reqwest::header::CONTENT_SECURITY_POLICY;
+use serde_json::Value;
+
+use crate::{
+    browser::Browser,
+    callback::put,
+    database::Kind,
+    harness::{Case, PKI, Running, country, import, tests, until},
+};
+
+tests![
+    it_says_how_each_country_is_served,
+    what_others_have_written_is_shown_and_not_carried_out,
+    nothing_comes_from_elsewhere,
+    without_the_database_it_says_so,
+    in_a_browser_thirty_countries_fit_every_screen_and_the_keyboard_reaches_all,
+];
+
+async fn get(gateway: &Running, path: &str) -> reqwest::Response {
+    reqwest::get(format!("http://127.0.0.1:{}{path}", gateway.admin)).await.unwrap()
+}
+
+async fn json(gateway: &Running) -> Value {
+    // The answer of up to two seconds ago serves everybody; what the test has just done must be in it.
+    let overview = efgs_gateway::overview::Overview::gather(&gateway.app).await.unwrap();
+    serde_json::to_value(overview).unwrap()
+}
+
+fn of<'a>(overview: &'a Value, list: &str, key: &str, name: &str) -> &'a Value {
+    overview[list].as_array().unwrap().iter().find(|entry| entry[key] == name).unwrap()
+}
+
+async fn it_says_how_each_country_is_served(case: &Case) {
+    let gateway = case.gateway().await;
+    let now = case.clock.now();
+    gateway.client("DE").upload_new("a", 7, now).await;
+    gateway.form().await;
+    gateway.client("NL").download(case.today(), None).await.expect(200);
+    // It is written down within a second.
+    let seen = "SELECT COUNT(*) FROM downloaded";
+    until("the download is recorded", async || (case.db.number(seen).await == 1).then_some(())).await;
+    for tag in ["b", "c"] {
+        gateway.client("IT").upload_new(tag, 3, now).await;
+        gateway.form().await;
+    }
+    gateway.client("DE").upload_new("d", 2, now).await;
+    put(&gateway.client("NL"), "notify", "https://[2606:4700::1111]/notify").await.expect(200);
+
+    let overview = json(&gateway).await;
+    let (de, nl) = (of(&overview, "countries", "country", "DE"), of(&overview, "countries", "country", "NL"));
+    assert_eq!((&de["keysToday"], &nl["keysToday"]), (&9.into(), &0.into()));
+    assert_eq!((&de["behind"], &nl["behind"]), (&Value::Null, &2.into()));
+    assert_eq!(nl["callbacks"], 1);
+    assert!(de["certificateDays"].as_i64().unwrap() > 300, "{de}");
+    assert_eq!(de["lastUpload"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap(), now);
+    assert_eq!(nl["lastUpload"], Value::Null);
+
+    let hours = overview["hours"].as_array().unwrap();
+    assert_eq!(hours.len(), 14 * 24);
+    assert_eq!(hours[14 * 24 - 1]["keys"], 15);
+    assert!(hours[..14 * 24 - 1].iter().all(|hour| hour["keys"] == 0));
+    assert_eq!(overview["batches"][0]["keys"], 3, "the newest first");
+    assert_eq!(overview["batches"].as_array().unwrap().len(), 3);
+    assert_eq!((&overview["waiting"]["uploads"], &overview["waiting"]["keys"]), (&1.into(), &2.into()));
+    let this = of(&overview, "instances", "id", &gateway.app.instance.id);
+    assert_eq!(this["dead"], false);
+    assert!(of(&overview, "jobs", "name", "batching")["lastError"].is_null());
+    let warnings = overview["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0]["text"].as_str().unwrap().starts_with("`[callback]` is not set"), "{warnings:?}");
+
+    let page = get(&gateway, "/").await.text().await.unwrap();
+    for text in ["Germany", "1 thing to look at", "2 keys in 1 uploads", &gateway.app.instance.id] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+
+    // An instance that was killed, a callback that is paused, an upload that waits too long.
+    case.db.execute("INSERT INTO instance (id, host, version, started_at, seen_at) SELECT 'dead000000000000', 'elsewhere', '0', seen_at - 200000, seen_at - 120000 FROM instance").await;
+    gateway.app.store.hold_subscription(country("NL"), "notify").await.unwrap();
+    case.clock.set(now + TimeDelta::hours(4));
+    let warnings = json(&gateway).await["warnings"].to_string();
+    for text in [
+        "an upload has waited for a batch for 240 minutes",
+        "the instance dead000000000000 on elsewhere has not been heard of for 2 minutes",
+        "the callback notify of NL was paused by the operator",
+    ] {
+        assert!(warnings.contains(text), "{text}: {warnings}");
+    }
+    gateway.form().await;
+}
+
+async fn what_others_have_written_is_shown_and_not_carried_out(case: &Case) {
+    let gateway = case.gateway().await;
+    let id = "<script>alert(1)</script>\"'&";
+    let url: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    put(&gateway.client("NL"), &url.replace('+', "%20"), "https://[2606:4700::1111]/notify")
+        .await
+        .expect(200);
+    gateway.app.store.hold_subscription(country("NL"), id).await.unwrap();
+    let page = get(&gateway, "/").await.text().await.unwrap();
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{page}");
+    assert!(!page.contains("<script>alert"), "{page}");
+}
+
+async fn nothing_comes_from_elsewhere(case: &Case) {
+    let gateway = case.gateway().await;
+    let answer = get(&gateway, "/").await;
+    let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+    let policy = header(CONTENT_SECURITY_POLICY.as_str());
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    assert!(!policy.contains("unsafe") && !policy.contains('*') && !policy.contains("http"), "{policy}");
+    assert_eq!((header("x-frame-options"), header("cache-control")), ("DENY".into(), "no-store".into()));
+    let page = answer.text().await.unwrap();
+    for what in [" src=", "<link", "url(", "@import", "http://", "https://", "style=\"", "onclick"] {
+        assert!(!page.contains(what), "{what}");
+    }
+}
+
+async fn without_the_database_it_says_so(case: &Case) {
+    let gateway = case.gateway().await;
+    case.db.execute("ALTER TABLE callback_subscription RENAME TO away").await;
+    let answer = get(&gateway, "/").await;
+    assert_eq!(answer.status(), 503);
+    let text = answer.text().await.unwrap();
+    assert!(text.starts_with("There is nothing to show: "), "{text}");
+    case.db.execute("ALTER TABLE away RENAME TO callback_subscription").await;
+    assert_eq!(get(&gateway, "/").await.status(), 200);
+}
+
+const COUNTRIES: [&str; 30] = [
+    "AT", "BE", "BG", "CH", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IS",
+    "IT", "LI", "LT", "LU", "LV", "MT", "NL", "NO", "PL", "PT", "RO", "SE", "SI",
+];
+
+/// Thirty countries with 14 days of traffic, more by day than by night; some are late, one has never called.
+async fn federation(case: &Case, gateway: &Running) {
+    let now = case.clock.now();
+    for code in COUNTRIES {
+        let participant = PKI.participant(country(code)).unwrap();
+        for identity in [&participant.authentication, &participant.signing] {
+            import(&gateway.app, &identity.bundle).await;
+        }
+    }
+    gateway.reload().await;
+    let sql_time = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S%.6f").to_string();
+    let (mut uploads, mut batches, mut sequence) = (Vec::new(), Vec::new(), 0);
+    let mut last = None;
+    for hour in (0..14 * 24).rev() {
+        let at = now - TimeDelta::hours(hour) - TimeDelta::minutes(7);
+        sequence = if last == Some(at.date_naive()) { sequence + 1 } else { 1 };
+        last = Some(at.date_naive());
+        let id = ObjectId::from_bytes({
+            let mut bytes = [7; 12];
+            bytes[..4].copy_from_slice(&(at.timestamp() as u32).to_be_bytes());
+            bytes
+        });
+        let mut amount = 0;
+        for (i, code) in COUNTRIES.iter().enumerate().take(29) {
+            let busy = [1, 1, 1, 1, 2, 3, 6, 10, 14, 16, 16, 14, 12, 12, 13, 14, 13, 11, 9, 7, 5, 3, 2, 1];
+            let keys = busy[at.hour() as usize] * (3 + (i * 7 + hour as usize * 5) % 11) / 2;
+            amount += keys;
+            uploads.push(format!(
+                "('{code}', '{hour}', 'protobuf', 1, 0, {keys}, 1, '{}', '', 1, '{}', 1, '{}', '{}', X'{id}')",
+                "0".repeat(32), "0".repeat(32), "0".repeat(32), sql_time(at)
+            ));
+        }
+        batches.push(format!(
+            "(X'{id}', '{}', {sequence}, 1, {amount}, '{}')",
+            at.date_naive(),
+            sql_time(at)
+        ));
+    }
+    for rows in uploads.chunks(1000) {
+        case.db.execute(&format!("INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, signing_thumbprint, uploaded_at, batch_id) VALUES {}", rows.join(","))).await;
+    }
+    case.db
+        .execute(&format!(
+            "INSERT INTO batch (id, day, sequence, format_major, amount, formed_at) VALUES {}",
+            batches.join(",")
+        ))
+        .await;
+    let micros = |minutes: i64| (now - TimeDelta::minutes(minutes)).timestamp_micros();
+    for (i, code) in COUNTRIES.iter().enumerate().take(28) {
+        let behind = [0, 0, 0, 1, 0, 0, 2][i % 7] + if i == 11 { 40 } else { 0 };
+        case.db.execute(&format!("INSERT INTO downloaded (country, batch_id) SELECT '{code}', id FROM batch ORDER BY id DESC LIMIT 1 OFFSET {behind}")).await;
+        case.db.execute(&format!("INSERT INTO statistic (day, country, instance, last_download_at) VALUES ('{}', '{code}', '0000000000000000', {})", case.today(), micros(2 + 61 * behind))).await;
+    }
+    for code in ["CZ", "DE", "ES", "NL"] {
+        gateway
+            .app
+            .store
+            .put_subscription(country(code), "notify", &format!("https://{code}.example/callback"), 256)
+            .await
+            .unwrap();
+    }
+    gateway.app.store.hold_subscription(country("ES"), "notify").await.unwrap();
+    case.db.execute("UPDATE callback_subscription SET state = 'paused', last_error = 'connect: Connection refused' WHERE country = 'CZ'").await;
+}
+
+async fn in_a_browser_thirty_countries_fit_every_screen_and_the_keyboard_reaches_all(case: &Case) {
+    // What the browser does is the same with every database.
+    if case.db.kind != Kind::Sqlite {
+        return;
+    }
+    let Some(browser) = Browser::start().await else { return };
+    let gateway = case.gateway().await;
+    federation(case, &gateway).await;
+    let url = format!("http://127.0.0.1:{}/", gateway.admin);
+    for (name, width, height) in [("wide", 1440, 1000), ("tablet", 820, 1180), ("phone", 390, 844)] {
+        for scheme in ["light", "dark"] {
+            browser.screen(width, height, scheme).await;
+            browser.open(&url).await;
+            let overflow =
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
+            assert_eq!(browser.script(overflow).await, 0, "{name}: the page is wider than the screen");
+            let rows = "return document.querySelectorAll('#countries-table tbody tr').length";
+            assert_eq!(browser.script(rows).await, 30);
+            let hidden = "return [...document.querySelectorAll('#countries-table td span')].filter(cell => cell.getBoundingClientRect().right > innerWidth).length";
+            assert_eq!(browser.script(hidden).await, 0, "{name}: cells outside the screen");
+            // Contrast of every text with what it stands on (WCAG 2.1, 1.4.3).
+            let poor = browser.script(include_str!("contrast.js")).await;
+            assert_eq!(poor, serde_json::json!([]), "{name}, {scheme}: too little contrast");
+            browser.screenshot(&format!("{name}-{scheme}")).await;
+        }
+    }
+    // The keyboard reaches the details and opens them; what is open and focused survives a refresh.
+    browser.screen(1440, 1000, "light").await;
+    browser.open(&url).await;
+    let mut reached = Vec::new();
+    for _ in 0..8 {
+        browser.press("\u{e004}").await;
+        let focus = "return document.activeElement.id || document.activeElement.textContent";
+        reached.push(browser.script(focus).await.as_str().unwrap().to_owned());
+        if reached.last().is_some_and(|id| id == "per-day-summary") {
+            break;
+        }
+    }
+    assert_eq!(reached.first().map(String::as_str), Some("To the countries"), "{reached:?}");
+    assert_eq!(reached.last().map(String::as_str), Some("per-day-summary"), "{reached:?}");
+    browser.press(" ").await;
+    assert_eq!(browser.script("return document.getElementById('per-day').open").await, true);
+    let before = case.clock.now();
+    gateway.client("DE").upload_new("new", 4321, before).await;
+    let waiting = "return document.getElementById('batches').textContent.includes('4\u{202f}321 keys')";
+    browser.until(waiting).await;
+    assert_eq!(browser.script("return document.getElementById('per-day').open").await, true);
+    assert_eq!(browser.script("return document.activeElement.id").await, "per-day-summary");
+    // For a screen reader: names, roles, and no table that the narrow layout has taken apart.
+    browser.screen(390, 844, "light").await;
+    let tree = browser.accessibility().await;
+    for (role, name) in [
+        ("heading", "Countries"),
+        ("region", "Keys per hour"),
+        ("table", "How each country is served"),
+        ("columnheader", "Last download"),
+        ("rowheader", "DE Germany"),
+        ("status", ""),
+    ] {
+        let there = tree.iter().any(|(r, n)| r == role && (name.is_empty() || n == name));
+        assert!(there, "{role} {name}: {tree:?}");
+    }
+    // The gateway goes away: the page says that it is old.
+    case.stop(&gateway).await;
+    browser.until("return !document.getElementById('away').hidden").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.end().await;
+    // What was put there by hand has no keys.
+    for table in ["upload", "diagnosis_key", "batch"] {
+        case.db.execute(&format!("DELETE FROM {table}")).await;
+    }
+}
