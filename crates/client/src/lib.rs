@@ -6,19 +6,30 @@
 //! proxy from the environment.
 //!
 //! ```no_run
-//! # async fn example(settings: efgs_client::Settings) -> Result<(), Box<dyn std::error::Error>> {
-//! use efgs_client::{Format, Gateway};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use efgs_client::{Format, Profile};
 //!
-//! let gateway = Gateway::new(settings)?;
+//! let gateway = Profile::load("efgs-client.toml".as_ref())?.gateway()?;
 //! let mut batch = gateway.download("2026-11-22".parse()?, None, Format::Protobuf).await?;
 //! while let Some(download) = batch {
-//!     println!("{}: {} keys", download.batch_tag, download.keys.len());
+//!     println!("{}: {} keys, not verified yet", download.batch_tag, download.keys.len());
 //!     let Some(next) = download.next_batch_tag else { break };
 //!     batch = gateway.download("2026-11-22".parse()?, Some(&next), Format::Protobuf).await?;
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! On these calls stands what a national backend does with them, each safe to kill and to repeat. The command
+//! `efgs` is a thin shell on it.
+//!
+//! - [`profile`]: who calls which gateway, from one TOML file; [`doctor`]: whether that works.
+//! - [`source`] and [`upload`]: any number of keys from files, each to the gateway once.
+//! - [`download`] and [`audit`]: every batch once, and none that does not verify.
+//! - [`callback`]: being called when there is a new batch.
+//! - [`gaen`] and [`export`]: files for the phones.
+//!
+//! Every future can be dropped at any moment: nothing that was begun is left half done.
 
 pub mod audit;
 pub mod callback;

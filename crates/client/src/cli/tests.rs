@@ -60,3 +60,17 @@ fn every_exit_code_is_explained() {
     }
     assert_eq!(Exit::explained().lines().count(), 7);
 }
+
+#[test]
+fn manual_pages_are_written_for_all_commands_and_list_the_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(run_with(&["man", "--folder", folder.path().to_str().unwrap()]).unwrap(), Exit::Done);
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let main = read("efgs.1");
+    assert!(main.contains("Exit codes:") && main.contains("did not verify"), "{main}");
+    assert!(read("efgs-callback-put.1").contains("dry"));
+    for command in Cli::command().get_subcommands() {
+        let page = read(&format!("efgs-{}.1", command.get_name()));
+        assert!(command.has_subcommands() || page.contains("Example:"), "{page}");
+    }
+}

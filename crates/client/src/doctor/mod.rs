@@ -16,7 +16,7 @@ use efgs_protocol::{
 };
 use serde::Serialize;
 
-use crate::{Error, Gateway, Profile, Upload};
+use crate::{Error, Gateway, Profile, Upload, profile::ProfileError};
 
 mod reach;
 
@@ -104,12 +104,33 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
         Ok(signer) => {
             checks.extend(certificate(profile, CertificateType::Signing, signer.certificate(), now))
         }
-        Err(error) if !profile.has_signing() => checks.push(Check::skipped("signing", error)),
+        // Who never uploads needs none.
+        Err(error @ ProfileError::Missing { .. }) => checks.push(Check::skipped("signing", error)),
         Err(error) => checks.push(Check::failed(
             "signing",
             error,
             "mend it, or leave out `[signing]` and do not upload",
         )),
+    }
+    match profile.callback() {
+        Ok(server) => {
+            checks.extend(certificate(
+                profile,
+                CertificateType::Callback,
+                server.identity.certificate(),
+                now,
+            ));
+            let expired = server.gateway.iter().filter(|certificate| !certificate.is_valid_at(now));
+            checks.extend(expired.map(|certificate| {
+                Check::warning(
+                    "callback.gateway",
+                    format_args!("{} is not valid now", certificate.subject()),
+                    "ask the operator for the certificate that the gateway shows now",
+                )
+            }));
+        }
+        Err(ProfileError::Missing { .. }) => {}
+        Err(error) => checks.push(Check::failed("callback", error, "mend it, or leave out `[callback]`")),
     }
     checks.push(match profile.anchor() {
         Ok(anchor) => anchor_check(anchor.certificate(), now),
@@ -270,7 +291,7 @@ async fn clock_check(gateway: &Gateway, clock: &Clock) -> Check {
     let detail = format!("this clock is {}s {direction} the gateway's", skew.as_secs());
     let remedy = "set this machine's clock by NTP: keys and signatures from the future are refused";
     match skew {
-        Duration::ZERO => Check::ok("clock", "agrees with the gateway's"),
+        skew if skew.as_secs() == 0 => Check::ok("clock", "agrees with the gateway's"),
         skew if skew > SKEW_FAILURE => Check::failed("clock", detail, remedy),
         skew if skew > SKEW_WARNING => Check::warning("clock", detail, remedy),
         _ => Check::ok("clock", detail),

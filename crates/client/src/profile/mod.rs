@@ -12,6 +12,7 @@ use std::{
 
 use efgs_protocol::{
     anchor::{AnchorError, TrustAnchor},
+    certificate::Certificate,
     country::Country,
     signature::{BatchSigner, Identity, SignError},
 };
@@ -109,7 +110,7 @@ fn hint(error: &SignError, section: &str) -> String {
 }
 
 fn password_variable(section: &str) -> String {
-    format!("EFGS_{}_PASSWORD", section.to_ascii_uppercase())
+    format!("EFGS_{}_PASSWORD", section.to_ascii_uppercase().replace('.', "_"))
 }
 
 /// A profile that was read.
@@ -131,6 +132,7 @@ struct Content {
     signing: Option<IdentitySection>,
     trust: Option<TrustSection>,
     export: Option<ExportSection>,
+    callback: Option<CallbackSection>,
 }
 
 fn default_state() -> PathBuf {
@@ -166,6 +168,25 @@ struct IdentitySection {
 #[serde(deny_unknown_fields)]
 struct TrustSection {
     anchor: PathBuf,
+}
+
+/// `[callback]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallbackSection {
+    path: String,
+    gateway: Vec<PathBuf>,
+    server: IdentitySection,
+}
+
+/// What it takes to be called by the gateway, see [`Receiver::bind`](crate::callback::Receiver::bind).
+pub struct CallbackServer {
+    /// The path of the registered URL.
+    pub path: String,
+    /// The server's CALLBACK certificate with its private key.
+    pub identity: Identity,
+    /// The certificates that the gateway shows.
+    pub gateway: Vec<Certificate>,
 }
 
 impl Profile {
@@ -255,11 +276,6 @@ impl Profile {
         self.identity("signing", self.content.signing.as_ref()).map(BatchSigner::from)
     }
 
-    /// Whether there is a `[signing]` at all: who never uploads needs none.
-    pub fn has_signing(&self) -> bool {
-        self.content.signing.is_some()
-    }
-
     /// The operator's trust anchor.
     ///
     /// # Errors
@@ -269,10 +285,31 @@ impl Profile {
         Ok(TrustAnchor::from_pem(&*self.read("trust.anchor", &section.anchor)?)?)
     }
 
+    /// How the gateway calls.
+    ///
+    /// # Errors
+    /// When `[callback]` is missing or cannot be used.
+    pub fn callback(&self) -> Result<CallbackServer, ProfileError> {
+        let section = self.section("callback", self.content.callback.as_ref())?;
+        let refuse = |reason| ProfileError::Section { section: "callback", reason };
+        if !section.path.starts_with('/') {
+            return Err(refuse("`path` begins with a slash, as in the registered URL".to_owned()));
+        }
+        let identity = self.identity("callback.server", Some(&section.server))?;
+        let read = |path: &PathBuf| {
+            Certificate::from_file_contents(&self.read("callback.gateway", path)?, None)
+                .map_err(|e| refuse(format!("`gateway`: {}: {e}", path.display())))
+        };
+        let gateway = section.gateway.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(CallbackServer { path: section.path.clone(), identity, gateway })
+    }
+
     /// What works but endangers secrets: files of keys and passwords that every user of this machine may read.
     pub fn warnings(&self) -> Vec<String> {
-        let sections = [&self.content.authentication, &self.content.signing].into_iter().flatten();
+        let content = &self.content;
+        let sections = [&content.authentication, &content.signing].into_iter().flatten();
         sections
+            .chain(content.callback.as_ref().map(|callback| &callback.server))
             .flat_map(|section| [&section.private_key, &section.pkcs12, &section.password_file])
             .flatten()
             .chain(self.content.export.iter().map(|section| &section.signing_key))

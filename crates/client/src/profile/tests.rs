@@ -19,6 +19,19 @@ fn the_example_is_read_and_paths_are_relative_to_it() {
 }
 
 #[test]
+fn what_is_commented_out_in_the_example_is_understood() {
+    // A key is a word and an equals sign; the rest are explanations.
+    let is_key = |line: &str| {
+        let rest = line.trim_start_matches(|c: char| c.is_ascii_lowercase() || c == '_' || c == '.');
+        line.starts_with('[') || (rest.len() < line.len() && rest.starts_with(" = "))
+    };
+    let set = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
+    let all: Vec<_> = EXAMPLE.lines().map(set).collect();
+    let profile = parse(&all.join("\n")).unwrap();
+    assert!(profile.content.callback.is_some() && profile.content.signing.unwrap().pkcs12.is_some());
+}
+
+#[test]
 fn what_nobody_knows_is_refused_with_its_neighbour_and_line() {
     let refused = |text: &str| parse(text).unwrap_err().to_string();
     assert_eq!(
