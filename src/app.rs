@@ -24,6 +24,7 @@ use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
 };
+use tracing::Instrument as _;
 
 use crate::{
     batching,
@@ -43,7 +44,7 @@ use crate::{
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
-    telemetry::{self, InFlight},
+    telemetry::{self, InFlight, handshake::Handshake},
     trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
     upload::UploadError,
 };
@@ -190,7 +191,7 @@ impl App {
         self: Arc<Self>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, http::Error> {
-        self.runtime.spawn(work).await.map_err(|e| http::Error::Internal(e.to_string()))
+        self.runtime.spawn(work.in_current_span()).await.map_err(|e| http::Error::Internal(e.to_string()))
     }
 
     /// Runs something that computes for long on a thread of its own.
@@ -198,6 +199,8 @@ impl App {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, http::Error> {
+        let span = tracing::Span::current();
+        let work = move || span.in_scope(work);
         self.runtime.spawn_blocking(work).await.map_err(|e| http::Error::Internal(e.to_string()))
     }
 
@@ -283,7 +286,7 @@ impl Gateway {
         if app.store.replay_is_unfinished().await? {
             return Err(StartError::ReplayUnfinished);
         }
-        app.trust.load(&app.store, app.clock.now()).await?;
+        app.trust.load(&app.store).await?;
 
         let listen = |key: &'static str, address: SocketAddr| {
             TcpListener::bind(address).map_err(|source| StartError::Listen { key, address, source })
@@ -354,7 +357,7 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
     let load = || async {
         // First what was withdrawn: when that is not known, the registry grows old and nobody is served.
         crate::withdrawal::refresh(&app).await?;
-        app.trust.load(&app.store, app.clock.now()).await
+        app.trust.load(&app.store).await
     };
     let watch = app.health.watch("trust", app.config.trust.refresh);
     jobs::repeat(watch, app.trust.pace(), shutdown, std::future::pending, load).await;
@@ -422,6 +425,9 @@ fn prepare_connection(connection: &dyn Any, extensions: &mut Extensions, timeout
         None => "none",
     };
     metrics::counter!(telemetry::CONNECTIONS_MADE, "tls" => version).increment(1);
+    if let Some(took) = telemetry::handshake::end() {
+        extensions.insert(Handshake::new(took, version));
+    }
     let leaf = session.and_then(|session| session.peer_certificates()?.first());
     if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
         extensions.insert(identity);

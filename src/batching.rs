@@ -6,6 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::{Instrument as _, trace_span};
+
 use crate::{
     app::App,
     health::{JobWatch, Waiting},
@@ -48,7 +50,8 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
     let Some(lease) = app.store.acquire_lease(Job::Batching).await? else {
         return Ok(());
     };
-    jobs::under_lease(&app.store, lease, async |lease| {
+    let span = trace_span!(target: telemetry::SPANS, "form batches");
+    let working = jobs::under_lease(&app.store, lease, async |lease| {
         // Asked again under the lease: another instance may have done it meanwhile.
         let due = app.store.is_due(Job::Batching).await?;
         form_all(app, lease, !due).await?;
@@ -57,8 +60,8 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
             watch.set_overdue(None);
         }
         Ok(())
-    })
-    .await
+    });
+    working.instrument(span).await
 }
 
 /// Forms batches now until nothing waits, as the command `batch form` does; waits for the lease.

@@ -17,12 +17,14 @@ use efgs_protocol::{
     country::Country,
     media::SUPPORTED,
 };
+use tracing::{Instrument as _, trace_span};
 
 use crate::{
     app::App,
     clock::Clock,
     config::{Chain as ChainEnd, TagStyle},
     store::{BatchRecord, Store, StoreError},
+    telemetry,
     trust::Caller,
 };
 
@@ -215,7 +217,9 @@ impl Chain {
         let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let known = self.snapshot();
         let oldest = self.oldest();
-        let new = self.store.batches_after(known.last().map(|batch| batch.id), oldest).await?;
+        let after = known.last().map(|batch| batch.id);
+        let span = trace_span!(target: telemetry::SPANS, "refresh chain");
+        let new = self.store.batches_after(after, oldest).instrument(span).await?;
         let outdated = known.partition_point(|batch| batch.day < oldest);
         if !new.is_empty() || outdated > 0 {
             // The newest stays, expired or not: it is what the next question starts from.

@@ -58,6 +58,8 @@ pub struct Config {
     pub journal: Option<Journal>,
     /// How countries are called back (spec §5.6); without it callbacks are registered, and wait.
     pub callback: Option<Callback>,
+    /// Where traces are sent; without it there are none.
+    pub tracing: Option<Tracing>,
     /// What single countries need otherwise than the rest.
     #[serde(default)]
     pub participants: BTreeMap<Country, Participant>,
@@ -375,6 +377,27 @@ impl Callback {
 
     fn default_retry_max() -> Duration {
         Duration::from_secs(3600)
+    }
+}
+
+/// `[tracing]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tracing {
+    /// The collector's address for OTLP over HTTP (protobuf).
+    pub endpoint: String,
+    /// The share of requests that is traced, 0 to 1.
+    #[serde(default = "Tracing::default_ratio")]
+    pub ratio: f64,
+    /// A file of lines `Name: value`, sent with each export.
+    pub headers_file: Option<PathBuf>,
+    /// PEM: verify the collector against these; with `https` only.
+    pub ca: Option<PathBuf>,
+}
+
+impl Tracing {
+    fn default_ratio() -> f64 {
+        1.0
     }
 }
 

@@ -17,6 +17,7 @@ use efgs_protocol::{
     wire,
 };
 use moka::future::Cache;
+use tracing::{Instrument as _, trace_span};
 
 use crate::{
     app::App,
@@ -146,6 +147,8 @@ impl Sealed {
         key: CacheKey,
         build: impl Future<Output = Result<Cached, Error>>,
     ) -> Result<Cached, Error> {
+        let name = if matches!(key, CacheKey::Segments(..)) { "build batch" } else { "compress" };
+        let build = build.instrument(trace_span!(target: telemetry::SPANS, "build", otel.name = name));
         let entry = self.0.entry(key).or_try_insert_with(build).await.map_err(Error::Shared)?;
         let outcome = if entry.is_fresh() { "built" } else { "ready" };
         metrics::counter!(telemetry::CACHE_LOOKUPS, "outcome" => outcome).increment(1);

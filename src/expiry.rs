@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::NaiveDate;
+use tracing::{Instrument as _, trace_span};
 
 use crate::{
     app::App,
@@ -36,13 +37,14 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     let Some(lease) = app.store.acquire_lease(Job::Expiry).await? else {
         return Ok(());
     };
-    jobs::under_lease(&app.store, lease, async |lease| {
+    let span = trace_span!(target: telemetry::SPANS, "expire");
+    let working = jobs::under_lease(&app.store, lease, async |lease| {
         expire_all(app, lease, app.chain.oldest()).await?;
         app.store.set_due(lease, app.config.retention.interval).await?;
         watch.set_overdue(None);
         Ok(())
-    })
-    .await
+    });
+    working.instrument(span).await
 }
 
 /// Deletes now all that is too old, as the command `expire` does; waits for the lease.

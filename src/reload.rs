@@ -61,7 +61,7 @@ impl Reload {
             Ok(ids) => tracing::info!(?ids, "the encryption keys were read again"),
             Err(error) => tracing::error!(%error, "the encryption keys stay as they were"),
         }
-        if let Err(error) = self.app.trust.load(&self.app.store, self.app.clock.now()).await {
+        if let Err(error) = self.app.trust.load(&self.app.store).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
         }
         self.app.look_at_certificates();

@@ -6,11 +6,17 @@
 //! `docs/metrics.md`, which a test compares with what a gateway exports. Labels have few values, whatever a client sends.
 
 mod collect;
+pub mod handshake;
 mod recorder;
+mod traces;
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-pub use self::{collect::collect, recorder::install};
+pub use self::{
+    collect::collect,
+    recorder::install,
+    traces::{SPANS, Traces, link},
+};
 
 /// Requests to the national side, by operation and status.
 pub const REQUESTS: &str = "efgs_http_requests_total";
@@ -88,6 +94,8 @@ pub const READY: &str = "efgs_ready";
 pub const BUILD_INFO: &str = "efgs_build_info";
 /// When the instance was started.
 pub const START_TIME: &str = "efgs_start_timestamp_seconds";
+/// Exports of traces, by outcome.
+pub const TRACE_EXPORTS: &str = "efgs_trace_exports_total";
 /// Rows of the certificate table that do not count because their signatures do not fit.
 pub const CERTIFICATES_REFUSED: &str = "efgs_certificates_refused";
 /// Certificates that count and are active now, by type.
@@ -123,14 +131,24 @@ impl Drop for InFlight {
 
 /// Logs go to standard error: for a person on a terminal, else as JSON lines. `RUST_LOG` is the filter.
 pub fn init_logs(default: &str) {
+    init(default, None);
+}
+
+/// Logs as [`init_logs`], and traces, if there are to be some.
+pub fn init(default: &str, traces: Option<&Traces>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    // A second initialisation (in tests) changes nothing.
-    drop(if terminal {
-        registry.with(layer).try_init()
-    } else {
-        registry.with(layer.json().flatten_event(true)).try_init()
+    let logs = if terminal { layer.boxed() } else { layer.json().flatten_event(true).boxed() };
+    let traces = traces.map(|traces| {
+        let only = Targets::new().with_target(SPANS, tracing::Level::TRACE);
+        tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_filter(only)
     });
+    // A second initialisation (in tests) changes nothing.
+    drop(tracing_subscriber::registry().with(logs.with_filter(filter)).with(traces).try_init());
 }

@@ -19,6 +19,7 @@ use efgs_protocol::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tracing::trace_span;
 use utoipa::ToSchema;
 
 use crate::{
@@ -186,8 +187,10 @@ impl SignedUpload {
         keys.validate(at).map_err(UploadError::from)?;
         let canonical = CanonicalKeys::of(&keys);
         let signed_bytes = canonical.signed_bytes();
-        let (signing_certificate_id, signing_thumbprint) =
-            trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)?;
+        let (signing_certificate_id, signing_thumbprint) = trace_span!(target: telemetry::SPANS, "verify")
+            .in_scope(|| {
+                trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)
+            })?;
         let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != caller.country);
         if let Some((index, key)) = foreign {
             return Err(
@@ -196,7 +199,8 @@ impl SignedUpload {
         }
         let hashes = canonical.payload_hashes();
         let repeats = repeats(&hashes);
-        let mut sealed = seal(&keys, &hashes, keyring)?;
+        let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
+            .in_scope(|| seal(&keys, &hashes, keyring))?;
         // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
         // and cannot block each other in a circle.
         sealed.sort_unstable_by_key(|key| key.payload_hash);
@@ -455,17 +459,18 @@ async fn accept(
 ) -> Result<Option<MultiStatus>, Error> {
     let country = caller.country;
     let verified = {
-        let app = app.clone();
+        let (shared, app) = (app, app.clone());
         let verify = move || {
-            let keys =
-                wire::decode(media.format, &body, app.config.upload.max_keys).map_err(UploadError::from)?;
+            let keys = trace_span!(target: telemetry::SPANS, "decode", bytes = body.len())
+                .in_scope(|| wire::decode(media.format, &body, app.config.upload.max_keys))
+                .map_err(UploadError::from)?;
             let registry = app.trust.registry().map_err(UploadError::from)?;
             let policy =
                 SignaturePolicy { allow_sha1: app.config.participant(country).allow_sha1_signatures };
             let upload = SignedUpload { caller, tag, media, batch_signature, keys, at: app.clock.now() };
             upload.verify(&registry, policy, &app.keyring)
         };
-        tokio::task::spawn_blocking(verify).await.map_err(|e| Error::Internal(e.to_string()))??
+        shared.blocking(verify).await??
     };
     let outcome = app.store.insert_upload(&verified).await?;
     let count = |outcome: &'static str| {

@@ -14,6 +14,7 @@ use std::{
 use efgs_protocol::{batch_tag::DayName, country::Country};
 use rand::RngExt;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tracing::{Instrument as _, trace_span};
 
 use super::CallError;
 use crate::{
@@ -162,10 +163,15 @@ async fn deliver_all(
         let downloaded = app.downloaded.newest(country);
         let Some(next) = app.store.next_notification(lease, term, downloaded).await? else { return Ok(()) };
         let query = query(app, country, &next);
-        let called = match app.guard.check(&next.url).await {
-            Ok(target) => app.guard.call(&target, &query, country, registry, app.clock.now()).await,
-            Err(refused) => Err(refused.into()),
+        let calling = async {
+            let target = app.guard.check(&next.url).await?;
+            app.guard.call(&target, &query, country, registry, app.clock.now()).await
         };
+        let span = trace_span!(
+            target: telemetry::SPANS, "call", otel.name = "callback", otel.kind = "client", %country,
+            failures = next.failures,
+        );
+        let called = calling.instrument(span).await;
         let outcome = if called.is_ok() { "delivered" } else { "failed" };
         metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => outcome)
             .increment(1);

@@ -11,7 +11,7 @@ use crate::{
     app::{App, Gateway},
     clock::Clock,
     config::Config,
-    telemetry,
+    telemetry::{self, Traces},
 };
 
 /// Run the gateway
@@ -28,12 +28,18 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) async fn run(args: ServeArgs) -> Outcome {
-    telemetry::init_logs(&format!("info,actix_server=warn,{}", crate::store::LOG_FILTER));
+    let config = Config::load(&args.file.config)?;
+    let traces = config.tracing.as_ref().map(Traces::new).transpose()?;
+    let filter = format!("info,actix_server=warn,{}", crate::store::LOG_FILTER);
+    telemetry::init(&filter, traces.as_ref());
     let metrics = telemetry::install()?;
-    let app = App::new(Config::load(&args.file.config)?, Clock::system(), Some(metrics.clone()))?;
+    let app = App::new(config, Clock::system(), Some(metrics.clone()))?;
     let gateway = Gateway::start(app, !args.no_migrate).await?;
     wait(&gateway, &metrics, &args.file.config).await?;
     gateway.stop().await;
+    if let Some(traces) = traces {
+        traces.shutdown().await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{
     AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Journal,
-    Participant, Retention, Secret, Server, Tls, Trust, Upload,
+    Participant, Retention, Secret, Server, Tls, Tracing, Trust, Upload,
 };
 
 /// Why a configuration cannot be used; every text names the key and says what to do.
@@ -129,6 +129,7 @@ fn refuse_unknown_keys(table: &Table) -> Result<(), ConfigError> {
             "retention" => known::<Retention>(),
             "callback" => known::<Callback>(),
             "journal" => known::<Journal>(),
+            "tracing" => known::<Tracing>(),
             "participants" => {
                 for (country, settings) in inner {
                     if let Value::Table(settings) = settings {
@@ -203,6 +204,23 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         }
         if journal.access_key_file.is_some() != journal.secret_key_file.is_some() {
             return refuse("`journal.access_key_file` and `journal.secret_key_file` go together");
+        }
+    }
+    if let Some(tracing) = &config.tracing {
+        let secure = tracing.endpoint.starts_with("https://");
+        if !secure && !tracing.endpoint.starts_with("http://") {
+            return refuse(
+                "`tracing.endpoint` begins with neither http:// nor https://: write it as \
+                 `http://collector:4318/v1/traces`",
+            );
+        }
+        if secure != tracing.ca.is_some() {
+            return refuse(
+                "`tracing.ca` goes with an `https://` address in `tracing.endpoint`, and only with one",
+            );
+        }
+        if !(0.0..=1.0).contains(&tracing.ratio) {
+            return refuse("`tracing.ratio` must be within 0 and 1");
         }
     }
     if config.encryption.keys.is_empty() {
@@ -352,6 +370,10 @@ fn absolute(config: &mut Config, folder: &Path) {
         paths.extend(journal.access_key_file.as_mut());
         paths.extend(journal.secret_key_file.as_mut());
         paths.extend(journal.ca.as_mut());
+    }
+    if let Some(tracing) = &mut config.tracing {
+        paths.extend(tracing.headers_file.as_mut());
+        paths.extend(tracing.ca.as_mut());
     }
     paths.extend(config.encryption.keys.iter_mut().map(|k| &mut k.file));
     for path in paths {

@@ -15,11 +15,12 @@ use actix_web::{
 };
 use efgs_protocol::country::Country;
 use metrics::{counter, gauge, histogram};
+use tracing::{Instrument as _, field::Empty, trace_span};
 
 use super::Error;
 use crate::{
     app::App,
-    telemetry::{self, InFlight},
+    telemetry::{self, InFlight, handshake::Handshake},
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -43,7 +44,25 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let announced =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
-    let response = next.call(request).await?;
+    let span = trace_span!(
+        target: telemetry::SPANS,
+        "request",
+        otel.name = operation,
+        otel.kind = "server",
+        otel.status_code = Empty,
+        instance = app.as_ref().map(|app| app.instance.id.as_str()),
+        request_id = id,
+        caller = Empty,
+        http.request.method = request.method().as_str(),
+        http.response.status_code = Empty,
+    );
+    if !span.is_disabled() {
+        telemetry::link(&span, request.headers());
+        if let (Some(handshake), Some(app)) = (request.conn_data::<Handshake>(), &app) {
+            handshake.tell(&span, app.clock.now());
+        }
+    }
+    let response = next.call(request).instrument(span.clone()).await?;
 
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
     let reason = failed.map(ToString::to_string);
@@ -66,6 +85,11 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let caller = caller.as_ref().map_or("-", Country::as_str);
+    span.record("caller", caller);
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     let seconds = started.elapsed().as_secs_f64();
     counter!(telemetry::REQUESTS, "operation" => operation, "status" => status.as_u16().to_string())
         .increment(1);

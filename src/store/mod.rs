@@ -16,6 +16,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait,
 };
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span, field::Empty, trace_span};
 
 use crate::{
     config::{ConfigError, Database},
@@ -149,12 +150,43 @@ impl Store {
     }
 
     /// Runs `operation` until it succeeds, fails for good, or the time for it is over.
-    async fn repeat<T, F, Fut>(&self, name: &'static str, mut operation: F) -> Result<T, StoreError>
+    async fn repeat<T, F, Fut>(&self, name: &'static str, operation: F) -> Result<T, StoreError>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
         let begun = Instant::now();
+        // As a part of something; what the jobs ask each second is not worth a trace.
+        let span = if Span::current().is_none() {
+            Span::none()
+        } else {
+            trace_span!(
+                target: telemetry::SPANS, "database", otel.name = name, otel.kind = "client",
+                otel.status_code = Empty, db.system.name = self.system(), db.operation.name = name, retries = Empty,
+            )
+        };
+        let (outcome, retries) = self.attempts(name, begun, operation).instrument(span.clone()).await;
+        span.record("retries", retries);
+        if outcome.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
+        metrics::counter!(telemetry::STORE_RETRIES, "operation" => name).increment(retries);
+        metrics::histogram!(telemetry::STORE_SECONDS, "operation" => name)
+            .record(begun.elapsed().as_secs_f64());
+        outcome
+    }
+
+    /// Attempts until one succeeds or it is over; and how many there were beside the first.
+    async fn attempts<T, F, Fut>(
+        &self,
+        name: &'static str,
+        begun: Instant,
+        mut operation: F,
+    ) -> (Result<T, StoreError>, u64)
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
         let deadline = begun + self.timeout;
         let mut wait = Duration::from_millis(10);
         let mut retries = 0;
@@ -174,10 +206,15 @@ impl Store {
             tokio::time::sleep(pause).await;
             wait = (wait * 2).min(Duration::from_millis(500));
         };
-        metrics::counter!(telemetry::STORE_RETRIES, "operation" => name).increment(retries);
-        metrics::histogram!(telemetry::STORE_SECONDS, "operation" => name)
-            .record(begun.elapsed().as_secs_f64());
-        outcome
+        (outcome, retries)
+    }
+
+    /// The database's name in traces.
+    fn system(&self) -> &'static str {
+        match self.bulk {
+            bulk::Bulk::MySql { .. } => "mysql",
+            bulk::Bulk::Sqlite => "sqlite",
+        }
     }
 
     /// Begins a transaction that may write. SQLite takes its write lock at once: a transaction that begins

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use efgs_protocol::certificate::CertificateType;
 use metrics::gauge;
 
 use super::*;
@@ -39,6 +40,15 @@ pub async fn collect(app: &Arc<App>) {
             ("thumbprint", certificate.thumbprint.to_string()),
         ];
         gauge!(CERTIFICATE_DAYS_LEFT, &labels).set(certificate.days_left(now) as f64);
+    }
+    if let Ok(registry) = app.trust.registry() {
+        gauge!(CERTIFICATES_REFUSED).set(registry.refused().len() as f64);
+        for kind in [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback] {
+            let entries = registry.entries().filter(|entry| entry.kind == kind);
+            let active =
+                entries.filter(|entry| registry.active(entry.certificate.thumbprint(), kind, now).is_ok());
+            gauge!(CERTIFICATES_ACTIVE, "type" => kind.as_str()).set(active.count() as f64);
+        }
     }
     if let Some(age) = app.trust.age() {
         gauge!(REGISTRY_AGE).set(age);

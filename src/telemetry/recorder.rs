@@ -153,4 +153,9 @@ fn describe() {
         Unit::Count,
         "days until a certificate expires, 0 or less once it has; country - is the gateway's own"
     );
+    describe_counter!(
+        TRACE_EXPORTS,
+        Unit::Count,
+        "packets of traces for the collector: ok or failed (only with [tracing])"
+    );
 }

@@ -19,10 +19,7 @@ use efgs_protocol::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    store::{Store, StoreError, StoredCertificate},
-    telemetry,
-};
+use crate::store::{Store, StoreError, StoredCertificate};
 
 /// A certificate that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,7 +217,7 @@ impl Trust {
     }
 
     /// Reads the registry again. Rows are verified only when one has changed.
-    pub async fn load(&self, store: &Store, now: DateTime<Utc>) -> Result<(), StoreError> {
+    pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
         // The age counts from before the question: what changed after it was asked may be missing.
         let at = Instant::now();
         let rows = store.certificates().await?;
@@ -243,15 +240,6 @@ impl Trust {
             );
             Arc::new(registry)
         });
-        metrics::gauge!(telemetry::CERTIFICATES_REFUSED).set(registry.refused.len() as f64);
-        for kind in [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback] {
-            let active = registry
-                .entries
-                .keys()
-                .filter(|(thumbprint, k)| *k == kind && registry.active(*thumbprint, kind, now).is_ok());
-            metrics::gauge!(telemetry::CERTIFICATES_ACTIVE, "type" => kind.as_str())
-                .set(active.count() as f64);
-        }
         if let Ok(mut loaded) = self.loaded.write() {
             *loaded = Some(Loaded { rows, registry, at });
         }

@@ -145,6 +145,7 @@ fn describe(error: &rustls::pki_types::pem::Error) -> String {
 
 impl ResolvesServerCert for TlsSetup {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        crate::telemetry::handshake::begin();
         self.files.read().ok().map(|files| files.identity.clone())
     }
 }

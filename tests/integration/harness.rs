@@ -314,7 +314,7 @@ impl Running {
 
     /// Reads the registry again.
     pub(crate) async fn reload(&self) {
-        self.app.trust.load(&self.app.store, self.app.clock.now()).await.unwrap();
+        self.app.trust.load(&self.app.store).await.unwrap();
     }
 
     /// Puts all that waits into batches now; their names.

@@ -15,6 +15,7 @@ mod callback;
 mod callback_failures;
 mod callback_server;
 mod client;
+mod collector;
 mod database;
 mod download;
 mod encryption;
@@ -33,6 +34,7 @@ mod process;
 mod prometheus;
 mod proxy;
 mod registry;
+mod traces;
 mod trust;
 mod upload;
 mod uploader;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),
+        file("traces", traces::TESTS),
         file("trust", trust::TESTS),
         file("upload", upload::TESTS),
         file("uploader", uploader::TESTS),

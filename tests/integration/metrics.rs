@@ -7,6 +7,7 @@ use crate::{
     callback::put,
     callback_server::{Behaviour, CallbackServer},
     client::{Request, keys},
+    collector::Collector,
     harness::{Case, country, participant, tests, until},
     process::{Process, now},
     prometheus::{Prometheus, dashboard_queries},
@@ -18,16 +19,19 @@ tests![
     every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_something,
 ];
 
-/// A gateway that has done each thing once, and the backend that it calls.
-async fn gateway_that_has_done_everything(case: &Case) -> (Process, CallbackServer) {
+/// A gateway that has done each thing once, and those that it calls.
+async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackServer, Collector)) {
     case.prepare().await;
+    let collector = Collector::start().await;
     let text = case.config_text().replace("interval = \"1h\"", "interval = \"200ms\"");
     let config = format!(
         "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\n\
          [callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\
-         allowed_networks = [\"127.0.0.0/8\"]\n[journal]\nfolder = \"journal\"\n"
+         allowed_networks = [\"127.0.0.0/8\"]\n[journal]\nfolder = \"journal\"\n\
+         [tracing]\nendpoint = \"http://{}/v1/traces\"\n",
+        collector.address
     );
-    let process = Process::start(&case.write_config(&config));
+    let process = Process::start_with(&case.write_config(&config), &[("OTEL_BSP_SCHEDULE_DELAY", "100")]);
     let today = now().date_naive();
     // It does not download: what it had, it would not be told of.
     let server = CallbackServer::start(&participant("IT").callback, Behaviour::Answer(200)).await;
@@ -47,12 +51,8 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, CallbackServ
     nl.send(Request::new("OPTIONS", "/diagnosiskeys")).await.expect(200);
     nl.send(Request::get("/nowhere")).await.expect(404);
     until("a callback", async || server.tags().first().cloned()).await;
-    (process, server)
-}
-
-async fn exposition(process: &Process) -> String {
-    let url = format!("http://127.0.0.1:{}/metrics", process.admin);
-    reqwest::get(url).await.unwrap().text().await.unwrap()
+    until("an export of traces", async || collector.heads().first().cloned()).await;
+    (process, (server, collector))
 }
 
 /// A metric: its type, its labels, its meaning.
@@ -95,8 +95,8 @@ fn read_documentation() -> Metrics {
 }
 
 async fn what_is_exported_is_documented_and_what_is_documented_is_exported(case: &Case) {
-    let (process, _server) = gateway_that_has_done_everything(case).await;
-    let exported = read_exposition(&exposition(&process).await);
+    let (process, _others) = gateway_that_has_done_everything(case).await;
+    let exported = read_exposition(&process.metrics().await);
     let documented = read_documentation();
     for (name, metric) in exported.iter().filter(|(name, _)| name.starts_with("efgs_")) {
         let expected = documented.get(name);
@@ -113,7 +113,7 @@ async fn what_is_exported_is_documented_and_what_is_documented_is_exported(case:
 
 async fn every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_something(case: &Case) {
     let Some(installed) = Prometheus::installed() else { return };
-    let (process, _server) = gateway_that_has_done_everything(case).await;
+    let (process, _others) = gateway_that_has_done_everything(case).await;
     let prometheus = Prometheus::start(installed, process.admin).await;
     // Something must have happened between two looks for there to be a rate.
     prometheus.scraped().await;

@@ -37,7 +37,13 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(config: &Path) -> Self {
-        let mut process = Self { child: serve(config).spawn().unwrap(), port: 0, admin: 0 };
+        Self::start_with(config, &[])
+    }
+
+    /// With more in its environment.
+    pub(crate) fn start_with(config: &Path, environment: &[(&str, &str)]) -> Self {
+        let child = serve(config).envs(environment.iter().copied()).spawn().unwrap();
+        let mut process = Self { child, port: 0, admin: 0 };
         let stderr = BufReader::new(process.child.stderr.take().unwrap());
         let (send, receive) = mpsc::channel();
         // Also goes on reading when the address is known, so that the process never waits for us.
@@ -65,6 +71,12 @@ impl Process {
     pub(crate) fn client(&self, code: &str) -> Client {
         let participant = participant(code);
         Client::new(self.port, Some(&participant.authentication), participant.signing.clone())
+    }
+
+    /// What it exports.
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
+        reqwest::get(url).await.unwrap().text().await.unwrap()
     }
 
     fn signal(&self, name: &str) {
