@@ -22,7 +22,7 @@ fn the_example_is_read_and_paths_are_relative_to_it() {
 fn what_is_commented_out_in_the_example_is_understood() {
     // A key is a word and an equals sign; the rest are explanations.
     let is_key = |line: &str| {
-        let rest = line.trim_start_matches(|c: char| c.is_ascii_lowercase() || c == '_' || c == '.');
+        let rest = line.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
         line.starts_with('[') || (rest.len() < line.len() && rest.starts_with(" = "))
     };
     let set = |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
