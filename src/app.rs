@@ -27,6 +27,7 @@ use tokio::{
 use tracing::Instrument as _;
 
 use crate::{
+    access_log::{self, AccessLog},
     batching,
     callback::{self, Downloaded, Guard, GuardError, Resolve, SystemResolver},
     chain::{Chain, Link},
@@ -59,6 +60,8 @@ pub struct App {
     pub clock: Clock,
     /// The database.
     pub store: Store,
+    /// The record of every request.
+    pub access_log: AccessLog,
     /// Who may call and sign.
     pub trust: Trust,
     /// Encryption at rest.
@@ -165,6 +168,7 @@ impl App {
         Ok(Arc::new(Self {
             journal: config.journal.as_ref().map(|journal| Journal::open(journal, &instance)).transpose()?,
             instance,
+            access_log: AccessLog::new(&config.access_log, config.database.timeout)?,
             keyring: Keyring::load(&config.encryption)?,
             trust: Trust::new(anchor, config.trust.refresh),
             chain: Chain::new(store.clone(), clock.clone(), config.retention.days),
@@ -287,6 +291,7 @@ impl Gateway {
             return Err(StartError::ReplayUnfinished);
         }
         app.trust.load(&app.store).await?;
+        access_log::begin(&app).await?;
 
         let listen = |key: &'static str, address: SocketAddr| {
             TcpListener::bind(address).map_err(|source| StartError::Listen { key, address, source })
@@ -303,6 +308,8 @@ impl Gateway {
         let mut tasks = vec![
             tokio::spawn(batching::run(app.clone(), shutdown.clone())),
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
+            tokio::spawn(access_log::run(app.clone(), shutdown.clone())),
+            tokio::spawn(access_log::run_retention(app.clone(), shutdown.clone())),
             tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
             tokio::spawn(callback::run(app.clone(), shutdown.clone())),
             tokio::spawn(overview::run(app.clone(), shutdown.clone())),

@@ -1,13 +1,13 @@
 //! What an auditor may see of a batch (spec §5.7).
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::NaiveDate;
 use efgs_protocol::{audit::AuditEntry, batch_tag::BatchTag, certificate::Thumbprint, country::Country};
 
 use crate::{
     app::App,
     chain::ChainError,
-    http::{Error, ErrorBody, reply},
+    http::{self, Error, ErrorBody, reply},
     store::AuditRow,
     trust::Caller,
 };
@@ -50,19 +50,23 @@ pub enum AuditError {
 )]
 pub async fn audit(
     caller: Caller,
+    request: HttpRequest,
     path: web::Path<(String, String)>,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let app = app.into_inner();
     let (date, tag) = path.into_inner();
+    http::note(&request, |facts| facts.date = date.parse().ok());
     let date = app.chain.date(&date)?;
     let tag: BatchTag = tag.parse().map_err(|_| ChainError::Unknown)?;
+    http::note(&request, |facts| facts.tag = Some(tag.to_string()));
     let link = app.find_batch(&caller, date, Some(tag)).await.map_err(|error| match error {
         Error::Chain(ChainError::BeforeDate { formed, date }) => {
             AuditError::BeforeDate { formed, date }.into()
         }
         other => other,
     })?;
+    http::note(&request, |facts| facts.tag = Some(link.batch.id.to_string()));
     let store = app.store.clone();
     let batch = link.batch.id;
     let mut rows = app.clone().background(async move { store.audit_rows(batch).await }).await??;

@@ -56,6 +56,9 @@ pub struct Config {
     pub retention: Retention,
     /// Where accepted uploads are recorded besides the database; without it they are not.
     pub journal: Option<Journal>,
+    /// The record of every request (spec §8.1).
+    #[serde(default)]
+    pub access_log: AccessLog,
     /// How countries are called back (spec §5.6); without it callbacks are registered, and wait.
     pub callback: Option<Callback>,
     /// Where traces are sent; without it there are none.
@@ -314,6 +317,30 @@ impl Default for Journal {
             secret_key_file: None,
             ca: None,
             timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// `[access_log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessLog {
+    /// PEM: the private key, Ed25519 or EC, that signs where the log stands.
+    pub signing_key: Option<PathBuf>,
+    /// How often that is signed.
+    #[serde(with = "humantime_serde")]
+    pub sign_every: Duration,
+    /// How long records are kept.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self {
+            signing_key: None,
+            sign_every: Duration::from_secs(60),
+            retention: Duration::from_secs(90 * 24 * 3600),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! in each format, kept in a bounded memory that all requests share, and sent without a copy: a download is
 //! the segments of the other countries, one after the other.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
@@ -279,13 +279,17 @@ pub async fn download(
     let app = app.into_inner();
     let media = accepted(&request)?;
     let encoding = encoding::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
+    http::note(&request, |facts| facts.date = date.parse().ok());
     let date = app.chain.date(&date)?;
     let tag = match http::header(&request, wire::BATCH_TAG).map_err(DownloadError::from)? {
         None => None,
         Some(text) => Some(text.parse::<BatchTag>().map_err(|_| ChainError::Unknown)?),
     };
+    http::note(&request, |facts| facts.tag = tag.map(|tag| tag.to_string()));
     let link = app.find_batch(&caller, date, tag).await?;
     let batch = &link.batch;
+    // Without a tag in the request, it is known from here on which batch is meant.
+    http::note(&request, |facts| facts.tag = Some(batch.id.to_string()));
     let etag = etag(batch, caller.country, media, encoding);
     let headers = reply::BatchHeaders {
         batch_tag: chain::tag_for(&app, &caller, batch),
@@ -304,11 +308,21 @@ pub async fn download(
     let without =
         batch.uploads.iter().any(|upload| upload.country == caller.country).then_some(caller.country);
     let body = app.sealed.body(&app, batch, media.format, encoding, without).await?;
+    http::note(&request, |facts| facts.origins = Some(origins(batch, caller.country)));
     app.downloaded.note(caller.country, batch.id);
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
     metrics::counter!(telemetry::KEYS_DOWNLOADED, "country" => caller.country.to_string())
         .increment(others.map(|upload| u64::from(upload.amount)).sum());
     Ok(headers.ok(body))
+}
+
+/// Whose keys a country gets with a batch.
+fn origins(batch: &BatchRecord, caller: Country) -> BTreeMap<Country, u32> {
+    let mut origins = BTreeMap::new();
+    for upload in batch.uploads.iter().filter(|upload| upload.country != caller) {
+        *origins.entry(upload.country).or_default() += upload.amount;
+    }
+    origins
 }
 
 /// The format for this request: the best of all its `Accept` headers.

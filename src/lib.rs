@@ -17,6 +17,7 @@
 //! countries; who registered for it is **called back** when there is a batch ([`callback`]). An **audit** ([`audit`]) tells who signed what. What is older than 14 days is never served and
 //! soon deleted ([`expiry`]).
 
+pub mod access_log;
 pub mod app;
 pub mod audit;
 pub mod batching;

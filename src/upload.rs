@@ -23,6 +23,7 @@ use tracing::trace_span;
 use utoipa::ToSchema;
 
 use crate::{
+    access_log::Trail,
     app::App,
     encryption::Keyring,
     http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
@@ -426,10 +427,11 @@ pub async fn upload(
     // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
     // it, and an upload that has been verified is brought to its end even if its sender goes away.
     let upload_tag = tag.as_str().to_owned();
+    let trail = http::trail(&request);
     let accepting = app.clone().background(async move {
         // Held to the end, also when the sender goes away: or else one could have any number under way.
         let _turn = turn;
-        accept(&app, caller, tag, batch_signature, media, body).await
+        accept(&app, caller, tag, batch_signature, media, body, trail).await
     });
     Ok(match accepting.await?? {
         None => reply::created(&upload_tag),
@@ -440,6 +442,9 @@ pub async fn upload(
 fn read_headers(request: &HttpRequest) -> Result<(UploadTag, String, MediaType), UploadError> {
     let required = |name| http::header(request, name)?.ok_or(HeaderError::Missing(name));
     let tag = required(wire::BATCH_TAG)?;
+    if let Ok(tag) = tag.parse::<UploadTag>() {
+        http::note(request, |facts| facts.tag = Some(tag.to_string()));
+    }
     let batch_signature = required(wire::BATCH_SIGNATURE)?;
     let content_type = required("Content-Type")?;
     if batch_signature.len() > MAX_SIGNATURE {
@@ -456,6 +461,7 @@ async fn accept(
     batch_signature: String,
     media: MediaType,
     body: bytes::Bytes,
+    trail: Option<Arc<Trail>>,
 ) -> Result<Option<MultiStatus>, Error> {
     let country = caller.country;
     let verified = {
@@ -473,6 +479,10 @@ async fn accept(
         shared.blocking(verify).await??
     };
     let outcome = app.store.insert_upload(&verified).await?;
+    let stored = if let UploadOutcome::Stored(_) = outcome { verified.keys().len() as u32 } else { 0 };
+    if let Some(trail) = &trail {
+        trail.note(|facts| facts.origins = Some([(country, stored)].into()));
+    }
     let count = |outcome: &'static str| {
         metrics::counter!(telemetry::UPLOADS, "country" => country.to_string(), "outcome" => outcome)
             .increment(1);

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpResponse, web};
-use efgs_protocol::country::Country;
+use actix_web::{HttpRequest, HttpResponse, web};
+use efgs_protocol::{batch_tag::UploadTag, country::Country};
 
 use crate::{
     app::App,
-    http::{Error, ErrorBody, reply},
+    http::{self, Error, ErrorBody, reply},
     journal::{self, JournalError},
     store::{StoreError, Withdrawal, WithdrawnBy},
     trust::Caller,
@@ -44,16 +44,25 @@ pub enum WithdrawalError {
 )]
 pub async fn withdraw(
     caller: Caller,
+    request: HttpRequest,
     tag: web::Path<String>,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let app = app.into_inner();
     let tag = tag.into_inner();
+    if tag.parse::<UploadTag>().is_ok() {
+        http::note(&request, |facts| facts.tag = Some(tag.clone()));
+    }
+    let trail = http::trail(&request);
     let doing = app.clone().background(async move {
-        withdraw_upload(&app, caller.country, &tag, WithdrawnBy::Country, "").await
+        let outcome = withdraw_upload(&app, caller.country, &tag, WithdrawnBy::Country, "").await?;
+        if let (Some(trail), Withdrawal::Done { keys }) = (trail, outcome) {
+            trail.note(|facts| facts.origins = Some([(caller.country, keys)].into()));
+        }
+        Ok::<_, JournalError>(outcome)
     });
     match doing.await?? {
-        Withdrawal::Done | Withdrawal::Already => Ok(reply::empty()),
+        Withdrawal::Done { .. } | Withdrawal::Already => Ok(reply::empty()),
         Withdrawal::Unknown => Err(WithdrawalError::Unknown.into()),
     }
 }
@@ -67,7 +76,7 @@ pub async fn withdraw_upload(
     reason: &str,
 ) -> Result<Withdrawal, JournalError> {
     let outcome = app.store.withdraw(country, tag, by, reason, app.clock.now()).await?;
-    if outcome == Withdrawal::Done {
+    if let Withdrawal::Done { .. } = outcome {
         tracing::warn!(%country, tag, ?by, reason, "an upload was withdrawn");
         refresh(app).await?;
     }

@@ -22,7 +22,7 @@ use crate::{
     chain,
     config::Callback,
     jobs::{self, Shutdown},
-    store::{CallbackLease, DueSubscription, FailedCall, Notification, StoreError},
+    store::{CallbackLease, Counted, DueSubscription, FailedCall, Notification, StoreError},
     telemetry,
 };
 
@@ -177,7 +177,7 @@ async fn deliver_all(
             .increment(1);
         match called {
             Ok(()) => {
-                app.store.callback_succeeded(lease, next.batch).await?;
+                app.store.callback_succeeded(lease, next.batch, counted(app, country)).await?;
                 tracing::info!(%country, url = next.url, batch = %next.batch, "a batch was announced");
             }
             Err(error) => return fail(app, country, config, lease, &next, &error).await,
@@ -205,7 +205,7 @@ async fn fail(
     let reason = error.to_string();
     let retry_after = wait(config, failures).mul_f64(rand::rng().random_range(0.75..1.25));
     let call = FailedCall { error: &reason, retry_after, pause };
-    app.store.callback_failed(lease, call).await?;
+    app.store.callback_failed(lease, call, counted(app, country)).await?;
     let (url, batch) = (&next.url, next.batch);
     if pause {
         metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => "paused")
@@ -218,6 +218,10 @@ async fn fail(
         tracing::warn!(%country, url, %batch, failures, ?retry_after, reason, "a callback failed");
     }
     Ok(())
+}
+
+fn counted(app: &App, country: Country) -> Counted<'_> {
+    Counted { instance: &app.instance.id, country, at: app.clock.now() }
 }
 
 /// Twice as long after each failure, up to a limit.

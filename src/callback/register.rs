@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::Refused;
 use crate::{
     app::App,
-    http::{Error, ErrorBody, reply},
+    http::{self, Error, ErrorBody, reply},
     store::Put,
     trust::Caller,
 };
@@ -113,6 +113,7 @@ pub async fn put(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let id = valid(id.into_inner())?;
+    http::note(&request, |facts| facts.tag = Some(id.clone()));
     let parameters = url::form_urlencoded::parse(request.query_string().as_bytes());
     let mut urls = parameters.filter(|(name, _)| name == "url").map(|(_, value)| value.into_owned());
     let url = urls.next().ok_or(CallbackError::Url { found: 0 })?;
@@ -156,10 +157,12 @@ pub async fn put(
 )]
 pub async fn delete(
     caller: Caller,
+    request: HttpRequest,
     id: web::Path<String>,
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let id = valid(id.into_inner())?;
+    http::note(&request, |facts| facts.tag = Some(id.clone()));
     let app = app.into_inner();
     let work = app.clone();
     app.background(async move {

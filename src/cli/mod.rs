@@ -17,6 +17,7 @@ use crate::{
     config::{self, AuthMode, Config},
 };
 
+mod access_log;
 mod callback;
 mod certificate;
 mod demo;
@@ -25,6 +26,7 @@ mod files;
 mod health;
 mod journal;
 mod participant;
+mod report;
 mod serve;
 mod upload;
 mod work;
@@ -80,6 +82,10 @@ enum Command {
         after_help = "Example:\n  efgs-gateway expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
     )]
     Expire(WorkArgs),
+    /// Verify and export the record of all requests
+    #[command(subcommand)]
+    AccessLog(access_log::AccessLogCommand),
+    Report(report::ReportArgs),
     Health(health::HealthArgs),
     /// Print the API document, or compare it with a file
     #[command(hide = true)]
@@ -174,6 +180,8 @@ async fn run(command: Command) -> Outcome {
         Command::Batch(BatchCommand::SignedBytes(args)) => files::signed_bytes(&args),
         Command::Batch(BatchCommand::Convert(args)) => files::convert(&args),
         Command::Expire(args) => work::expire(&args).await,
+        Command::AccessLog(command) => access_log::run(command).await,
+        Command::Report(args) => report::run(args).await,
         Command::Health(args) => health::run(&args),
         Command::Openapi(args) => openapi(&args),
     }

@@ -91,7 +91,7 @@ pub(super) async fn run(command: UploadCommand) -> Outcome {
             match withdrawal::withdraw_upload(&app, *country, tag, WithdrawnBy::Operator, &args.reason)
                 .await?
             {
-                Withdrawal::Done => say(format!("withdrawn: upload {} of {country}", clean(tag))),
+                Withdrawal::Done { .. } => say(format!("withdrawn: upload {} of {country}", clean(tag))),
                 Withdrawal::Already => {
                     say(format!("was withdrawn already: upload {} of {country}", clean(tag)))
                 }

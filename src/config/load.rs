@@ -7,7 +7,7 @@ use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::{
-    AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Journal,
+    AccessLog, AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Journal,
     Participant, Retention, Secret, Server, Tls, Tracing, Trust, Upload,
 };
 
@@ -127,6 +127,7 @@ fn refuse_unknown_keys(table: &Table) -> Result<(), ConfigError> {
             "batching" => known::<Batching>(),
             "download" => known::<Download>(),
             "retention" => known::<Retention>(),
+            "access_log" => known::<AccessLog>(),
             "callback" => known::<Callback>(),
             "journal" => known::<Journal>(),
             "tracing" => known::<Tracing>(),
@@ -241,6 +242,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         ("batching.interval", config.batching.interval.as_millis()),
         ("retention.days", u128::from(config.retention.days)),
         ("retention.interval", config.retention.interval.as_millis()),
+        ("access_log.sign_every", config.access_log.sign_every.as_millis()),
+        ("access_log.retention", config.access_log.retention.as_millis()),
         ("trust.refresh", config.trust.refresh.as_millis()),
         ("server.request_timeout", config.server.request_timeout.as_millis()),
         ("server.max_connections", config.server.max_connections as u128),
@@ -306,6 +309,13 @@ impl Config {
                     .to_owned(),
             );
         }
+        if self.access_log.signing_key.is_none() {
+            warnings.push(
+                "`access_log.signing_key` is not set: who can write to the database can rewrite the access log unnoticed; \
+                 make a key with `openssl genpkey -algorithm ed25519 -out access-log.key`"
+                    .to_owned(),
+            );
+        }
         match &self.callback {
             None => warnings.push(
                 "`[callback]` is not set: callbacks can be registered, but this instance calls nobody"
@@ -361,6 +371,7 @@ fn absolute(config: &mut Config, folder: &Path) {
     }
     paths.extend(config.database.url_file.as_mut());
     paths.extend(config.database.tls_ca.as_mut());
+    paths.extend(config.access_log.signing_key.as_mut());
     if let Some(callback) = &mut config.callback {
         paths.extend([&mut callback.certificate, &mut callback.private_key]);
         paths.extend(callback.ca.as_mut());

@@ -44,6 +44,7 @@ fn the_example_is_accepted_and_shows_the_defaults() {
     assert_eq!(format!("{:?}", example.batching), format!("{:?}", minimal.batching));
     assert_eq!(format!("{:?}", example.download), format!("{:?}", minimal.download));
     assert_eq!(format!("{:?}", example.retention), format!("{:?}", minimal.retention));
+    assert_eq!(format!("{:?}", example.access_log), format!("{:?}", minimal.access_log));
     assert_eq!(
         (example.database.pool, example.database.timeout),
         (minimal.database.pool, minimal.database.timeout)
@@ -95,6 +96,7 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
         ("[batching]\ninterval = \"0s\"", "batching.interval"),
         ("[batching]\nmax_keys = 0", "batching.max_keys"),
         ("[retention]\ndays = 0", "retention.days"),
+        ("[access_log]\nretention = \"0s\"", "access_log.retention"),
         ("[server]\nworkers = 0", "server.workers"),
         ("[server]\nrequest_timeout = \"0s\"", "server.request_timeout"),
         ("[batching]\ntags = \"uuid\"", "object-id"),

@@ -60,6 +60,7 @@ pub async fn read_body(
             }
             body.extend_from_slice(&piece);
         }
+        super::note(request, |facts| facts.request_bytes = body.len() as u64);
         Ok(body.freeze())
     };
     tokio::time::timeout(timeout, read).await.unwrap_or(Err(BodyError::TooSlow { after: timeout }))

@@ -64,6 +64,9 @@ pub enum Error {
     /// The journal did not do its part; what was asked for is done when it is asked for again.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The request cannot be recorded, and nobody is served unseen.
+    #[error("the request could not be written to the access log")]
+    Unrecorded,
     /// A stored payload does not open.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
@@ -143,6 +146,14 @@ pub enum Code {
     Internal,
 }
 
+impl Code {
+    /// As it is written.
+    pub(super) fn text(self) -> String {
+        // A variant without fields is a text.
+        serde_json::to_value(self).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
 impl Error {
     /// Status and code of every error.
     pub(super) fn answer(&self) -> (StatusCode, Code) {
@@ -212,7 +223,7 @@ impl Error {
                 ChainError::BeforeDate { .. } => (BAD, Code::BatchBeforeDate),
             },
             Self::Shared(error) => error.answer(),
-            Self::Journal(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+            Self::Journal(_) | Self::Unrecorded => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Store(error) if error.is_temporary() => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
             }

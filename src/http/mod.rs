@@ -21,7 +21,7 @@ pub use admin::configure as configure_admin;
 pub use api::{ApiDoc, AuditEntrySchema, DiagnosisKeyBatch, document, example_audit, example_batch};
 pub use body::{BodyError, read_body};
 pub use error::{Code, Error, ErrorBody};
-pub use observe::{OPERATIONS, note_caller};
+pub use observe::{OPERATIONS, note, note_caller, trail};
 
 /// The national side: every path, each also with a slash behind it.
 pub fn routes(config: &mut ServiceConfig) {

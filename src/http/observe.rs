@@ -1,6 +1,6 @@
 //! Around every request: an id, one log line, metrics, and the answer to what went wrong.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use actix_web::{
     HttpMessage, HttpRequest,
@@ -19,8 +19,10 @@ use tracing::{Instrument as _, field::Empty, trace_span};
 
 use super::Error;
 use crate::{
+    access_log::{Facts, Trail},
     app::App,
     telemetry::{self, InFlight, handshake::Handshake},
+    trust::shown_certificate,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,9 +30,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Copy)]
 struct KnownCaller(Country);
 
-/// Tells the log line of this request which country it came from.
+/// Tells the log line and the access log which country this request came from.
 pub fn note_caller(request: &HttpRequest, country: Country) {
     request.extensions_mut().insert(KnownCaller(country));
+    note(request, |facts| facts.country = Some(country));
+}
+
+/// Tells the access log something of this request.
+pub fn note(request: &HttpRequest, note: impl FnOnce(&mut Facts)) {
+    if let Some(trail) = trail(request) {
+        trail.note(note);
+    }
+}
+
+/// What the access log will say of this request; whoever works for it beyond its answer holds this.
+pub fn trail(request: &HttpRequest) -> Option<Arc<Trail>> {
+    request.extensions().get::<Arc<Trail>>().cloned()
 }
 
 pub(super) async fn observe<B: MessageBody + 'static>(
@@ -44,6 +59,16 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let announced =
         request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
+    let trail = app.as_ref().map(|app| {
+        let queue = app.access_log.queue();
+        let trail =
+            Trail::begin(queue, id.clone(), app.clock.now(), request.method().as_str(), request.path());
+        trail.note(|facts| facts.thumbprint = shown_certificate(app, request.request()));
+        Arc::new(trail)
+    });
+    if let Some(trail) = &trail {
+        request.extensions_mut().insert(trail.clone());
+    }
     let span = trace_span!(
         target: telemetry::SPANS,
         "request",
@@ -65,7 +90,8 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let response = next.call(request).instrument(span.clone()).await?;
 
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
-    let reason = failed.map(ToString::to_string);
+    let mut reason = failed.map(ToString::to_string);
+    let code = failed.map(|error| error.answer().1.text().into());
     let answer = match (failed, &app) {
         (Some(error), Some(app)) => Some(error.respond(&id, app.clock.now())),
         _ => None,
@@ -74,6 +100,18 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         Some(answer) => response.into_response(answer).map_into_right_body(),
         None => response.map_into_left_body(),
     };
+    if let (Some(trail), Some(app)) = (&trail, &app) {
+        let bytes = match response.response().body().size() {
+            BodySize::Sized(bytes) => bytes,
+            BodySize::None | BodySize::Stream => 0,
+        };
+        // Nothing is answered before it is recorded.
+        if !trail.end(response.status().as_u16(), code, bytes).await {
+            reason = Some(Error::Unrecorded.to_string());
+            let answer = Error::Unrecorded.respond(&id, app.clock.now());
+            response = response.into_response(answer).map_into_right_body();
+        }
+    }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

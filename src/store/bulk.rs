@@ -179,6 +179,12 @@ pub(super) async fn payloads(pool: &Pool, uploads: &[i64]) -> Result<Vec<StoredP
     Lent::from(pool).await?.run(async |connection| Ok(connection.exec_map(sql, ids, row).await?)).await
 }
 
+/// Carries out statements in one transaction and one round trip.
+pub(super) async fn transaction(pool: &Pool, statements: &[String]) -> Result<(), Failure> {
+    let sql = format!("BEGIN;{};COMMIT", statements.join(";"));
+    Lent::from(pool).await?.run(async |connection| Ok(connection.query_drop(sql).await?)).await
+}
+
 /// A DATETIME(6).
 fn datetime(t: NaiveDateTime) -> Value {
     Value::Date(

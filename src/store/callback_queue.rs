@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
 use sea_orm::{ConnectionTrait, DatabaseBackend, DatabaseTransaction, QueryResult, Value};
 
@@ -46,6 +46,17 @@ pub struct Notification {
     pub sequence: u32,
     /// Failures of this subscription since its last success.
     pub failures: u32,
+}
+
+/// For whose totals a call counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    /// Which instance called.
+    pub instance: &'a str,
+    /// Whom.
+    pub country: Country,
+    /// When.
+    pub at: DateTime<Utc>,
 }
 
 /// What came of a failed call.
@@ -178,7 +189,12 @@ impl Store {
     }
 
     /// Records that a batch was announced.
-    pub async fn callback_succeeded(&self, lease: &CallbackLease, batch: ObjectId) -> Result<(), StoreError> {
+    pub async fn callback_succeeded(
+        &self,
+        lease: &CallbackLease,
+        batch: ObjectId,
+        counted: Counted<'_>,
+    ) -> Result<(), StoreError> {
         self.repeat("callback done", || async {
             let tx = self.begin().await?;
             let now = sql::now_ms(self.backend());
@@ -193,6 +209,7 @@ impl Store {
             let sql = "DELETE FROM callback_notification WHERE subscription_id = ? AND batch_id = ?";
             let values = [lease.subscription.into(), batch.as_bytes().to_vec().into()];
             tx.execute_raw(self.statement(sql, values)).await?;
+            tx.execute_unprepared(&self.count_callback(counted, true)).await?;
             Ok(tx.commit().await?)
         })
         .await
@@ -203,6 +220,7 @@ impl Store {
         &self,
         lease: &CallbackLease,
         call: FailedCall<'_>,
+        counted: Counted<'_>,
     ) -> Result<(), StoreError> {
         self.repeat("callback failed", || async {
             let now = sql::now_ms(self.backend());
@@ -219,10 +237,12 @@ impl Store {
                 lease.subscription.into(),
                 lease.owner.as_str().into(),
             ];
-            match self.db.execute_raw(self.statement(&sql, values)).await?.rows_affected() {
-                0 => Err(Failure::LeaseLost),
-                _ => Ok(()),
+            let tx = self.begin().await?;
+            if tx.execute_raw(self.statement(&sql, values)).await?.rows_affected() == 0 {
+                return Err(Failure::LeaseLost);
             }
+            tx.execute_unprepared(&self.count_callback(counted, false)).await?;
+            Ok(tx.commit().await?)
         })
         .await
     }

@@ -49,6 +49,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
     Store {
         db: SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
         bulk: Bulk::Sqlite,
+        log: Bulk::Sqlite,
         timeout: config.timeout,
         journal: false,
     }
@@ -108,23 +109,25 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         })
         // One message per statement is noise; slow statements are the database's to log.
         .connect_lazy_with(control.disable_statement_logging());
-    let max = usize::from(config.pool);
-    let constraints = PoolConstraints::new(0, max).unwrap_or_default();
-    let bulk = OptsBuilder::from_opts(bulk)
+    let settings = OptsBuilder::from_opts(bulk)
         .ssl_opts(tls)
         .init(MYSQL_SESSION.to_vec())
         .tcp_nodelay(true)
-        .prefer_socket(false)
-        .pool_opts(
-            PoolOpts::new()
-                .with_constraints(constraints)
-                // Resetting would throw the prepared statements away; nothing here leaves state behind.
-                .with_reset_connection(false)
-                .with_inactive_connection_ttl(Duration::from_secs(300)),
-        );
+        .prefer_socket(false);
+    let pool = |max: usize| {
+        let constraints = PoolConstraints::new(0, max).unwrap_or_default();
+        let pool = PoolOpts::new()
+            .with_constraints(constraints)
+            // Resetting would throw the prepared statements away; nothing here leaves state behind.
+            .with_reset_connection(false)
+            .with_inactive_connection_ttl(Duration::from_secs(300));
+        Bulk::MySql { pool: mysql_async::Pool::new(settings.clone().pool_opts(pool)), max }
+    };
     Ok(Store {
         db: SqlxMySqlConnector::from_sqlx_mysql_pool(control),
-        bulk: Bulk::MySql { pool: mysql_async::Pool::new(bulk), max },
+        bulk: pool(usize::from(config.pool)),
+        // One to write, one to take over when the first does not answer any more.
+        log: pool(2),
         timeout: config.timeout,
         journal: false,
     })

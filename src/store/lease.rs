@@ -21,6 +21,8 @@ pub enum Job {
     Rotation,
     /// Writing to the journal what is not in it yet.
     Journal,
+    /// Deleting what is too old of the access log.
+    AccessLog,
 }
 
 impl Job {
@@ -31,6 +33,7 @@ impl Job {
             Self::Expiry => "expiry",
             Self::Rotation => "rotation",
             Self::Journal => "journal",
+            Self::AccessLog => "access-log",
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     telemetry,
 };
 
+mod access_log;
 mod batches;
 mod bulk;
 mod callback_queue;
@@ -40,11 +41,15 @@ mod pool;
 mod restore;
 mod rotation;
 mod sql;
+mod statistics;
 mod uploads;
 mod withdrawals;
 
+pub use access_log::{ChainEnd, RecordFilter, StoredRecord, StoredStatement};
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
-pub use callback_queue::{CallbackBacklog, CallbackLease, DueSubscription, FailedCall, Notification};
+pub use callback_queue::{
+    CallbackBacklog, CallbackLease, Counted, DueSubscription, FailedCall, Notification,
+};
 pub use callbacks::{Put, Subscription, SubscriptionState};
 pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
@@ -56,6 +61,7 @@ pub use participants::Traffic;
 pub use pool::PoolState;
 pub use restore::Restored;
 pub use rotation::KeyUse;
+pub use statistics::LastSeen;
 pub use uploads::{StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
 
@@ -72,6 +78,8 @@ pub const LOG_FILTER: &str = "sea_orm_migration=warn";
 pub struct Store {
     db: DatabaseConnection,
     bulk: bulk::Bulk,
+    /// A connection that uploads cannot take: every answer waits for the access log.
+    log: bulk::Bulk,
     timeout: Duration,
     /// Whether what is stored is to be written to a journal.
     journal: bool,
@@ -145,6 +153,7 @@ impl Store {
     /// Closes the pools after what is under way.
     pub async fn close(self) {
         self.bulk.close().await;
+        self.log.close().await;
         // The pool is gone either way.
         drop(self.db.close().await);
     }

@@ -31,3 +31,86 @@ pub(super) const MYSQL_SESSION: [&str; 2] = [
 pub(super) fn placeholders(n: usize) -> String {
     vec!["?"; n].join(", ")
 }
+
+/// Writes rows of literals: many rows go to the database as one text, in one round trip and without preparing
+/// a statement for each number of rows. Texts and bytes become hexadecimal digits, so that nothing in them can
+/// be taken for SQL.
+pub(super) struct Literals {
+    text: String,
+    sqlite: bool,
+    rows: usize,
+    values: usize,
+}
+
+impl Literals {
+    pub(super) fn new(backend: DatabaseBackend, head: &str) -> Self {
+        Self { text: head.to_owned(), sqlite: backend == DatabaseBackend::Sqlite, rows: 0, values: 0 }
+    }
+
+    pub(super) fn open_row(&mut self) {
+        self.text += if self.rows == 0 { "(" } else { ",(" };
+        self.rows += 1;
+        self.values = 0;
+    }
+
+    pub(super) fn close_row(&mut self) {
+        self.text.push(')');
+    }
+
+    fn separate(&mut self) {
+        if self.values > 0 {
+            self.text.push(',');
+        }
+        self.values += 1;
+    }
+
+    pub(super) fn integer(&mut self, value: i64) {
+        self.separate();
+        self.text += &value.to_string();
+    }
+
+    pub(super) fn bytes(&mut self, value: &[u8]) {
+        self.separate();
+        self.text += "x'";
+        self.text += &crate::access_log::hex(value);
+        self.text.push('\'');
+    }
+
+    /// Bytes that are hexadecimal digits already; anything else is written as nothing.
+    pub(super) fn hex(&mut self, digits: &str) {
+        self.separate();
+        self.text += "x'";
+        self.text.extend(digits.chars().filter(char::is_ascii_hexdigit));
+        self.text.push('\'');
+    }
+
+    pub(super) fn text(&mut self, value: &str) {
+        if !self.sqlite {
+            return self.bytes(value.as_bytes());
+        }
+        // There a hexadecimal literal is never a text by itself.
+        self.separate();
+        self.text += "CAST(x'";
+        self.text += &crate::access_log::hex(value.as_bytes());
+        self.text += "' AS TEXT)";
+    }
+
+    pub(super) fn date(&mut self, day: chrono::NaiveDate) {
+        self.separate();
+        self.text += &format!("'{day}'");
+    }
+
+    pub(super) fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+        match value {
+            Some(value) => write(self, value),
+            None => {
+                self.separate();
+                self.text += "NULL";
+            }
+        }
+    }
+
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+}

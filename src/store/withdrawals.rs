@@ -37,7 +37,10 @@ impl WithdrawnBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawal {
     /// The upload is withdrawn now.
-    Done,
+    Done {
+        /// Keys in it.
+        keys: u32,
+    },
     /// It had been withdrawn before; nothing was changed.
     Already,
     /// The country has no upload with this tag.
@@ -80,6 +83,7 @@ impl Store {
                 .one(&self.db)
                 .await?;
             let Some(found) = found else { return Ok(Withdrawal::Unknown) };
+            let keys = found.amount as u32;
             let row = withdrawal::ActiveModel {
                 upload_id: Set(found.id),
                 country: Set(found.country),
@@ -102,7 +106,7 @@ impl Store {
                 tx.execute_raw(self.statement(journal::PENDING_WITHDRAWAL, [found.id.into()])).await?;
             }
             tx.commit().await?;
-            Ok(Withdrawal::Done)
+            Ok(Withdrawal::Done { keys })
         })
         .await
     }

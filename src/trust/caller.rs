@@ -83,19 +83,29 @@ pub enum CallerError {
     Undecidable(#[from] RegistryUnavailable),
 }
 
+/// What the caller has shown, registered or not.
+fn shown(app: &App, request: &HttpRequest) -> Result<PeerIdentity, CallerError> {
+    match app.config.server.auth {
+        // Headers that look like a load balancer's are ignored: backends send them by habit.
+        AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate),
+        AuthMode::Proxy => {
+            let all =
+                |name| -> Vec<&[u8]> { request.headers().get_all(name).map(|v| v.as_bytes()).collect() };
+            let peer = request.peer_addr().map(|address| address.ip());
+            let trusted = &app.config.server.trusted_proxies;
+            proxy::identify(peer, trusted, &all(proxy::THUMBPRINT), &all(proxy::SUBJECT))
+        }
+    }
+}
+
+/// The certificate that the caller has shown, also when it does not let it in.
+pub fn shown_certificate(app: &App, request: &HttpRequest) -> Option<Thumbprint> {
+    shown(app, request).ok().map(|identity| identity.thumbprint)
+}
+
 impl Caller {
     fn identify(app: &App, request: &HttpRequest) -> Result<Self, CallerError> {
-        let PeerIdentity { thumbprint, country, certificate } = match app.config.server.auth {
-            // Headers that look like a load balancer's are ignored: backends send them by habit.
-            AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate)?,
-            AuthMode::Proxy => {
-                let all =
-                    |name| -> Vec<&[u8]> { request.headers().get_all(name).map(|v| v.as_bytes()).collect() };
-                let peer = request.peer_addr().map(|address| address.ip());
-                let trusted = &app.config.server.trusted_proxies;
-                proxy::identify(peer, trusted, &all(proxy::THUMBPRINT), &all(proxy::SUBJECT))?
-            }
-        };
+        let PeerIdentity { thumbprint, country, certificate } = shown(app, request)?;
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
         let registry = app.trust.registry()?;
         let (kind, now) = (CertificateType::Authentication, app.clock.now());

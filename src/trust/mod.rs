@@ -6,7 +6,7 @@ mod registry;
 mod tls;
 mod watch;
 
-pub use caller::{Caller, CallerError, PeerIdentity};
+pub use caller::{Caller, CallerError, PeerIdentity, shown_certificate};
 pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::{TlsError, TlsSetup};
 pub(crate) use tls::{load_identity, load_roots};

@@ -86,6 +86,7 @@ fn run_one(kind: Kind, test: &Test, own_server: bool) {
             (test.run)(&case).await;
             case.stop_gateways().await;
             case.db.check().await;
+            case.check_access_log().await;
         });
     }));
     if outcome.is_err() {
@@ -255,6 +256,16 @@ impl Case {
             gateways.remove(at)
         };
         gateway.stop().await;
+    }
+
+    /// Whatever a test does, the record of its requests is whole.
+    async fn check_access_log(&self) {
+        let app = App::new(self.config(), self.clock.clone(), None).unwrap();
+        if app.store.schema_is_current().await.unwrap() {
+            let report = efgs_gateway::access_log::verify::verify(&app.store, &Default::default()).await;
+            assert_eq!(report.unwrap().findings, []);
+        }
+        app.store.clone().close().await;
     }
 
     async fn stop_gateways(&self) {

@@ -6,6 +6,7 @@
 //! and what must hold: `mysql::upload::a_retry_is_answered_201_and_stores_nothing_twice`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod access_log;
 mod audit;
 mod authority;
 mod backends;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     efgs_gateway::telemetry::init_logs("off");
     let file = |name, tests| File { name, tests, own_server: false };
     harness::run(&[
+        file("access_log", access_log::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),

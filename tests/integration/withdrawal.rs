@@ -130,7 +130,7 @@ async fn the_operator_can_withdraw_and_it_is_recorded_why(case: &Case) {
             .unwrap()
     };
     assert_eq!(withdraw("b").await, Withdrawal::Unknown);
-    assert_eq!(withdraw("a").await, Withdrawal::Done);
+    assert_eq!(withdraw("a").await, Withdrawal::Done { keys: 2 });
     assert_eq!(withdraw("a").await, Withdrawal::Already);
     let uploads = app.store.uploads(Some(country("DE")), Some("a"), 1).await.unwrap();
     let (_, by, reason) = uploads[0].withdrawn.clone().unwrap();

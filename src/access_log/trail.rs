@@ -1,0 +1,167 @@
+//! A request on its way through the gateway, and what the handlers note of it.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use efgs_protocol::{certificate::Thumbprint, country::Country, wire};
+
+use super::{Entry, Queue};
+
+/// What handlers tell the access log.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The country that was let in.
+    pub country: Option<Country>,
+    /// Of the certificate that was shown.
+    pub thumbprint: Option<Thumbprint>,
+    /// The batch tag, upload tag or callback id.
+    pub tag: Option<String>,
+    /// The date asked for.
+    pub date: Option<NaiveDate>,
+    /// Whose keys went in or out, and how many.
+    pub origins: Option<BTreeMap<Country, u32>>,
+    /// Bytes of the body that were read.
+    pub request_bytes: u64,
+}
+
+/// A request under way. Whatever becomes of it, it leaves a record: also when its sender goes away and nobody
+/// waits for the answer any more. Work that goes on nevertheless holds the trail until its end, so that the
+/// record tells what was done.
+#[derive(Debug)]
+pub struct Trail {
+    queue: Option<Queue>,
+    id: String,
+    at: DateTime<Utc>,
+    started: Instant,
+    method: Cow<'static, str>,
+    operation: &'static str,
+    path: Option<&'static str>,
+    facts: Mutex<Facts>,
+    ended: AtomicBool,
+}
+
+impl Trail {
+    /// Begins with a request's arrival.
+    pub fn begin(queue: Option<Queue>, id: String, at: DateTime<Utc>, method: &str, path: &str) -> Self {
+        const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE"];
+        let (operation, path) = place(method, path);
+        // Other words are not for us to keep.
+        let method = METHODS.into_iter().find(|known| *known == method).unwrap_or("OTHER");
+        Self {
+            queue,
+            id,
+            at,
+            started: Instant::now(),
+            method: method.into(),
+            operation,
+            path,
+            facts: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Adds to what is known.
+    pub fn note(&self, note: impl FnOnce(&mut Facts)) {
+        if let Ok(mut facts) = self.facts.lock() {
+            note(&mut facts);
+        }
+    }
+
+    /// Records the answer; returns when the record is durable, with `false` when it could not be made so.
+    pub async fn end(&self, status: u16, error: Option<Cow<'static, str>>, response_bytes: u64) -> bool {
+        self.ended.store(true, Ordering::Relaxed);
+        match &self.queue {
+            Some(queue) => queue.write(self.entry(status, error, response_bytes)).await,
+            None => false,
+        }
+    }
+
+    fn entry(&self, status: u16, error: Option<Cow<'static, str>>, response_bytes: u64) -> Entry {
+        let facts = self.facts.lock().map(|facts| facts.clone()).unwrap_or_default();
+        let origins = facts.origins.map(|origins| {
+            let keys = |(country, keys): (Country, u32)| (country.to_string(), keys);
+            origins.into_iter().map(keys).collect::<BTreeMap<_, _>>()
+        });
+        Entry {
+            at: self.at,
+            request_id: self.id.clone(),
+            country: facts.country.map(|country| country.to_string()),
+            thumbprint: facts.thumbprint.map(|thumbprint| thumbprint.to_string()),
+            operation: self.operation.into(),
+            method: self.method.clone(),
+            path: self.path.map(Cow::Borrowed),
+            tag: facts.tag,
+            date: facts.date.map(|date| date.to_string()),
+            status,
+            error,
+            keys: origins.as_ref().map(|origins| origins.values().sum()),
+            origins,
+            request_bytes: facts.request_bytes,
+            response_bytes,
+            duration_micros: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue
+            && !self.ended.load(Ordering::Relaxed)
+        {
+            queue.leave(self.entry(499, Some("abandoned".into()), 0));
+        }
+    }
+}
+
+/// The operation and the path as the API document writes it.
+fn place(method: &str, path: &str) -> (&'static str, Option<&'static str>) {
+    let below = |top: &str| path.strip_prefix(top).and_then(|rest| rest.strip_prefix('/'));
+    let parts = |top: &str| below(top).map_or(0, |rest| rest.split('/').count());
+    if path == wire::ROOT_PATH {
+        ("options", Some("/diagnosiskeys"))
+    } else if path == wire::UPLOAD_PATH {
+        ("upload", Some("/diagnosiskeys/upload"))
+    } else if below(wire::UPLOAD_PATH).is_some() {
+        ("withdraw", Some("/diagnosiskeys/upload/{batchTag}"))
+    } else if parts(wire::DOWNLOAD_PATH) == 1 {
+        ("download", Some("/diagnosiskeys/download/{date}"))
+    } else if parts(wire::AUDIT_PATH) == 2 {
+        ("audit", Some("/diagnosiskeys/audit/download/{date}/{batchTag}"))
+    } else if path == wire::CALLBACK_PATH {
+        ("callback-list", Some("/diagnosiskeys/callback"))
+    } else if parts(wire::CALLBACK_PATH) == 1 {
+        let operation = if method == "DELETE" { "callback-delete" } else { "callback-put" };
+        (operation, Some("/diagnosiskeys/callback/{id}"))
+    } else {
+        ("other", None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn every_path_of_the_api_document_has_its_place() {
+        use utoipa::OpenApi as _;
+        let document = crate::http::ApiDoc::openapi();
+        for template in document.paths.paths.keys() {
+            let path =
+                template.replace("{date}", "2026-11-22").replace("{batchTag}", "a").replace("{id}", "b");
+            let (operation, place) = place("GET", &path);
+            assert_eq!(place, Some(template.as_str()));
+            assert_ne!(operation, "other");
+        }
+        for path in ["/", "/diagnosiskeys/download", "/diagnosiskeys/callback/a/b", "/../etc"] {
+            assert_eq!(place("GET", path), ("other", None), "{path}");
+        }
+    }
+}

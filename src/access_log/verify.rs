@@ -1,0 +1,439 @@
+//! Finding whatever was changed, moved, inserted or removed.
+//!
+//! First the list of statements is walked: numbers without a gap, each with the hash of the one before it,
+//! signed. Then each chain of records: numbers without a gap, each with the hash of the one before it, and at
+//! each statement the hash that was stated. Both are read in pages, so memory does not grow with the log.
+
+use std::collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry};
+
+use serde::Serialize;
+
+use super::{
+    self as access_log, Hash, Key, Kind, ORIGIN, Record, SignedStatement, Statement, digest, hash, hex,
+};
+use crate::store::{Store, StoreError, StoredRecord, StoredStatement};
+
+/// Findings that are kept; further ones are counted.
+const MOST: usize = 1000;
+
+/// Changed rows that are compared with each other, to find those that were moved.
+const COMPARED: usize = 64;
+
+const PAGE: u32 = 1000;
+
+/// Something that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Whose chain of records; none for the list of statements.
+    pub instance: Option<String>,
+    /// The record's number in the chain, or the statement's in the list.
+    pub sequence: i64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Records that were read.
+    pub records: u64,
+    /// Instances that have records or statements.
+    pub chains: u64,
+    /// Statements that were read.
+    pub statements: u64,
+    /// Of these, statements whose signature was verified.
+    pub signed: u64,
+    /// Statements kept elsewhere that were compared.
+    pub compared: u64,
+    /// How much is not as it was written.
+    pub faults: u64,
+    /// The first of them.
+    pub findings: Vec<Finding>,
+}
+
+/// What is verified against, beside the database itself.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// Keys that may have signed.
+    pub keys: Vec<Key>,
+    /// Statements that were kept elsewhere.
+    pub kept: Vec<SignedStatement>,
+}
+
+impl Report {
+    fn fault(&mut self, instance: Option<&str>, sequence: i64, what: impl Into<String>) {
+        self.faults += 1;
+        if self.findings.len() < MOST {
+            self.findings.push(Finding {
+                instance: instance.map(str::to_owned),
+                sequence,
+                what: what.into(),
+            });
+        }
+    }
+}
+
+/// What the statements say of a chain.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// The last record that is named; 0 when none is.
+    last: i64,
+    /// The last record that is forgotten, and its hash.
+    cut: Option<(i64, Hash)>,
+}
+
+/// Walks through everything.
+pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreError> {
+    let mut report = Report::default();
+    let mut known = statements(store, evidence, &mut report).await?;
+    for instance in store.logged_instances().await? {
+        if let Entry::Vacant(unknown) = known.entry(instance) {
+            let instance = unknown.key().clone();
+            if !begun_meanwhile(store, &instance).await? {
+                let what =
+                    "no statement names this chain: its records were inserted, or its statements removed";
+                report.fault(Some(&instance), 0, what);
+            }
+            unknown.insert(Known { last: 0, cut: None });
+        }
+    }
+    report.chains = known.len() as u64;
+    let mut changed = Vec::new();
+    for (instance, known) in known {
+        Walk { store, instance: &instance, known, report: &mut report, changed: &mut changed }.run().await?;
+    }
+    moved(&changed, &mut report);
+    Ok(report)
+}
+
+/// Whether a chain is named now: it may have begun after the statements were read.
+async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreError> {
+    let mut after = 0;
+    loop {
+        let page = store.statements_after(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(false) };
+        after = last.number;
+        if page.iter().any(|statement| statement.instance == instance) {
+            return Ok(true);
+        }
+    }
+}
+
+/// Walks through the list of statements; returns what it says of each chain.
+async fn statements(
+    store: &Store,
+    evidence: &Evidence,
+    report: &mut Report,
+) -> Result<BTreeMap<String, Known>, StoreError> {
+    let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    let mut kept: HashMap<i64, &SignedStatement> = HashMap::new();
+    for one in &evidence.kept {
+        match Statement::parse(&one.statement) {
+            Some(statement) => drop(kept.insert(statement.number, one)),
+            None => {
+                report.fault(None, 0, format!("a line of the file is not a statement: {:?}", one.statement))
+            }
+        }
+        if !evidence.keys.is_empty() && !evidence.keys.iter().any(|key| key.verifies(one)) {
+            report.fault(None, 0, "a statement of the file is not signed with the key");
+        }
+    }
+    // What is missing may have been forgotten because of its age: a statement further on says so.
+    let (mut gaps, mut trimmed): (Vec<(i64, i64)>, i64) = (Vec::new(), 1);
+    let (mut last, mut signing): (Option<(i64, Hash)>, bool) = (None, false);
+    loop {
+        let page = store.statements_after(last.map_or(i64::MIN, |(number, _)| number), PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        for row in page {
+            report.statements += 1;
+            let number = row.number;
+            let expected = last.map_or(1, |(before, _)| before + 1);
+            if number > expected && gaps.len() < MOST {
+                gaps.push((expected, number - 1));
+            }
+            let follows = last.filter(|(before, _)| before + 1 == number).map(|(_, digest)| digest);
+            let follows = if number == 1 { Some(ORIGIN) } else { follows };
+            last = Some((number, digest(&row.signed.statement)));
+            signature(&row.signed, number, evidence, &mut signing, report);
+            if let Some(kept) = kept.remove(&number) {
+                report.compared += 1;
+                if kept.statement != row.signed.statement {
+                    report.fault(None, number, "the statement is another one than was kept elsewhere");
+                }
+            }
+            let Some(statement) = Statement::parse(&row.signed.statement).filter(|read| fits(read, &row))
+            else {
+                report.fault(None, number, "the statement was changed");
+                continue;
+            };
+            if follows.is_some_and(|previous| hex(&previous) != statement.previous) {
+                report.fault(
+                    None,
+                    number,
+                    "the statement does not follow the one before it: one of them was changed",
+                );
+            }
+            if statement.kind == Kind::Trim {
+                trimmed = trimmed.max(statement.sequence);
+                continue;
+            }
+            let entry = known.entry(statement.instance.clone()).or_insert(Known { last: 0, cut: None });
+            entry.last = entry.last.max(statement.sequence);
+            if statement.kind == Kind::Cut {
+                entry.cut = Some((statement.sequence, parse(&statement.hash)));
+            }
+        }
+    }
+    for (from, to) in gaps.into_iter().filter(|(_, to)| *to >= trimmed) {
+        missing(report, None, from.max(trimmed), to);
+    }
+    let newest = last.map_or(0, |(number, _)| number);
+    for (number, _) in kept.into_iter().filter(|(number, _)| *number >= trimmed) {
+        let what = if number > newest { "at the end of the list " } else { "" };
+        report.fault(
+            None,
+            number,
+            format!("the statement that was kept elsewhere is missing {what}in the database"),
+        );
+    }
+    Ok(known)
+}
+
+/// Whether the columns beside a statement say the same.
+fn fits(statement: &Statement, row: &StoredStatement) -> bool {
+    let at = row.at.map(|at| at.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+    (statement.number, statement.sequence) == (row.number, row.sequence)
+        && (statement.instance.as_str(), statement.kind.as_str()) == (&row.instance, &row.kind)
+        && at.as_ref() == Some(&statement.at)
+}
+
+/// Statements from before signing began are protected by the first signed one behind them.
+fn signature(
+    signed: &SignedStatement,
+    number: i64,
+    evidence: &Evidence,
+    signing: &mut bool,
+    report: &mut Report,
+) {
+    if evidence.keys.is_empty() {
+        return;
+    }
+    if evidence.keys.iter().any(|key| key.verifies(signed)) {
+        *signing = true;
+        report.signed += 1;
+    } else if let Some(id) = &signed.key_id {
+        let what = if evidence.keys.iter().any(|key| key.id() == id) {
+            "the signature does not verify".to_owned()
+        } else {
+            format!("the statement is signed with another key ({id}): name its public key with --public-key")
+        };
+        report.fault(None, number, what);
+    } else if *signing {
+        report.fault(None, number, "the statement is not signed, although an earlier one is");
+    }
+}
+
+fn missing(report: &mut Report, instance: Option<&str>, from: i64, to: i64) {
+    let of = if instance.is_some() { "record" } else { "statement" };
+    let what = match to - from {
+        0 => format!("the {of} is missing"),
+        more => format!("{} {of}s are missing, from this one to {to}", more + 1),
+    };
+    report.fault(instance, from, what);
+}
+
+/// Lower-case digits to bytes; what is malformed fits no record.
+fn parse(text: &str) -> Hash {
+    let byte = |i: usize| text.get(2 * i..2 * i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    std::array::from_fn(|i| byte(i).unwrap_or(0xff))
+}
+
+/// A walk along one chain of records.
+struct Walk<'a> {
+    store: &'a Store,
+    instance: &'a str,
+    known: Known,
+    report: &'a mut Report,
+    changed: &'a mut Vec<Record>,
+}
+
+/// The record before the one at hand.
+struct Before {
+    sequence: i64,
+    hash: Hash,
+    /// Whether its hash can be relied on.
+    intact: bool,
+}
+
+impl Walk<'_> {
+    async fn run(mut self) -> Result<(), StoreError> {
+        let mut before: Option<Before> = None;
+        let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
+        loop {
+            let after = before.as_ref().map_or(i64::MIN, |before| before.sequence);
+            let page = self.store.records_of(self.instance, after, PAGE).await?;
+            if page.is_empty() {
+                break;
+            }
+            for row in page {
+                self.report.records += 1;
+                before = Some(self.step(row, before, &mut heads).await?);
+            }
+        }
+        let last = before.map_or_else(|| self.known.cut.map_or(0, |(sequence, _)| sequence), |b| b.sequence);
+        if self.known.last > last && !self.is_cut(self.known.last).await? {
+            missing(self.report, Some(self.instance), last + 1, self.known.last);
+        }
+        Ok(())
+    }
+
+    async fn step(
+        &mut self,
+        row: StoredRecord,
+        before: Option<Before>,
+        heads: &mut Heads,
+    ) -> Result<Before, StoreError> {
+        let sequence = row.sequence;
+        let (cut, cut_hash) = self.known.cut.unwrap_or((0, ORIGIN));
+        // The record that this one must follow, if it is known by its hash.
+        let follows = match &before {
+            None if sequence == cut + 1 => Some((cut_hash, cut)),
+            None if sequence == 1 => Some((ORIGIN, 0)),
+            // What the retention is about to delete.
+            None if (1..=cut).contains(&sequence) => None,
+            None if sequence < 1 => {
+                self.report.fault(
+                    Some(self.instance),
+                    sequence,
+                    "a record before the beginning of the chain: it was inserted",
+                );
+                None
+            }
+            None => {
+                if !self.is_cut(sequence - 1).await? {
+                    missing(self.report, Some(self.instance), cut + 1, sequence - 1);
+                }
+                None
+            }
+            Some(before) if before.sequence + 1 == sequence => {
+                before.intact.then_some((before.hash, before.sequence))
+            }
+            Some(before) => {
+                // The retention may have overtaken this walk.
+                if !self.is_cut(sequence - 1).await? {
+                    missing(self.report, Some(self.instance), before.sequence.max(0) + 1, sequence - 1);
+                }
+                None
+            }
+        };
+        let stated = heads.at(self.store, self.instance, sequence).await?;
+        let Some(record) = row.record else {
+            self.report.fault(Some(self.instance), sequence, "the record was changed");
+            return Ok(Before { sequence, hash: ORIGIN, intact: false });
+        };
+        let intact = record.is_intact();
+        if !intact {
+            self.report.fault(Some(self.instance), sequence, "the record was changed");
+        } else if let Some((hash, at)) = follows
+            && hash != record.previous
+        {
+            let (at, what) = match before {
+                Some(_) => (at, "the record was replaced: the next one follows another record than this"),
+                None => (sequence, "the record does not follow where the chain begins"),
+            };
+            self.report.fault(Some(self.instance), at, what);
+        } else if let Some((number, _)) = stated.iter().find(|(_, hash)| *hash != record.hash) {
+            let what =
+                format!("the record, or one before it, was replaced: statement {number} names another hash");
+            self.report.fault(Some(self.instance), sequence, what);
+        }
+        let hash = record.hash;
+        if !intact && self.changed.len() < COMPARED {
+            self.changed.push(record);
+        }
+        Ok(Before { sequence, hash, intact })
+    }
+
+    /// Whether the retention has taken a record in the meantime.
+    async fn is_cut(&mut self, sequence: i64) -> Result<bool, StoreError> {
+        let cut = self.store.newest_cut(self.instance).await?;
+        let statement = cut.and_then(|cut| Statement::parse(&cut.signed.statement));
+        if let Some(statement) = statement
+            && self.known.cut.is_none_or(|(known, _)| statement.sequence > known)
+        {
+            self.known.cut = Some((statement.sequence, parse(&statement.hash)));
+        }
+        Ok(self.known.cut.is_some_and(|(cut, _)| sequence <= cut))
+    }
+}
+
+/// The heads of a chain, in the order of its records.
+struct Heads {
+    page: VecDeque<(i64, i64, Hash)>,
+    /// Record and statement of the last one that was read.
+    from: i64,
+    after: i64,
+    done: bool,
+}
+
+impl Heads {
+    /// What is stated of a record: numbers of statements and hashes.
+    async fn at(
+        &mut self,
+        store: &Store,
+        instance: &str,
+        sequence: i64,
+    ) -> Result<Vec<(i64, Hash)>, StoreError> {
+        let mut found = Vec::new();
+        loop {
+            while let Some((at, number, hash)) = self.page.pop_front_if(|(at, ..)| *at <= sequence) {
+                if at == sequence {
+                    found.push((number, hash));
+                }
+            }
+            if !self.page.is_empty() || self.done {
+                return Ok(found);
+            }
+            // Those of records that are not there are of no use here.
+            let from = self.from.max(sequence);
+            let after = if from == self.from { self.after } else { i64::MIN };
+            let rows = store.heads_of(instance, from, after, PAGE).await?;
+            match rows.last() {
+                Some(last) => (self.from, self.after) = (last.sequence, last.number),
+                None => self.done = true,
+            }
+            let row = |row: StoredStatement| {
+                let statement = Statement::parse(&row.signed.statement)?;
+                Some((row.sequence, row.number, parse(&statement.hash)))
+            };
+            self.page = rows.into_iter().filter_map(row).collect();
+        }
+    }
+}
+
+/// Of the changed records, those whose content belongs to another place.
+fn moved(changed: &[Record], report: &mut Report) {
+    let fits = |entry: &access_log::Entry, previous: &Hash, target: &Record, expected: &Hash| {
+        hash(previous, &target.instance, target.sequence, entry) == *expected
+    };
+    for here in changed {
+        let origin = changed.iter().filter(|there| !std::ptr::eq(*there, here)).find(|there| {
+            // Moved with its hashes, or without them.
+            fits(&here.entry, &here.previous, there, &here.hash)
+                || fits(&here.entry, &there.previous, there, &there.hash)
+        });
+        let Some(origin) = origin else { continue };
+        let finding = report.findings.iter_mut().find(|finding| {
+            finding.instance.as_ref() == Some(&here.instance) && finding.sequence == here.sequence
+        });
+        if let Some(finding) = finding {
+            finding.what = format!(
+                "the record was moved here: it is number {} of instance {}",
+                origin.sequence, origin.instance
+            );
+        }
+    }
+}

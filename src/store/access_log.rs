@@ -1,0 +1,477 @@
+//! Records of the access log, and the statements about them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
+
+use super::{
+    Lease, Store, StoreError,
+    bulk::{self, Bulk},
+    error::Failure,
+    sql::Literals,
+    statistics,
+};
+use crate::access_log::{Entry, Hash, ORIGIN, Record, SignedStatement, Signer, Statement, digest, hex};
+
+/// Rows that one statement of the retention deletes.
+const STEP: i64 = 5000;
+
+/// Where a chain of records ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainEnd {
+    /// Number of the last record; 0 when there is none.
+    pub sequence: i64,
+    /// Its hash.
+    pub hash: Hash,
+    /// Whether no attempt to write is open whose outcome is not known.
+    certain: bool,
+}
+
+impl Default for ChainEnd {
+    fn default() -> Self {
+        Self { sequence: 0, hash: ORIGIN, certain: true }
+    }
+}
+
+/// A row of the log.
+#[derive(Clone, Debug)]
+pub struct StoredRecord {
+    /// Whose chain it says it is in.
+    pub instance: String,
+    /// Where in it.
+    pub sequence: i64,
+    /// Microseconds since 1970 at which it says the request arrived.
+    pub at: Option<i64>,
+    /// The record; none when the row is not one that a gateway writes.
+    pub record: Option<Record>,
+}
+
+/// A row of the statements.
+#[derive(Clone, Debug)]
+pub struct StoredStatement {
+    /// Columns that repeat what the statement says.
+    pub number: i64,
+    /// See [`Self::number`].
+    pub instance: String,
+    /// See [`Self::number`].
+    pub sequence: i64,
+    /// See [`Self::number`].
+    pub kind: String,
+    /// See [`Self::number`].
+    pub at: Option<DateTime<Utc>>,
+    /// The statement.
+    pub signed: SignedStatement,
+}
+
+/// Which records are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct RecordFilter {
+    /// Of requests that arrived at this time or later.
+    pub from: Option<DateTime<Utc>>,
+    /// Of requests that arrived before this time.
+    pub to: Option<DateTime<Utc>>,
+    /// Of this country only.
+    pub country: Option<String>,
+}
+
+impl Store {
+    /// Appends entries to an instance's chain, and adds them to the totals of their day, with one commit: all
+    /// of it or nothing. `end` says where the chain ends and is moved on.
+    pub async fn append_records(
+        &self,
+        instance: &str,
+        end: &mut ChainEnd,
+        entries: &[Entry],
+    ) -> Result<(), StoreError> {
+        let before = end.clone();
+        let expected = chain(instance, &before, entries);
+        let certain = AtomicBool::new(before.certain);
+        end.certain = false;
+        *end = self
+            .repeat("access log", || async {
+                // An attempt whose outcome is not known may have been committed.
+                let from = match certain.swap(false, Ordering::Relaxed) {
+                    true => before.clone(),
+                    false => self.chain_end(instance).await?,
+                };
+                let moved;
+                let records = if (from.sequence, from.hash) == (before.sequence, before.hash) {
+                    &expected
+                } else if expected.last().is_some_and(|last| last.hash == from.hash) {
+                    return Ok(from);
+                } else {
+                    moved = chain(instance, &from, entries);
+                    &moved
+                };
+                let backend = self.backend();
+                let sql = [insert(backend, records), statistics::upsert(backend, instance, entries)];
+                match self.all_or_nothing(&sql).await {
+                    Ok(()) => {}
+                    // The attempt before was committed in the meantime.
+                    Err(Failure::Duplicate) => {
+                        return Err(Failure::Transient("the chain has moved on".into()));
+                    }
+                    Err(failure) => return Err(failure),
+                }
+                Ok(match records.last() {
+                    Some(last) => ChainEnd { sequence: last.sequence, hash: last.hash, certain: true },
+                    None => from,
+                })
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Carries out statements in one transaction; on MySQL and MariaDB in one round trip.
+    async fn all_or_nothing(&self, statements: &[String]) -> Result<(), Failure> {
+        match &self.log {
+            Bulk::MySql { pool, .. } => bulk::transaction(pool, statements).await,
+            Bulk::Sqlite => {
+                let tx = self.begin().await?;
+                for statement in statements {
+                    tx.execute_unprepared(statement).await?;
+                }
+                Ok(tx.commit().await?)
+            }
+        }
+    }
+
+    async fn chain_end(&self, instance: &str) -> Result<ChainEnd, Failure> {
+        let sql = "SELECT sequence, hash FROM access_log WHERE instance = ? ORDER BY sequence DESC LIMIT 1";
+        match self.db.query_one_raw(self.statement(sql, [instance.into()])).await? {
+            None => Ok(ChainEnd::default()),
+            Some(row) => {
+                let hash: Vec<u8> = row.try_get("", "hash")?;
+                let hash =
+                    hash.try_into().map_err(|_| Failure::Permanent("a hash has another length".into()))?;
+                Ok(ChainEnd { sequence: row.try_get("", "sequence")?, hash, certain: true })
+            }
+        }
+    }
+
+    /// Every instance that has records.
+    pub async fn logged_instances(&self) -> Result<Vec<String>, StoreError> {
+        self.repeat("instances in the access log", || async {
+            let mut all: Vec<String> = Vec::new();
+            loop {
+                // One look into the index for each, instead of a walk through all records.
+                let sql = "SELECT MIN(instance) AS instance FROM access_log WHERE instance > ?";
+                let last = all.last().cloned().unwrap_or_default();
+                let row = self.db.query_one_raw(self.statement(sql, [last.into()])).await?;
+                match row.map(|row| row.try_get::<Option<String>>("", "instance")).transpose()?.flatten() {
+                    Some(next) => all.push(next),
+                    None => return Ok(all),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The next records of an instance's chain, behind number `after`.
+    pub async fn records_of(
+        &self,
+        instance: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        self.repeat("read the access log", || async {
+            let sql =
+                "SELECT * FROM access_log WHERE instance = ? AND sequence > ? ORDER BY sequence LIMIT ?";
+            let values = [instance.into(), after.into(), limit.into()];
+            let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
+            rows.iter().map(stored).collect()
+        })
+        .await
+    }
+
+    /// The next records in the order of their arrival, behind `after` (time, instance, number).
+    pub async fn records_between(
+        &self,
+        filter: &RecordFilter,
+        after: Option<(i64, &str, i64)>,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        self.repeat("export the access log", || async {
+            let mut sql = "SELECT * FROM access_log WHERE at >= ? AND at < ?".to_owned();
+            let micros = |at: DateTime<Utc>| at.timestamp_micros();
+            let from = after.map(|(at, ..)| at).or(filter.from.map(micros)).unwrap_or(i64::MIN);
+            let mut values: Vec<Value> = vec![from.into(), filter.to.map_or(i64::MAX, micros).into()];
+            if let Some(country) = &filter.country {
+                sql += " AND country = ?";
+                values.push(country.as_str().into());
+            }
+            if let Some((at, instance, sequence)) = after {
+                sql += " AND (at > ? OR instance > ? OR (instance = ? AND sequence > ?))";
+                values.extend([at.into(), instance.into(), instance.into(), sequence.into()]);
+            }
+            sql += " ORDER BY at, instance, sequence LIMIT ?";
+            values.push(limit.into());
+            let rows = self.db.query_all_raw(self.statement(&sql, values)).await?;
+            rows.iter().map(stored).collect()
+        })
+        .await
+    }
+
+    /// Puts a statement at the end of the list, signed if there is somebody to sign.
+    pub async fn append_statement(&self, signer: Option<&Signer>, new: &Statement) -> Result<(), StoreError> {
+        self.repeat("state of the access log", || async {
+            let newest = "SELECT number, statement FROM access_log_head ORDER BY number DESC LIMIT 1";
+            let mut new = new.clone();
+            new.number = 1;
+            if let Some(newest) = self.db.query_one_raw(self.statement(newest, [])).await? {
+                new.number = newest.try_get::<i64>("", "number")? + 1;
+                new.previous = hex(&digest(&newest.try_get::<String>("", "statement")?));
+            }
+            let text = new.text();
+            let signed = match signer {
+                Some(signer) => signer.sign(text).map_err(|e| Failure::Permanent(e.to_string()))?,
+                None => SignedStatement { statement: text, key_id: None, signature: None },
+            };
+            let at: Option<DateTime<Utc>> = new.at.parse().ok();
+            let sql = "INSERT INTO access_log_head (number, instance, sequence, kind, at, statement, key_id, signature) \
+                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+            let values = [
+                new.number.into(),
+                new.instance.as_str().into(),
+                new.sequence.into(),
+                new.kind.as_str().into(),
+                at.map_or(0, |at| at.timestamp_micros()).into(),
+                signed.statement.into(),
+                signed.key_id.into(),
+                signed.signature.into(),
+            ];
+            match self.db.execute_raw(self.statement(sql, values)).await.map_err(Failure::from) {
+                Ok(_) => Ok(()),
+                Err(Failure::Duplicate) => {
+                    Err(Failure::Transient("another instance has just taken that place".into()))
+                }
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
+    }
+
+    /// The next statements behind number `after`.
+    pub async fn statements_after(&self, after: i64, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE number > ? ORDER BY number LIMIT ?";
+        self.statements(sql, &[after.into(), limit.into()]).await
+    }
+
+    /// The next starts and heads of an instance, of records from `from` on.
+    pub async fn heads_of(
+        &self,
+        instance: &str,
+        from: i64,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'head' AND \
+                   (sequence > ? OR (sequence = ? AND number > ?)) ORDER BY sequence, number LIMIT ?";
+        self.statements(sql, &[instance.into(), from.into(), from.into(), after.into(), limit.into()]).await
+    }
+
+    /// The newest cut of an instance's chain.
+    pub async fn newest_cut(&self, instance: &str) -> Result<Option<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT 1";
+        Ok(self.statements(sql, &[instance.into()]).await?.pop())
+    }
+
+    async fn statements(&self, sql: &str, values: &[Value]) -> Result<Vec<StoredStatement>, StoreError> {
+        self.repeat("read statements of the access log", || async {
+            let rows = self.db.query_all_raw(self.statement(sql, values.to_vec())).await?;
+            let row = |row: &QueryResult| {
+                Ok::<_, Failure>(StoredStatement {
+                    number: row.try_get("", "number")?,
+                    instance: row.try_get("", "instance")?,
+                    sequence: row.try_get("", "sequence")?,
+                    kind: row.try_get("", "kind")?,
+                    at: DateTime::from_timestamp_micros(row.try_get("", "at")?),
+                    signed: SignedStatement {
+                        statement: row.try_get("", "statement")?,
+                        key_id: row.try_get("", "key_id")?,
+                        signature: row.try_get("", "signature")?,
+                    },
+                })
+            };
+            rows.iter().map(row).collect()
+        })
+        .await
+    }
+
+    /// The last record of an instance that is older than `before` together with all records in front of it;
+    /// none when the chain has no such record.
+    pub async fn last_outdated(
+        &self,
+        instance: &str,
+        before: DateTime<Utc>,
+    ) -> Result<Option<ChainEnd>, StoreError> {
+        let mut last = None;
+        loop {
+            let after = last.as_ref().map_or(i64::MIN, |end: &ChainEnd| end.sequence);
+            let page = self
+                .repeat("outdated records", || async {
+                    let sql = "SELECT sequence, at, hash FROM access_log WHERE instance = ? AND sequence > ? ORDER BY sequence LIMIT ?";
+                    let values = [instance.into(), after.into(), STEP.into()];
+                    let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
+                    let row = |row: &QueryResult| -> Result<(i64, i64, Vec<u8>), Failure> {
+                        Ok((row.try_get("", "sequence")?, row.try_get("", "at")?, row.try_get("", "hash")?))
+                    };
+                    rows.iter().map(row).collect::<Result<Vec<_>, _>>()
+                })
+                .await?;
+            let read = page.len();
+            let outdated = page.into_iter().take_while(|(_, at, _)| *at < before.timestamp_micros());
+            let (mut taken, mut newest) = (0, None);
+            for (sequence, _, hash) in outdated {
+                taken += 1;
+                newest = hash.try_into().ok().map(|hash| ChainEnd { sequence, hash, certain: true });
+            }
+            last = newest.or(last);
+            if taken < read || read < STEP as usize {
+                return Ok(last);
+            }
+        }
+    }
+
+    /// Deletes some of an instance's records up to a number, the first ones first. Call it until it says 0.
+    pub async fn forget_records(&self, lease: &Lease, instance: &str, up_to: i64) -> Result<u64, StoreError> {
+        self.repeat("forget records", || async {
+            let tx = self.begin().await?;
+            self.fence(&tx, lease).await?;
+            let sql = "SELECT MIN(sequence) AS first FROM access_log WHERE instance = ?";
+            let row = tx.query_one_raw(self.statement(sql, [instance.into()])).await?;
+            let first: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
+            let mut deleted = 0;
+            if let Some(first) = first.filter(|first| *first <= up_to) {
+                let sql = "DELETE FROM access_log WHERE instance = ? AND sequence <= ?";
+                let end = up_to.min(first.saturating_add(STEP - 1));
+                deleted =
+                    tx.execute_raw(self.statement(sql, [instance.into(), end.into()])).await?.rows_affected();
+            }
+            tx.commit().await?;
+            Ok(deleted)
+        })
+        .await
+    }
+
+    /// Deletes some of the statements before a number, the first ones first. Call it until it says 0.
+    pub async fn forget_statements(&self, lease: &Lease, before: i64) -> Result<u64, StoreError> {
+        self.repeat("forget statements", || async {
+            let tx = self.begin().await?;
+            self.fence(&tx, lease).await?;
+            let row = tx
+                .query_one_raw(self.statement("SELECT MIN(number) AS first FROM access_log_head", []))
+                .await?;
+            let first: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
+            let mut deleted = 0;
+            if let Some(first) = first.filter(|first| *first < before) {
+                let sql = "DELETE FROM access_log_head WHERE number < ?";
+                let end = before.min(first.saturating_add(STEP));
+                deleted = tx.execute_raw(self.statement(sql, [end.into()])).await?.rows_affected();
+            }
+            tx.commit().await?;
+            Ok(deleted)
+        })
+        .await
+    }
+}
+
+fn chain(instance: &str, end: &ChainEnd, entries: &[Entry]) -> Vec<Record> {
+    let mut records: Vec<Record> = Vec::with_capacity(entries.len());
+    for (sequence, entry) in (end.sequence + 1..).zip(entries) {
+        let previous = records.last().map_or(end.hash, |last| last.hash);
+        records.push(Record::new(instance, sequence, previous, entry.clone()));
+    }
+    records
+}
+
+fn insert(backend: DatabaseBackend, records: &[Record]) -> String {
+    let mut sql = Literals::new(
+        backend,
+        "INSERT INTO access_log (instance, sequence, at, request_id, country, thumbprint, operation, method, path, \
+         tag, asked_date, status, error, key_count, origins, request_bytes, response_bytes, duration_us, previous, \
+         hash) VALUES ",
+    );
+    for record in records {
+        let entry = &record.entry;
+        let origins =
+            entry.origins.as_ref().map(|origins| serde_json::to_string(origins).unwrap_or_default());
+        sql.open_row();
+        sql.text(&record.instance);
+        sql.integer(record.sequence);
+        sql.integer(entry.at.timestamp_micros());
+        sql.text(&entry.request_id);
+        sql.optional(entry.country.as_deref(), Literals::text);
+        sql.optional(entry.thumbprint.as_deref(), Literals::hex);
+        sql.text(&entry.operation);
+        sql.text(&entry.method);
+        sql.optional(entry.path.as_deref(), Literals::text);
+        sql.optional(entry.tag.as_deref(), |sql, tag| sql.bytes(tag.as_bytes()));
+        sql.optional(entry.date.as_deref(), Literals::text);
+        sql.integer(i64::from(entry.status));
+        sql.optional(entry.error.as_deref(), Literals::text);
+        sql.optional(entry.keys, |sql, keys| sql.integer(i64::from(keys)));
+        sql.optional(origins.as_deref(), Literals::text);
+        sql.integer(entry.request_bytes as i64);
+        sql.integer(entry.response_bytes as i64);
+        sql.integer(entry.duration_micros as i64);
+        sql.bytes(&record.previous);
+        sql.bytes(&record.hash);
+        sql.close_row();
+    }
+    sql.into_text()
+}
+
+fn stored(row: &QueryResult) -> Result<StoredRecord, Failure> {
+    Ok(StoredRecord {
+        instance: row.try_get("", "instance")?,
+        sequence: row.try_get("", "sequence")?,
+        at: row.try_get("", "at").ok(),
+        record: record(row),
+    })
+}
+
+/// Reads a row strictly: what is not exactly as a gateway writes it is no record.
+fn record(row: &QueryResult) -> Option<Record> {
+    let text = |column| row.try_get::<Option<String>>("", column).ok();
+    let bytes = |column| row.try_get::<Option<Vec<u8>>>("", column).ok();
+    let number = |column| row.try_get::<i64>("", column).ok();
+    let hash = |column| bytes(column)??.try_into().ok();
+    let origins = match text("origins")? {
+        None => None,
+        Some(text) => {
+            let read = serde_json::from_str(&text).ok();
+            Some(read.filter(|read| serde_json::to_string(read).is_ok_and(|again| again == text))?)
+        }
+    };
+    let thumbprint = bytes("thumbprint")?;
+    if thumbprint.as_ref().is_some_and(|thumbprint| thumbprint.len() != 32) {
+        return None;
+    }
+    let keys = row.try_get::<Option<i32>>("", "key_count").ok()?;
+    Some(Record {
+        instance: text("instance")??,
+        sequence: number("sequence")?,
+        previous: hash("previous")?,
+        hash: hash("hash")?,
+        entry: Entry {
+            at: DateTime::from_timestamp_micros(number("at")?)?,
+            request_id: text("request_id")??,
+            country: text("country")?,
+            thumbprint: thumbprint.map(|thumbprint| hex(&thumbprint)),
+            operation: text("operation")??.into(),
+            method: text("method")??.into(),
+            path: text("path")?.map(Into::into),
+            tag: bytes("tag")?.map(String::from_utf8).transpose().ok()?,
+            date: text("asked_date")?,
+            status: u16::try_from(row.try_get::<i16>("", "status").ok()?).ok()?,
+            error: text("error")?.map(Into::into),
+            keys: keys.map(u32::try_from).transpose().ok()?,
+            origins,
+            request_bytes: u64::try_from(number("request_bytes")?).ok()?,
+            response_bytes: u64::try_from(number("response_bytes")?).ok()?,
+            duration_micros: u64::try_from(number("duration_us")?).ok()?,
+        },
+    })
+}

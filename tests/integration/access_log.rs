@@ -1,0 +1,700 @@
+//! The record of every request: written before the answer, and whole.
+
+use std::{
+    process::{Command, Output},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use efgs_gateway::access_log::{
+    SignedStatement, Signer,
+    verify::{Evidence, Report, verify},
+};
+use efgs_protocol::wire;
+use rand::seq::IndexedRandom as _;
+use sea_orm::QueryResult;
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Answer, Client, JSON, Request, all_at_once, join, keys, pick},
+    harness::{Case, PKI, Running, country, participant, tests, until},
+    process::{Process, end_leases},
+};
+
+tests![
+    every_request_is_recorded_with_who_what_and_which_result,
+    a_request_whose_sender_went_away_is_recorded,
+    what_cannot_be_recorded_is_not_answered,
+    whatever_is_done_to_the_log_is_named,
+    whatever_is_done_to_the_statements_is_named,
+    what_was_kept_elsewhere_shows_that_the_end_was_cut_off,
+    old_records_are_forgotten_and_the_rest_stays_provable,
+    the_totals_are_the_sum_of_the_log,
+    ten_thousand_mixed_requests_on_two_gateways,
+    every_answer_before_kill_9_is_in_the_log,
+];
+
+/// The record of an answer; it is there before the answer is.
+async fn record_of(case: &Case, answer: &Answer) -> Value {
+    let id = answer.header("x-request-id").unwrap();
+    let app_rows = case.db.rows(&format!("SELECT * FROM access_log WHERE request_id = '{id}'")).await;
+    assert_eq!(app_rows.len(), 1, "{id}");
+    let row = &app_rows[0];
+    let text = |column: &str| row.try_get::<Option<String>>("", column).unwrap();
+    let bytes = |column: &str| row.try_get::<Option<Vec<u8>>>("", column).unwrap();
+    json!({
+        "country": text("country"),
+        "thumbprint": bytes("thumbprint").map(|bytes| efgs_gateway::access_log::hex(&bytes)),
+        "operation": text("operation"),
+        "method": text("method"),
+        "path": text("path"),
+        "tag": bytes("tag").map(|bytes| String::from_utf8(bytes).unwrap()),
+        "date": text("asked_date"),
+        "status": row.try_get::<i16>("", "status").unwrap(),
+        "error": text("error"),
+        "keys": row.try_get::<Option<i32>>("", "key_count").unwrap(),
+        "origins": text("origins").map(|text| serde_json::from_str::<Value>(&text).unwrap()),
+        "requestBytes": row.try_get::<i64>("", "request_bytes").unwrap(),
+        "responseBytes": row.try_get::<i64>("", "response_bytes").unwrap(),
+    })
+}
+
+/// Compares the fields that are given.
+#[track_caller]
+fn assert_says(record: &Value, fields: Value) {
+    for (name, value) in fields.as_object().unwrap() {
+        assert_eq!(&record[name], value, "{name} of {record}");
+    }
+}
+
+async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
+    let gateway = case.gateway().await;
+    let (de, nl) = (gateway.client("DE"), gateway.client("NL"));
+    let thumbprint = participant("DE").authentication.certificate.thumbprint().to_string();
+    let today = case.today().to_string();
+
+    let german = keys(country("DE"), 3, case.clock.now());
+    let request = de.request("de-1", &german);
+    let bytes = request.body.len();
+    let record = record_of(case, &de.send(request).await.expect(201)).await;
+    let upload = json!({
+        "country": "DE", "thumbprint": thumbprint, "operation": "upload", "method": "POST",
+        "path": "/diagnosiskeys/upload", "tag": "de-1", "status": 201, "error": null, "keys": 3,
+        "origins": {"DE": 3}, "requestBytes": bytes, "responseBytes": 0,
+    });
+    assert_says(&record, upload);
+    // Again: answered alike, but nothing is stored.
+    let record = record_of(case, &de.upload("de-1", &german).await.expect(201)).await;
+    assert_says(&record, json!({"status": 201, "keys": 0, "origins": {"DE": 0}}));
+    let more = join(&[&pick(&german, [1]), &keys(country("DE"), 1, case.clock.now())]);
+    let record = record_of(case, &de.upload("de-2", &more).await.expect(207)).await;
+    assert_says(&record, json!({"status": 207, "keys": 0, "tag": "de-2"}));
+    let record = record_of(case, &de.upload("de-1", &more).await.expect(409)).await;
+    assert_says(&record, json!({"status": 409, "error": "upload-tag-taken", "keys": 0}));
+    nl.upload_new("nl-1", 2, case.clock.now()).await;
+    let batch = gateway.form().await.remove(0);
+
+    let answer = nl.download(case.today(), None).await.expect(200);
+    let download = json!({
+        "country": "NL", "operation": "download", "method": "GET", "tag": batch, "date": today, "status": 200,
+        "path": "/diagnosiskeys/download/{date}", "keys": 3, "origins": {"DE": 3},
+        "requestBytes": 0, "responseBytes": answer.body.len(),
+    });
+    assert_says(&record_of(case, &answer).await, download);
+    let again = Client::download_request(case.today(), Some(&batch))
+        .header("If-None-Match", answer.header("etag").unwrap());
+    let record = record_of(case, &nl.send(again).await.expect(304)).await;
+    assert_says(&record, json!({"status": 304, "keys": null, "tag": batch, "responseBytes": 0}));
+    let record = record_of(case, &nl.audit(case.today(), &batch).await.expect(200)).await;
+    let path = "/diagnosiskeys/audit/download/{date}/{batchTag}";
+    assert_says(&record, json!({"operation": "audit", "path": path, "tag": batch, "date": today}));
+    let answer = nl.send(Request::new("DELETE", "/diagnosiskeys/upload/nl-1")).await.expect(200);
+    let withdrawal =
+        json!({"operation": "withdraw", "method": "DELETE", "tag": "nl-1", "keys": 2, "origins": {"NL": 2}});
+    assert_says(&record_of(case, &answer).await, withdrawal);
+    let record = record_of(case, &nl.send(Request::new("OPTIONS", wire::ROOT_PATH)).await.expect(200)).await;
+    assert_says(
+        &record,
+        json!({"operation": "options", "method": "OPTIONS", "country": null, "status": 200}),
+    );
+    let record = record_of(case, &nl.send(Request::get(wire::CALLBACK_PATH)).await.expect(200)).await;
+    assert_says(&record, json!({"operation": "callback-list", "country": "NL", "status": 200}));
+
+    // What is refused, and whoever is not let in.
+    let record = record_of(case, &nl.send(Request::get("/etc/passwd?x=1")).await.expect(404)).await;
+    assert_says(&record, json!({"operation": "other", "path": null, "status": 404, "error": "no-such-path"}));
+    let record = record_of(case, &nl.send(Request::get(wire::UPLOAD_PATH)).await.expect(405)).await;
+    assert_says(&record, json!({"operation": "upload", "status": 405, "error": "method-not-allowed"}));
+    let request = de.request("de-3", &german).header("Content-Type", "text/plain");
+    let record = record_of(case, &de.send(request).await.expect(406)).await;
+    assert_says(&record, json!({"status": 406, "error": "not-acceptable", "country": "DE", "tag": "de-3"}));
+    let stranger = efgs_test_ca::Pki::new(efgs_test_ca::KeyKind::Ec256).unwrap();
+    let stranger = stranger.participant(country("DE")).unwrap().authentication;
+    let answer = gateway.client_with(Some(&stranger), "DE").upload("x", &german).await.expect(403);
+    let refused = json!({
+        "country": null, "thumbprint": stranger.certificate.thumbprint().to_string(), "operation": "upload",
+        "tag": null, "status": 403, "error": "forbidden", "keys": null,
+    });
+    assert_says(&record_of(case, &answer).await, refused);
+
+    // No more than that is kept: no column could hold an address or a key.
+    let exported = run(case, &["access-log", "export"]);
+    let lines = String::from_utf8(exported.stdout).unwrap();
+    assert_eq!(lines.lines().count() as i64, case.db.number("SELECT COUNT(*) FROM access_log").await);
+    assert!(!lines.contains("127.0.0.1"), "{lines}");
+    for line in lines.lines() {
+        // As docs/access-log.md tells others to verify it.
+        let cut = line.find(",\"previous\":").unwrap();
+        let record: Value = serde_json::from_str(line).unwrap();
+        let previous = openssl::bn::BigNum::from_hex_str(record["previous"].as_str().unwrap()).unwrap();
+        let mut hashed = previous.to_vec_padded(32).unwrap();
+        hashed.extend(format!("{}}}", &line[..cut]).into_bytes());
+        let hash = efgs_gateway::access_log::hex(&openssl::sha::sha256(&hashed));
+        assert_eq!(record["hash"], hash.as_str());
+    }
+    let german = run(case, &["access-log", "export", "--country", "DE", "--from", &today, "--to", &today]);
+    let german = String::from_utf8(german.stdout).unwrap();
+    assert!(
+        german.lines().count() == 5 && german.lines().all(|line| line.contains("\"country\":\"DE\"")),
+        "{german}"
+    );
+}
+
+/// Runs a command with this test's configuration, which names the key if there is one.
+fn run(case: &Case, arguments: &[&str]) -> Output {
+    let key = case.folder.path().join("access-log.key").exists();
+    let key = if key { "[access_log]\nsigning_key = \"access-log.key\"\n" } else { "" };
+    let config = case.write_config(&(case.config_text() + key));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_efgs-gateway"));
+    command.args(arguments).arg("--config").arg(config).output().unwrap()
+}
+
+async fn a_request_whose_sender_went_away_is_recorded(case: &Case) {
+    let gateway = case.gateway().await;
+    let de = gateway.client("DE");
+    let keys = keys(country("DE"), 2, case.clock.now());
+    // Somebody else holds the database, until the sender has gone.
+    let raw = de.request("a", &keys).raw();
+    let turns = [0, 1, 2, 3].map(|_| gateway.app.turn_to_send(country("DE")));
+    let turns = all_at_once(turns).await;
+    let mut connection = de.connect();
+    connection.write(&raw).unwrap();
+    gateway.client("NL").download(case.today(), None).await.expect(404);
+    drop(connection);
+    drop(turns);
+    let row: QueryResult = until("the record", async || {
+        case.db.rows("SELECT * FROM access_log WHERE operation = 'upload'").await.pop()
+    })
+    .await;
+    let status: i16 = row.try_get("", "status").unwrap();
+    let stored = case.db.counts().await[1];
+    let keys: Option<i32> = row.try_get("", "key_count").unwrap();
+    assert!(status == 499 || status == 201, "{status}");
+    assert_eq!(i64::from(keys.unwrap_or(0)), stored);
+}
+
+async fn what_cannot_be_recorded_is_not_answered(case: &Case) {
+    let gateway =
+        case.gateway_with(|config| config.database.timeout = std::time::Duration::from_secs(2)).await;
+    let de = gateway.client("DE");
+    de.upload_new("a", 1, case.clock.now()).await;
+    case.db.execute("ALTER TABLE access_log RENAME TO away").await;
+    let keys = keys(country("DE"), 2, case.clock.now());
+    let refused = de.upload("b", &keys).await;
+    refused.refused(503, "unavailable");
+    assert!(refused.header("retry-after").is_some() && refused.header("batchTag").is_none());
+    de.download(case.today(), None).await.refused(503, "unavailable");
+    case.db.execute("ALTER TABLE away RENAME TO access_log").await;
+    // What was stored without a record is safe to send again.
+    let record = record_of(case, &de.upload("b", &keys).await.expect(201)).await;
+    assert_says(&record, json!({"status": 201, "tag": "b"}));
+    assert_eq!(case.db.counts().await[1], 3);
+}
+
+/// Makes a key that signs; sets it in a configuration.
+fn signing(case: &Case) -> impl Fn(&mut efgs_gateway::config::Config) + use<> {
+    let path = case.folder.path().join("access-log.key");
+    if !path.exists() {
+        let key = openssl::pkey::PKey::generate_ed25519().unwrap();
+        std::fs::write(&path, key.private_key_to_pem_pkcs8().unwrap()).unwrap();
+        case.write_config(&format!("{}[access_log]\nsigning_key = \"access-log.key\"\n", case.config_text()));
+    }
+    move |config| config.access_log.signing_key = Some(path.clone())
+}
+
+fn evidence(case: &Case) -> Evidence {
+    let signer = Signer::read(&case.folder.path().join("access-log.key")).unwrap();
+    Evidence { keys: vec![signer.public().clone()], kept: Vec::new() }
+}
+
+/// Two gateways that have answered some requests and have stopped; the first one's app, to look with.
+async fn logged(case: &Case) -> (Running, [String; 2]) {
+    let first = case.gateway_with(signing(case)).await;
+    let second = case.gateway_with(signing(case)).await;
+    for (gateway, code) in [(&first, "DE"), (&second, "NL")] {
+        let client = gateway.client(code);
+        client.upload_new("a", 2, case.clock.now()).await;
+        for _ in 0..8 {
+            client.download(case.today(), None).await;
+        }
+        client.send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    }
+    let instances = [first.app.instance.id.clone(), second.app.instance.id.clone()];
+    for gateway in [&first, &second] {
+        case.stop(gateway).await;
+    }
+    (first, instances)
+}
+
+async fn look(case: &Case, evidence: &Evidence) -> Report {
+    let app = efgs_gateway::app::App::new(case.config(), case.clock.clone(), None).unwrap();
+    let report = verify(&app.store, evidence).await.unwrap();
+    app.store.clone().close().await;
+    report
+}
+
+/// Where something was found.
+fn places(report: &Report) -> Vec<(Option<&str>, i64)> {
+    report.findings.iter().map(|finding| (finding.instance.as_deref(), finding.sequence)).collect()
+}
+
+/// Takes a table back to what it was.
+async fn restore(case: &Case, table: &str) {
+    case.db.execute(&format!("DELETE FROM {table}")).await;
+    case.db.execute(&format!("INSERT INTO {table} SELECT * FROM kept_{table}")).await;
+}
+
+async fn whatever_is_done_to_the_log_is_named(case: &Case) {
+    let (_, [first, second]) = logged(case).await;
+    case.db.execute("CREATE TABLE kept_access_log AS SELECT * FROM access_log").await;
+    let evidence = evidence(case);
+    let untouched = look(case, &evidence).await;
+    assert_eq!((untouched.records, untouched.chains, &untouched.findings[..]), (20, 2, &[][..]));
+    assert!(untouched.statements >= 4 && untouched.signed == untouched.statements, "{untouched:?}");
+
+    // Any column of any record.
+    let changes = [
+        "at = at + 1",
+        "request_id = '0123456789abcdef'",
+        "country = 'FR'",
+        "country = NULL",
+        "thumbprint = NULL",
+        "thumbprint = previous",
+        "operation = 'other'",
+        "method = 'PUT'",
+        "path = NULL",
+        "path = '/'",
+        "tag = 'x'",
+        "asked_date = '2026-01-01'",
+        "status = status + 1",
+        "status = -1",
+        "error = 'x'",
+        "key_count = 17",
+        "key_count = -1",
+        "origins = '{\"DE\":17}'",
+        "origins = 'x'",
+        "origins = '{ }'",
+        "request_bytes = request_bytes + 1",
+        "response_bytes = response_bytes + 1",
+        "duration_us = duration_us + 1",
+        "previous = hash",
+        "hash = previous",
+        "hash = thumbprint",
+    ];
+    for change in changes {
+        let at = rand::random_range(1..=10);
+        let changed = case
+            .db
+            .execute(&format!(
+                "UPDATE access_log SET {change} WHERE instance = '{first}' AND sequence = {at}"
+            ))
+            .await;
+        let report = look(case, &evidence).await;
+        assert_eq!(changed, 1);
+        assert_eq!(places(&report), [(Some(first.as_str()), at)], "{change}: {report:?}");
+        restore(case, "access_log").await;
+    }
+    // Any record missing: in the middle, at the beginning, at the end, several.
+    for (from, to) in [(4, 4), (1, 1), (10, 10), (3, 6), (7, 10), (1, 10)] {
+        let range = format!("instance = '{second}' AND sequence BETWEEN {from} AND {to}");
+        case.db.execute(&format!("DELETE FROM access_log WHERE {range}")).await;
+        let report = look(case, &evidence).await;
+        assert_eq!(places(&report), [(Some(second.as_str()), from)], "{report:?}");
+        let last = if from == to { "is missing".to_owned() } else { format!("to {to}") };
+        assert!(report.findings[0].what.ends_with(&last), "{report:?}");
+        restore(case, "access_log").await;
+    }
+    // Any two swapped, also between the chains.
+    for (a, b) in [(3, 4), (1, 10), (2, 9)] {
+        for (from, to) in [(a, -1), (b, a), (-1, b)] {
+            let sql = format!(
+                "UPDATE access_log SET sequence = {to} WHERE instance = '{first}' AND sequence = {from}"
+            );
+            assert_eq!(case.db.execute(&sql).await, 1);
+        }
+        let report = look(case, &evidence).await;
+        assert_eq!(places(&report), [(Some(first.as_str()), a), (Some(first.as_str()), b)], "{report:?}");
+        assert!(
+            report.findings[0].what.contains(&format!("it is number {b} of instance {first}")),
+            "{report:?}"
+        );
+        restore(case, "access_log").await;
+    }
+    // One inserted, at the end and as a chain of its own.
+    for (instance, sequence) in [(first.as_str(), 11), ("0123456789abcdef", 1)] {
+        let columns = "at, request_id, country, thumbprint, operation, method, path, tag, asked_date, status, \
+                       error, key_count, origins, request_bytes, response_bytes, duration_us, previous, hash";
+        case.db
+            .execute(&format!(
+                "INSERT INTO access_log (instance, sequence, {columns}) SELECT '{instance}', {sequence}, {columns} \
+                 FROM kept_access_log WHERE instance = '{second}' AND sequence = 5"
+            ))
+            .await;
+        let report = look(case, &evidence).await;
+        assert!(places(&report).contains(&(Some(instance), sequence)), "{report:?}");
+        restore(case, "access_log").await;
+    }
+    assert_eq!(look(case, &evidence).await, untouched);
+
+    // As the operator sees it.
+    case.db
+        .execute(&format!("UPDATE access_log SET status = 418 WHERE instance = '{first}' AND sequence = 3"))
+        .await;
+    let output = run(case, &["access-log", "verify"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!output.status.success() && text.contains(&format!("instance {first} record 3: ")), "{text}");
+    restore(case, "access_log").await;
+    let output = run(case, &["access-log", "verify"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("20 records in 2 chains"), "{text}");
+    case.db.execute("DROP TABLE kept_access_log").await;
+}
+
+async fn whatever_is_done_to_the_statements_is_named(case: &Case) {
+    let (_, [first, _]) = logged(case).await;
+    case.db.execute("CREATE TABLE kept_access_log_head AS SELECT * FROM access_log_head").await;
+    let evidence = evidence(case);
+    let untouched = look(case, &evidence).await;
+    assert_eq!(untouched.findings, []);
+    let numbers: Vec<i64> = case.db.column("SELECT number FROM access_log_head ORDER BY number").await;
+    let middle = *numbers[1..numbers.len() - 1].choose(&mut rand::rng()).unwrap();
+    for change in [
+        "sequence = sequence + 1",
+        "at = at + 1",
+        "kind = 'cut'",
+        "instance = '0123456789abcdef'",
+        "statement = REPLACE(statement, '\"at\":\"2', '\"at\":\"3')",
+        "signature = NULL",
+        "key_id = NULL",
+        "key_id = '0'",
+        "signature = 'AAAA'",
+    ] {
+        case.db.execute(&format!("UPDATE access_log_head SET {change} WHERE number = {middle}")).await;
+        let report = look(case, &evidence).await;
+        assert!(places(&report).contains(&(None, middle)), "{change}: {report:?}");
+        restore(case, "access_log_head").await;
+    }
+    case.db.execute(&format!("DELETE FROM access_log_head WHERE number = {middle}")).await;
+    let report = look(case, &evidence).await;
+    assert!(places(&report).contains(&(None, middle)), "{report:?}");
+    restore(case, "access_log_head").await;
+    case.db.execute("DELETE FROM access_log_head WHERE number = 1").await;
+    let report = look(case, &evidence).await;
+    assert!(places(&report).contains(&(None, 1)), "{report:?}");
+    restore(case, "access_log_head").await;
+    // A whole chain, with all that names it.
+    case.db.execute("CREATE TABLE kept_access_log AS SELECT * FROM access_log").await;
+    for table in ["access_log", "access_log_head"] {
+        case.db.execute(&format!("DELETE FROM {table} WHERE instance = '{first}'")).await;
+    }
+    let report = look(case, &evidence).await;
+    assert!(
+        report.findings.iter().any(|finding| finding.what.contains("statement is missing")),
+        "{report:?}"
+    );
+    for table in ["access_log", "access_log_head"] {
+        restore(case, table).await;
+    }
+    assert_eq!(look(case, &evidence).await, untouched);
+}
+
+async fn what_was_kept_elsewhere_shows_that_the_end_was_cut_off(case: &Case) {
+    let (_, _) = logged(case).await;
+    let kept = String::from_utf8(run(case, &["access-log", "heads"]).stdout).unwrap();
+    std::fs::write(case.folder.path().join("kept.jsonl"), &kept).unwrap();
+    let kept: Vec<SignedStatement> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let evidence = Evidence { kept, ..evidence(case) };
+    let report = look(case, &evidence).await;
+    assert_eq!((report.findings.len(), report.compared), (0, report.statements), "{report:?}");
+    // Whoever holds the key and the database can write another history, but not what others keep.
+    let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
+    let instance: Vec<String> =
+        case.db.column(&format!("SELECT instance FROM access_log_head WHERE number = {newest}")).await;
+    for sql in [
+        "CREATE TABLE kept_access_log AS SELECT * FROM access_log".to_owned(),
+        "CREATE TABLE kept_access_log_head AS SELECT * FROM access_log_head".to_owned(),
+        format!("DELETE FROM access_log WHERE instance = '{}' AND sequence > 2", instance[0]),
+        format!("DELETE FROM access_log_head WHERE number = {newest}"),
+    ] {
+        case.db.execute(&sql).await;
+    }
+    assert_eq!(look(case, &Evidence { kept: Vec::new(), ..evidence.clone() }).await.findings, []);
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(None, newest)], "{report:?}");
+    let heads = case.folder.path().join("kept.jsonl");
+    let output = run(case, &["access-log", "verify", "--heads", heads.to_str().unwrap()]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!output.status.success() && text.contains(&format!("statement {newest}: ")), "{text}");
+    for table in ["access_log", "access_log_head"] {
+        restore(case, table).await;
+    }
+}
+
+async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
+    use efgs_gateway::access_log::forget_now;
+    let ask = async |gateway: &Running, times: usize| {
+        for _ in 0..times {
+            gateway.client("DE").download(case.today(), None).await;
+        }
+    };
+    let (start, day) = (case.clock.now(), chrono::TimeDelta::days(1));
+    let old = case.gateway_with(signing(case)).await;
+    let evidence = evidence(case);
+    ask(&old, 5).await;
+    case.stop(&old).await;
+    case.clock.set(start + day * 60);
+    let gateway = case.gateway_with(signing(case)).await;
+    ask(&gateway, 4).await;
+    assert_eq!(forget_now(&gateway.app).await.unwrap(), Default::default());
+    // The old chain has gone as a whole, the other one loses its beginning.
+    case.clock.set(start + day * 100);
+    ask(&gateway, 3).await;
+    let done = forget_now(&gateway.app).await.unwrap();
+    // Nothing is left that the statements about the old chain would prove.
+    assert_eq!((done.records, done.statements), (5, 2));
+    assert_eq!(look(case, &evidence).await.findings, []);
+    case.clock.set(start + day * 155);
+    ask(&gateway, 2).await;
+    assert_eq!(forget_now(&gateway.app).await.unwrap().records, 4);
+    let report = look(case, &evidence).await;
+    assert_eq!((report.records, &report.findings[..]), (5, &[][..]), "{report:?}");
+    // What retention has cut is no licence to cut more.
+    let first = case.db.number("SELECT MIN(sequence) FROM access_log").await;
+    case.db.execute("CREATE TABLE kept_access_log AS SELECT * FROM access_log").await;
+    case.db.execute(&format!("DELETE FROM access_log WHERE sequence = {first}")).await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(Some(gateway.app.instance.id.as_str()), first)], "{report:?}");
+    restore(case, "access_log").await;
+    case.clock.set(start + day * 200);
+    ask(&gateway, 1).await;
+    assert_eq!(forget_now(&gateway.app).await.unwrap().records, 3);
+    assert_eq!(look(case, &evidence).await.findings, []);
+    // No more statements than those.
+    let first = case.db.number("SELECT MIN(number) FROM access_log_head").await;
+    case.db.execute("CREATE TABLE kept_access_log_head AS SELECT * FROM access_log_head").await;
+    case.db.execute(&format!("DELETE FROM access_log_head WHERE number = {first}")).await;
+    let report = look(case, &evidence).await;
+    assert!(places(&report).contains(&(None, first)), "{report:?}");
+    restore(case, "access_log_head").await;
+}
+
+/// One request of some kind, by some country.
+async fn any_request(case: &Case, gateway: &Running, client: &Client, number: usize) -> Answer {
+    let tag = format!("t-{number}");
+    match number % 8 {
+        0 => client.upload(&tag, &keys(client.country(), 1 + number % 3, case.clock.now())).await,
+        1 => client.send(Client::download_request(case.today(), None).header("Accept", JSON)).await,
+        2 => client.send(Request::get(wire::CALLBACK_PATH)).await,
+        3 => client.send(Request::new("OPTIONS", wire::ROOT_PATH)).await,
+        4 => client.send(Request::get("/nowhere")).await,
+        5 => client.audit(case.today(), "20200101-1").await,
+        6 => client.send(Client::download_request(case.today(), None).header("Accept", "text/plain")).await,
+        _ => {
+            let stranger = gateway.client_with(Some(&participant("DE").signing), "DE");
+            stranger.download(case.today(), None).await
+        }
+    }
+}
+
+async fn the_totals_are_the_sum_of_the_log(case: &Case) {
+    let gateways = [case.gateway().await, case.gateway().await];
+    let (de, nl) = (gateways[0].client("DE"), gateways[1].client("NL"));
+    de.upload_new("a", 3, case.clock.now()).await;
+    de.upload_new("b", 2, case.clock.now()).await;
+    nl.upload_new("a", 4, case.clock.now()).await;
+    gateways[0].form().await;
+    nl.download(case.today(), None).await.expect(200);
+    let answer = gateways[0].client("NL").download(case.today(), None).await.expect(200);
+    let again =
+        Client::download_request(case.today(), None).header("If-None-Match", answer.header("etag").unwrap());
+    nl.send(again).await.expect(304);
+    de.send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    let today = case.today();
+    let rows = gateways[0].app.store.statistics(today, today, Some("NL")).await.unwrap();
+    let dutch = &rows[&(today, "NL".to_owned())];
+    assert_eq!((dutch.downloads, dutch.unchanged, dutch.download_keys), (2, 1, 10), "{dutch:?}");
+    assert_eq!(dutch.last_download_at, Some(case.clock.now()));
+    let seen = gateways[0].app.store.last_seen().await.unwrap();
+    assert_eq!(seen["DE"].upload, Some(case.clock.now()));
+    for (i, code) in (0..32).zip(["DE", "NL", "IT", "IE"].into_iter().cycle()) {
+        let gateway = &gateways[i / 16];
+        any_request(case, gateway, &gateway.client(code), i).await;
+    }
+    assert_totals(case).await;
+    // The same as a person and as a program sees it.
+    let day = today.to_string();
+    let output = run(case, &["report", "--from", &day, "--to", &day, "--country", "DE", "--json"]);
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_says(&rows[0], json!({"country": "DE", "withdrawals": 1, "withdrawnKeys": 3}));
+    let text =
+        String::from_utf8(run(case, &["report", "--from", &day, "--to", &day, "--csv"]).stdout).unwrap();
+    assert!(
+        text.starts_with("day,country,requests,uploads") && text.contains(&format!("{day},--,")),
+        "{text}"
+    );
+    let text = String::from_utf8(run(case, &["report", "--from", &day, "--to", &day]).stdout).unwrap();
+    assert!(text.lines().last().unwrap().starts_with("total"), "{text}");
+}
+
+/// Every total against a sum over the log.
+async fn assert_totals(case: &Case) {
+    let kept = "operation = 'upload' AND key_count > 0";
+    for (column, sum, condition) in [
+        ("requests", "1", "1 = 1"),
+        ("uploads", "1", kept),
+        ("upload_keys", "key_count", kept),
+        ("upload_bytes", "request_bytes", kept),
+        ("withdrawn_keys", "key_count", "operation = 'withdraw' AND key_count > 0"),
+        ("downloads", "1", "operation = 'download' AND status = 200"),
+        ("unchanged", "1", "operation = 'download' AND status = 304"),
+        ("download_keys", "key_count", "operation = 'download' AND status = 200"),
+        ("download_bytes", "response_bytes", "operation = 'download' AND status = 200"),
+        ("audits", "1", "operation = 'audit' AND status = 200"),
+        ("client_errors", "1", "status BETWEEN 400 AND 499"),
+        ("server_errors", "1", "status >= 500"),
+    ] {
+        let all = "SELECT DISTINCT country FROM statistic";
+        for country in case.db.column::<String>(all).await {
+            let total = format!(
+                "SELECT COUNT(*) FROM statistic WHERE country = '{country}' AND (SELECT COALESCE(SUM({column}), 0) \
+                 FROM statistic WHERE country = '{country}') <> (SELECT COALESCE(SUM({sum}), 0) FROM access_log \
+                 WHERE COALESCE(country, '--') = '{country}' AND {condition})"
+            );
+            assert_eq!(case.db.number(&total).await, 0, "{column} of {country}");
+        }
+    }
+}
+
+async fn ten_thousand_mixed_requests_on_two_gateways(case: &Case) {
+    let amount: usize =
+        std::env::var("EFGS_TEST_REQUESTS").ok().and_then(|text| text.parse().ok()).unwrap_or(320);
+    let gateways = [case.gateway_with(signing(case)).await, case.gateway_with(signing(case)).await];
+    let codes = ["DE", "NL", "IT", "IE", "FR", "ES", "PL", "AT"];
+    for code in &codes[4..] {
+        let new = PKI.participant(country(code)).unwrap();
+        gateways[0].register(&[&new.authentication, &new.signing]).await;
+        gateways[1].reload().await;
+        NEW.lock().unwrap().push((code, new));
+    }
+    let clients: Vec<[Client; 2]> = codes
+        .iter()
+        .map(|code| {
+            [0, 1].map(|at| match NEW.lock().unwrap().iter().find(|(new, _)| new == code) {
+                Some((_, new)) => {
+                    Client::new(gateways[at].address, Some(&new.authentication), new.signing.clone())
+                }
+                None => gateways[at].client(code),
+            })
+        })
+        .collect();
+    let each = amount / codes.len();
+    let answers = all_at_once(clients.iter().enumerate().map(|(i, clients)| {
+        let gateways = &gateways;
+        async move {
+            let mut ids = Vec::new();
+            for number in 0..each {
+                let at = (number + i) % 2;
+                let answer = any_request(case, &gateways[at], &clients[at], number).await;
+                ids.push(answer.header("x-request-id").unwrap().to_owned());
+            }
+            ids
+        }
+    }))
+    .await;
+    for gateway in &gateways {
+        case.stop(gateway).await;
+    }
+    let logged: std::collections::HashSet<String> =
+        case.db.column::<String>("SELECT request_id FROM access_log").await.into_iter().collect();
+    let answered: Vec<&String> = answers.iter().flatten().collect();
+    assert!(answered.iter().all(|id| logged.contains(*id)));
+    assert_eq!((logged.len(), answered.len()), (each * codes.len(), each * codes.len()));
+    assert_totals(case).await;
+    let evidence = evidence(case);
+    let report = look(case, &evidence).await;
+    assert_eq!((report.records as usize, &report.findings[..]), (logged.len(), &[][..]));
+    // A byte flipped, a row deleted, two rows swapped: each is named.
+    let [first, second] = [0, 1].map(|at| gateways[at].app.instance.id.clone());
+    let row =
+        |instance: &str, sequence: i64| format!("WHERE instance = '{instance}' AND sequence = {sequence}");
+    for sql in [
+        "CREATE TABLE kept_access_log AS SELECT * FROM access_log".to_owned(),
+        format!("UPDATE access_log SET response_bytes = response_bytes + 1 {}", row(&first, 7)),
+        format!("DELETE FROM access_log {}", row(&second, 20)),
+        format!("UPDATE access_log SET sequence = -1 {}", row(&second, 30)),
+        format!("UPDATE access_log SET sequence = 30 {}", row(&second, 40)),
+        format!("UPDATE access_log SET sequence = 40 {}", row(&second, -1)),
+    ] {
+        case.db.execute(&sql).await;
+    }
+    let report = look(case, &evidence).await;
+    let mut found = places(&report);
+    found.sort_unstable();
+    let mut expected =
+        vec![(Some(first.as_str()), 7), (Some(&*second), 20), (Some(&*second), 30), (Some(&*second), 40)];
+    expected.sort_unstable();
+    assert_eq!(found, expected, "{report:?}");
+    restore(case, "access_log").await;
+    assert_eq!(look(case, &evidence).await.findings, []);
+}
+
+static NEW: std::sync::Mutex<Vec<(&str, efgs_test_ca::Participant)>> = std::sync::Mutex::new(Vec::new());
+
+async fn every_answer_before_kill_9_is_in_the_log(case: &Case) {
+    case.prepare().await;
+    let rounds: usize =
+        std::env::var("EFGS_TEST_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let config = case.write_config(&case.config_text());
+    let mut answered: Vec<String> = Vec::new();
+    for _ in 0..rounds.div_ceil(2) {
+        let mut process = Process::start(&config);
+        let clients = ["DE", "IT", "IE", "NL", "DE", "IT"].map(|code| process.client(code));
+        let answers = AtomicUsize::new(0);
+        let asking = all_at_once(clients.iter().map(async |client| {
+            let mut ids = Vec::new();
+            for _ in 0.. {
+                let today = efgs_gateway::clock::Clock::system().now().date_naive();
+                match client.try_send(Client::download_request(today, None)).await {
+                    Ok(answer) => {
+                        answers.fetch_add(1, Ordering::Relaxed);
+                        ids.push(answer.header("x-request-id").unwrap().to_owned());
+                    }
+                    Err(_) => break,
+                }
+            }
+            ids
+        }));
+        let killing = async {
+            let enough = rand::random_range(10..60);
+            until("some answers", async || (answers.load(Ordering::Relaxed) > enough).then_some(())).await;
+            process.kill();
+        };
+        let (ids, ()) = futures_util::future::join(asking, killing).await;
+        answered.extend(ids.into_iter().flatten());
+        end_leases(case).await;
+    }
+    let logged: std::collections::HashSet<String> =
+        case.db.column::<String>("SELECT request_id FROM access_log").await.into_iter().collect();
+    let lost: Vec<&String> = answered.iter().filter(|id| !logged.contains(*id)).collect();
+    assert!(answered.len() > 10 && lost.is_empty(), "{} answers, lost: {lost:?}", answered.len());
+    assert_eq!(look(case, &Evidence::default()).await.findings, []);
+}
