@@ -146,6 +146,8 @@ impl Folder {
         let mut key = [0; 32];
         aws_lc_rs::rand::fill(&mut key).map_err(|_| "the machine gives no random numbers")?;
         private(&self.path.join("payload-1.key"), &BASE64_STANDARD.encode(key))?;
+        let signing = openssl::pkey::PKey::generate_ed25519()?.private_key_to_pem_pkcs8()?;
+        private(&self.path.join("access-log.key"), &String::from_utf8(signing)?)?;
         // Last, because its presence says that the folder is complete.
         self.write("efgs.toml", configuration(listen))
     }
@@ -182,6 +184,9 @@ anchor = "trust-anchor.pem"
 
 [encryption]
 keys = [{{ id = 1, file = "payload-1.key" }}]
+
+[access_log]
+signing_key = "access-log.key"
 
 [batching]
 interval = "10s"                 # 5 minutes in earnest; nobody wants to wait that long in a demo
