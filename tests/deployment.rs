@@ -35,6 +35,8 @@ struct Compose {
 struct Service {
     build: Option<String>,
     image: String,
+    #[serde(default)]
+    profiles: Vec<String>,
     restart: String,
     init: Option<bool>,
     #[serde(default)]
@@ -48,6 +50,7 @@ struct Service {
     environment: BTreeMap<String, String>,
     #[serde(default)]
     configs: Vec<Mount>,
+    #[serde(default)]
     secrets: Vec<String>,
     #[serde(default)]
     volumes: Vec<String>,
@@ -155,7 +158,9 @@ fn everything_that_a_service_refers_to_is_declared_and_nothing_is_declared_in_va
         }
         for volume in &service.volumes {
             let (source, _) = volume.split_once(':').unwrap();
-            assert!(compose.volumes.contains_key(source), "{name}: volume {source}");
+            // How full the disks are is seen from the host's root, and nothing is written there.
+            let looks_at_host = name == "node" && volume == "/:/host:ro,rslave";
+            assert!(looks_at_host || compose.volumes.contains_key(source), "{name}: volume {source}");
         }
         for (other, dependency) in &service.depends_on {
             assert!(compose.services.contains_key(other), "{name}: depends on {other}");
@@ -183,6 +188,11 @@ fn the_containers_are_closed_and_watched() {
         assert_eq!(service.cap_drop, ["ALL"], "{name}: capabilities");
         assert_eq!(service.security_opt, ["no-new-privileges:true"], "{name}: privileges");
         assert!(!["", "0", "root"].contains(&service.user.split(':').next().unwrap()), "{name}: user");
+        let (_, version) = service.image.split_once(':').expect("an image with its version");
+        assert!(
+            version == "local" || version.starts_with(|c: char| c == 'v' || c.is_ascii_digit()),
+            "{version}"
+        );
         let limits = &service.deploy.resources.limits;
         assert!(limits.pids > 0 && !limits.memory.is_empty() && !limits.cpus.is_empty(), "{name}: limits");
         for (key, value) in &service.environment {
@@ -204,6 +214,72 @@ fn the_containers_are_closed_and_watched() {
         "nor can it reach out"
     );
     assert!(database.command.iter().any(|option| option == "--require-secure-transport=ON"));
+}
+
+/// Prometheus and Grafana are there only when they are asked for, and reach nothing but what they show.
+#[test]
+fn monitoring_is_optional_and_sees_the_admin_listener_only() {
+    let compose = compose();
+    let (optional, always): (Vec<_>, Vec<_>) =
+        compose.services.iter().partition(|(_, service)| !service.profiles.is_empty());
+    assert_eq!(
+        optional.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["grafana", "node", "prometheus"]
+    );
+    assert!(optional.iter().all(|(_, service)| service.profiles == ["monitoring"]));
+    for (name, service) in always {
+        let needs = service.depends_on.keys().all(|other| compose.services[other].profiles.is_empty());
+        assert!(needs, "{name} starts without the profile");
+    }
+    assert!(compose.networks["monitoring"].internal);
+    for name in ["prometheus", "node"] {
+        let service = &compose.services[name];
+        assert_eq!(
+            (&service.networks[..], service.ports.len()),
+            (&["monitoring".to_owned()][..], 0),
+            "{name}"
+        );
+    }
+    let grafana = &compose.services["grafana"];
+    assert_eq!(grafana.ports, ["127.0.0.1:3000:3000"], "on loopback only");
+    assert!(!compose.services["database"].networks.contains(&"monitoring".to_owned()));
+    for service in compose.services.values() {
+        let dashboard = service.networks.contains(&"dashboard".to_owned());
+        assert!(!dashboard || service.image == grafana.image, "nobody else is where Grafana is published");
+    }
+
+    // Each file names the others as they are called here.
+    let target = |service: &str, config: &str| {
+        let mounts = &compose.services[service].configs;
+        mounts.iter().find(|mount| mount.source == config).unwrap().target.clone()
+    };
+    let prometheus: serde_json::Value =
+        serde_saphyr::from_str(&read("deploy/prometheus/prometheus.yml")).unwrap();
+    for job in prometheus["scrape_configs"].as_array().unwrap() {
+        let host = at(job, "static_configs.0.targets.0").as_str().unwrap();
+        let (service, _) = host.split_once(':').unwrap();
+        assert!(compose.services[service].networks.contains(&"monitoring".to_owned()), "{host}");
+    }
+    let gateway: toml::Table = read("deploy/compose/gateway.toml").parse().unwrap();
+    let admin = gateway["server"]["admin_listen"].as_str().unwrap().rsplit_once(':').unwrap().1;
+    let scraped = at(&prometheus, "scrape_configs.0.static_configs.0.targets.0");
+    assert_eq!(scraped, &format!("gateway:{admin}"));
+    let config = target("prometheus", "prometheus");
+    assert!(compose.services["prometheus"].command.contains(&format!("--config.file={config}")));
+    let rules = target("prometheus", "prometheus_rules");
+    let beside = Path::new(&config).with_file_name(at(&prometheus, "rule_files.0").as_str().unwrap());
+    assert_eq!(Path::new(&rules), beside);
+
+    let provisioning = |file: &str| -> serde_json::Value {
+        serde_saphyr::from_str(&read(&format!("deploy/grafana/provisioning/{file}"))).unwrap()
+    };
+    let source = provisioning("datasources/prometheus.yml");
+    assert_eq!(at(&source, "datasources.0.url"), "http://prometheus:9090");
+    let dashboard = target("grafana", "grafana_dashboard");
+    let folder = provisioning("dashboards/efgs.yml");
+    let folder = at(&folder, "providers.0.options.path").as_str().unwrap().to_owned();
+    assert_eq!(Path::new(&dashboard).parent().unwrap(), Path::new(&folder));
+    assert_eq!(grafana.environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"], dashboard);
 }
 
 #[test]
