@@ -19,6 +19,7 @@ mod client;
 mod collector;
 mod database;
 mod download;
+mod downloader;
 mod encryption;
 mod expiry;
 mod harness;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),
         file("download", download::TESTS),
+        file("downloader", downloader::TESTS),
         file("encryption", encryption::TESTS),
         file("expiry", expiry::TESTS),
         file("health", health::TESTS),

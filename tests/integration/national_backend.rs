@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use efgs_client::{
@@ -44,6 +44,24 @@ pub(crate) fn efgs(folder: &Path, arguments: &[&str]) -> Command {
     command.args(arguments).current_dir(folder).env(AS_EFGS, "1").stdin(Stdio::null());
     command.env_remove("EFGS_PROFILE");
     command
+}
+
+/// The most memory that the command may have resident, for a million keys too.
+pub(crate) const MOST_MEMORY: u64 = 256 << 20;
+
+/// Waits for the end of a process; the most memory that it had resident, in bytes.
+pub(crate) async fn peak_memory(child: &mut Child) -> (ExitStatus, u64) {
+    let mut peak = 0;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status, peak);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+        let kilobytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+        peak = peak.max(kilobytes.unwrap_or_default() * 1024);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// A country's folder: its certificates and keys, the operator's, and a profile for this gateway.

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{join, keys, pick},
     harness::{Case, Running, country, participant, tests},
-    national_backend::{efgs, profile},
+    national_backend::{MOST_MEMORY, efgs, peak_memory, profile},
     process::{download_all, sorted},
 };
 
@@ -243,9 +243,6 @@ async fn sigterm_brings_to_its_end_what_is_under_way(case: &Case) {
     assert_eq!(downloaded(&gateway).await, sorted([&all]));
 }
 
-/// The most memory that `efgs upload` may have resident, for a million keys too.
-const MOST_MEMORY: u64 = 256 << 20;
-
 /// `EFGS_TEST_MANY_KEYS=1000000` for the full size.
 #[expect(clippy::print_stdout, reason = "at its full size it is run for this figure")]
 async fn memory_does_not_grow_with_the_keys(case: &Case) {
@@ -264,16 +261,9 @@ async fn memory_does_not_grow_with_the_keys(case: &Case) {
 
     let begin = Instant::now();
     let mut child = efgs(folder, &["upload", "--quiet", "keys.json"]).stdout(Stdio::null()).spawn().unwrap();
-    let mut peak = 0;
-    while child.try_wait().unwrap().is_none() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
-        let kilobytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-        peak = peak.max(kilobytes.unwrap_or_default() * 1024);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let (status, peak) = peak_memory(&mut child).await;
     println!("{amount} keys: {} MiB at most, {:.1} s", peak >> 20, begin.elapsed().as_secs_f64());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(status.code(), Some(0));
     assert_eq!(case.db.counts().await[1] as usize, amount.next_multiple_of(1000));
     assert!(peak > 0 && peak < MOST_MEMORY, "{} MiB", peak >> 20);
 }

@@ -7,18 +7,10 @@
 //!
 //! ```no_run
 //! # async fn example(profile: efgs_client::Profile) -> Result<(), Box<dyn std::error::Error>> {
-//! use efgs_client::{
-//!     audit::Auditor,
-//!     download::{Downloader, Options, StoredFormat, Target},
-//! };
+//! use efgs_client::download::{Downloader, Options, StoredFormat, Target};
 //!
-//! let auditor = Auditor {
-//!     country: profile.country(),
-//!     anchor: profile.anchor()?,
-//!     policy: Default::default(),
-//! };
 //! let target = Target::Folder { path: "batches".into(), format: StoredFormat::Protobuf };
-//! let options = Options::new(profile.gateway()?, auditor, profile.state());
+//! let options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
 //! let mut downloader = Downloader::open(options, target)?;
 //! while let Some(batch) = downloader.next().await? {
 //!     println!("{}: {} keys", batch.batch_tag, batch.keys);
@@ -122,7 +114,9 @@ pub enum Event {
         /// The first day from which there is no gap.
         until: NaiveDate,
     },
-    /// A batch does not verify, and is put aside; the walk goes past it, as was asked for.
+    /// A batch does not verify, and is put aside; the walk stops before it.
+    Quarantined(Quarantined),
+    /// The same, but the walk goes past it, as was asked for.
     Passed(Quarantined),
     /// A batch did not verify at first and is fetched once more.
     Again {

@@ -6,8 +6,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::profile::{DEFAULT_FILE, Profile, ProfileError};
 
+mod audit;
 mod callback;
 mod doctor;
+mod download;
 mod export;
 mod generate;
 mod init;
@@ -64,6 +66,8 @@ enum Command {
     Callback(callback::CallbackCommand),
     Export(export::ExportArgs),
     Upload(upload::UploadArgs),
+    Download(download::DownloadArgs),
+    Audit(audit::AuditArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -114,6 +118,8 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Callback(command) => callback::run(context, &command).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Upload(args) => upload::run(context, args).await,
+        Command::Download(args) => download::run(context, args).await,
+        Command::Audit(args) => audit::run(context, &args).await,
         Command::Completions(args) => generate::completions(context, &args),
         Command::Man(args) => generate::man(context, &args),
     }

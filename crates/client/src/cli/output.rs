@@ -16,7 +16,6 @@ use super::Outcome;
 /// How a command ended, for scripts. The numbers are a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[cfg_attr(not(test), expect(dead_code, reason = "commands that end like this follow"))]
 pub(super) enum Exit {
     /// Everything was done.
     Done = 0,

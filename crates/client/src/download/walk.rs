@@ -48,6 +48,7 @@ impl Downloader {
             let skip = self.options.continue_past.as_deref() == Some(bad.found.tag.as_str());
             let quarantined = self.put_aside(bad, skip).await?;
             if !skip {
+                self.tell(&Event::Quarantined(quarantined.clone()));
                 return Err(DownloadError::Quarantined(quarantined));
             }
             self.tell(&Event::Passed(quarantined));

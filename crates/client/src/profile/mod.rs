@@ -14,12 +14,12 @@ use efgs_protocol::{
     anchor::{AnchorError, TrustAnchor},
     certificate::Certificate,
     country::Country,
-    signature::{BatchSigner, Identity, SignError},
+    signature::{BatchSigner, Identity, SignError, SignaturePolicy},
 };
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{Gateway, Settings, SettingsError};
+use crate::{Gateway, Settings, SettingsError, audit::Auditor};
 
 mod export;
 #[cfg(test)]
@@ -168,6 +168,8 @@ struct IdentitySection {
 #[serde(deny_unknown_fields)]
 struct TrustSection {
     anchor: PathBuf,
+    #[serde(default)]
+    allow_sha1: bool,
 }
 
 /// `[callback]`
@@ -302,6 +304,16 @@ impl Profile {
         };
         let gateway = section.gateway.iter().map(read).collect::<Result<_, _>>()?;
         Ok(CallbackServer { path: section.path.clone(), identity, gateway })
+    }
+
+    /// Against what batches are verified: the country, the trust anchor, and what is tolerated.
+    ///
+    /// # Errors
+    /// When `[trust]` is missing or cannot be used.
+    pub fn auditor(&self) -> Result<Auditor, ProfileError> {
+        let section = self.section("trust", self.content.trust.as_ref())?;
+        let policy = SignaturePolicy { allow_sha1: section.allow_sha1 };
+        Ok(Auditor { country: self.country(), anchor: self.anchor()?, policy })
     }
 
     /// What works but endangers secrets: files of keys and passwords that every user of this machine may read.

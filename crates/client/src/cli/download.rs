@@ -1,0 +1,246 @@
+//! `efgs download`: every batch once, verified.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::NaiveDate;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Context, Outcome,
+    output::{Console, Exit, Failure},
+    stop::stoppable,
+};
+use crate::{
+    Profile,
+    download::{DownloadError, Downloader, Event, Options, Released, StoredFormat, Target},
+};
+
+const EXAMPLE: &str =
+    "Example:\n  efgs download --into batches\n  efgs download --follow --format ndjson | process-keys";
+
+/// Download, verify and store all batches that are new
+#[derive(Debug, Args)]
+#[command(
+    after_help = EXAMPLE,
+    after_long_help = format!("{EXAMPLE}\n\n\
+        Each batch is verified through the gateway's audit interface against the operator's trust anchor, and then stored once: in a folder as one file with a name that sorts in the order of the chain, its audit beside it as .audit.json. Batches may be taken out of the folder at any time. The state folder remembers for each target how far it has come; run it again after it was killed, and it goes on without a gap or a repeat. Only what goes to the standard output cannot be taken back: a batch that was being written when the process was killed comes once more.\n\n\
+        What does not verify is put aside in the folder quarantine of the state folder, with a report, and the download stops before it; the next one tries it again.\n\n\
+        Exit codes: 0 all batches are stored; 1 it failed; 3 a batch does not verify, or the chain of batches cannot be followed; 4 all are stored that there are, but some had expired before they were fetched, or one was left out as was asked for; 5 not now, run it again.")
+)]
+pub(super) struct DownloadArgs {
+    /// Begin with the first batch formed on or after this day, unless the target is further already [default:
+    /// the oldest that the gateway serves]
+    #[arg(long, value_name = "DATE")]
+    since: Option<NaiveDate>,
+    /// Go on with the batches that come, until it is stopped
+    #[arg(long)]
+    follow: bool,
+    /// With --follow: how often to ask for new batches
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
+    interval: u64,
+    /// The folder, or with --format ndjson the file; - is the standard output [default: batches, beside the
+    /// profile, or the standard output]
+    #[arg(long, value_name = "PATH")]
+    into: Option<PathBuf>,
+    /// The form in which keys are stored
+    #[arg(long, value_enum, default_value_t = Format::Protobuf)]
+    format: Format,
+    /// Leave this batch out if it does not verify, instead of stopping before it. It is not tried again
+    #[arg(long, value_name = "TAG")]
+    continue_past: Option<String>,
+    /// How often a call is repeated that may succeed later
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    retries: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A file per batch, in protobuf
+    Protobuf,
+    /// A file per batch, in JSON
+    Json,
+    /// A line of JSON per key, with its batch tag and date
+    Ndjson,
+}
+
+/// What was done.
+#[derive(Default)]
+struct Totals {
+    batches: AtomicU64,
+    keys: AtomicU64,
+    gaps: AtomicU64,
+    left_out: AtomicU64,
+}
+
+/// [`Totals`] in the end, as JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary<'a> {
+    event: &'static str,
+    batches: u64,
+    keys: u64,
+    gaps: u64,
+    left_out: u64,
+    target: &'a Path,
+}
+
+pub(super) async fn run(context: &Context, args: DownloadArgs) -> Outcome {
+    let work = stoppable(async |stop| download(context, args, &Notify::new(), stop).await);
+    work.await?.unwrap_or_else(|| Err(failure(DownloadError::Interrupted).into()))
+}
+
+/// Downloads until `stop` is cancelled or the chain is at its end; with `--follow`, `wake` says that there is
+/// something new.
+pub(super) async fn download(
+    context: &Context,
+    args: DownloadArgs,
+    wake: &Notify,
+    stop: CancellationToken,
+) -> Outcome {
+    let profile = context.profile()?;
+    let (target, path) = target(&profile, &args)?;
+    let console = context.console;
+    // Keys and results do not share the standard output.
+    let results = !matches!(target, Target::Stream(_));
+    let totals = Arc::new(Totals::default());
+    let mut options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
+    options.since = args.since;
+    options.continue_past = args.continue_past;
+    options.retry.limit = args.retries;
+    options.on_event = Box::new(reporter(console, totals.clone(), results, args.follow));
+    let mut downloader = Downloader::open(options, target).map_err(failure)?;
+    let interval = Duration::from_secs(args.interval);
+    let all = async {
+        if args.follow {
+            return downloader.follow(interval, wake).await.map(|never| match never {});
+        }
+        while downloader.next().await?.is_some() {}
+        Ok(())
+    };
+    tokio::select! {
+        outcome = all => outcome.map_err(failure)?,
+        // The batch that is under way is stored, or begun anew by the next run.
+        () = stop.cancelled() => if !args.follow {
+            return Err(failure(DownloadError::Interrupted).into());
+        },
+    }
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let Totals { batches, keys, gaps, left_out } = &*totals;
+    let summary = Summary {
+        event: "done",
+        batches: count(batches),
+        keys: count(keys),
+        gaps: count(gaps),
+        left_out: count(left_out),
+        target: &path,
+    };
+    let text = format!(
+        "{} new batches with {} keys, all verified, in {}",
+        summary.batches,
+        summary.keys,
+        path.display()
+    );
+    if results {
+        console.result(&summary, text)?;
+    } else {
+        console.note(text);
+    }
+    Ok(if summary.gaps + summary.left_out == 0 { Exit::Done } else { Exit::Partly })
+}
+
+fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), Failure> {
+    let format = match args.format {
+        Format::Protobuf => StoredFormat::Protobuf,
+        Format::Json => StoredFormat::Json,
+        Format::Ndjson => {
+            return Ok(match args.into.clone().filter(|path| path.as_os_str() != "-") {
+                Some(path) => (Target::Lines { path: path.clone() }, path),
+                None => (Target::Stream(Box::new(io::stdout())), "the standard output".into()),
+            });
+        }
+    };
+    let path = args.into.clone().unwrap_or_else(|| profile.resolve(Path::new("batches")));
+    if path.as_os_str() == "-" {
+        return Err(Failure::new(Exit::Usage, "--into - needs --format ndjson: other batches are files"));
+    }
+    Ok((Target::Folder { path: path.clone(), format }, path))
+}
+
+fn failure(error: DownloadError) -> Failure {
+    let exit = match &error {
+        DownloadError::Quarantined(_) | DownloadError::Chain(_) => Exit::Unverified,
+        error if error.is_temporary() => Exit::Later,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}
+
+/// Tells of events as they happen: as lines of JSON, or a bar and a line where a person must know.
+fn reporter(
+    console: Console,
+    totals: Arc<Totals>,
+    results: bool,
+    follow: bool,
+) -> impl Fn(&Event) + Send + Sync {
+    let bar = console.progress(None, "keys");
+    bar.set_message("downloading");
+    let add = |counter: &AtomicU64, amount: u64| counter.fetch_add(amount, Ordering::Relaxed);
+    move |event| {
+        match event {
+            Event::Stored(batch) => {
+                add(&totals.batches, 1);
+                add(&totals.keys, batch.keys as u64);
+                bar.inc(batch.keys as u64);
+            }
+            Event::Gap { .. } => drop(add(&totals.gaps, 1)),
+            Event::Passed(_) => drop(add(&totals.left_out, 1)),
+            _ => {}
+        }
+        bar.suspend(|| {
+            let json = results && console.wants_json();
+            if json {
+                // Whoever reads events and stops reading does not stop the download.
+                drop(console.json(event));
+            }
+            match event {
+                Event::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
+                Event::Stored(_) | Event::CaughtUp | Event::Quarantined(_) => {}
+                Event::Gap { after, since, until } => console.warn(format_args!(
+                    "batches formed from {since} to before {until}{} may be missing: they were not fetched in \
+                     time, and the gateway serves them no more",
+                    after.as_ref().map(|tag| format!(" (after {tag})")).unwrap_or_default()
+                )),
+                Event::Passed(batch) => console.warn(format_args!(
+                    "batch {} does not verify: {}. It is left out, as was asked for, and lies in {}",
+                    batch.batch_tag,
+                    batch.reason,
+                    batch.folder.display()
+                )),
+                Event::Again { batch_tag, reason } => {
+                    console.note(format_args!("batch {batch_tag}: {reason}; fetching it once more"));
+                }
+                Event::Waiting { reason, seconds } => {
+                    console.note(format_args!("{reason}; trying again in {seconds} s"));
+                }
+            }
+        });
+    }
+}
+
+fn line(batch: &Released) -> String {
+    format!(
+        "{} of {}: {} keys of {} uploads, verified",
+        batch.batch_tag, batch.date, batch.keys, batch.uploads
+    )
+}
