@@ -13,6 +13,29 @@
 //!
 //! Inside an upload the keys are in the order of their key data, so that their order does not say which of them
 //! belong to one person.
+//!
+//! ```no_run
+//! # async fn example(profile: efgs_client::Profile) -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use efgs_client::{source::Source, upload::{Options, Outcome, Uploader}};
+//! use efgs_protocol::clock::Clock;
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let uploader = Uploader {
+//!     gateway: &profile.gateway()?,
+//!     signer: &profile.signer()?,
+//!     state: &profile.state(),
+//!     clock: Clock::system(),
+//!     options: Options::new(profile.country()),
+//! };
+//! let sources = vec![Source::file("outbox/1.json"), Source::reader("standard input", std::io::stdin())];
+//! let report = uploader.run(sources, &CancellationToken::new(), Arc::new(|_| {})).await?;
+//! if report.outcome != Outcome::Complete {
+//!     println!("{} keys are not at the gateway", report.keys.unsent);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod journal;
 mod prepare;

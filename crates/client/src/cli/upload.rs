@@ -146,6 +146,9 @@ fn text(report: &Report) -> String {
     if report.files.len() > 1 {
         lines.push(format!("in all: {}", counts(&report.keys, report.dry_run)));
     }
+    if report.dry_run {
+        lines.push(format!("{} uploads would be sent", report.planned_uploads));
+    }
     for invalid in &report.invalid {
         lines.push(format!("{}: key {}: {}", invalid.file, invalid.key, invalid.reason));
     }

@@ -17,7 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use efgs_protocol::batch_tag::UploadTag;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Lock, StateError, sync_folder};
+use crate::state::{Lock, StateError, replace};
 
 const NAME: &str = "upload.journal";
 /// For how long a line is kept. The gateway refuses keys older than 15 days and forgets what is older than 14.
@@ -75,7 +75,7 @@ impl Journal {
             }
         }
         if kept.len() < bytes.len() || bytes.is_empty() {
-            replace(folder, &path, &kept)?;
+            replace(&path, &kept)?;
         }
         let file = File::options().append(true).open(&path).map_err(StateError::io(&path))?;
         Ok(Self { path, file, done, _lock: lock })
@@ -117,16 +117,4 @@ impl Journal {
         };
         write().map_err(StateError::io(&self.path))
     }
-}
-
-fn replace(folder: &Path, path: &Path, content: &[u8]) -> Result<(), StateError> {
-    let new = folder.join("upload.journal.new");
-    let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().map_err(StateError::io(path))?;
-    sync_folder(folder)
 }
