@@ -8,7 +8,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         ConnectionType,
-        header::{CONTENT_LENGTH, HeaderName, HeaderValue},
+        header::{HeaderName, HeaderValue},
     },
     middleware::Next,
     web::Data,
@@ -56,8 +56,6 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let id = format!("{:016x}", rand::random::<u64>());
     let app = request.app_data::<Data<App>>().cloned();
     let operation = operation(&request);
-    let announced =
-        request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
     let trail = app.as_ref().map(|app| {
         let queue = app.access_log.queue();
@@ -100,13 +98,16 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         Some(answer) => response.into_response(answer).map_into_right_body(),
         None => response.map_into_left_body(),
     };
+    let mut received = 0;
     if let (Some(trail), Some(app)) = (&trail, &app) {
         let bytes = match response.response().body().size() {
             BodySize::Sized(bytes) => bytes,
             BodySize::None | BodySize::Stream => 0,
         };
+        trail.note(|facts| received = facts.request_bytes);
         // Nothing is answered before it is recorded.
-        if !trail.end(response.status().as_u16(), code, bytes).await {
+        let recording = trace_span!(target: telemetry::SPANS, parent: &span, "access log");
+        if !trail.end(response.status().as_u16(), code, bytes).instrument(recording).await {
             reason = Some(Error::Unrecorded.to_string());
             let answer = Error::Unrecorded.respond(&id, app.clock.now());
             response = response.into_response(answer).map_into_right_body();
@@ -135,7 +136,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let bytes = |name, bytes| {
         counter!(name, "country" => caller.to_owned(), "operation" => operation).increment(bytes)
     };
-    bytes(telemetry::REQUEST_BYTES, announced.unwrap_or(0));
+    bytes(telemetry::REQUEST_BYTES, received);
     if let BodySize::Sized(size) = response.response().body().size() {
         bytes(telemetry::RESPONSE_BYTES, size);
     }

@@ -39,11 +39,7 @@ fn describe() {
     describe_counter!(REQUESTS, Unit::Count, "requests to the national side that were answered");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "from a request's head to its answer's head");
     describe_gauge!(REQUESTS_IN_FLIGHT, Unit::Count, "requests that are not answered yet");
-    describe_counter!(
-        REQUEST_BYTES,
-        Unit::Bytes,
-        "bodies of requests, as announced; country - is a caller who was not let in"
-    );
+    describe_counter!(REQUEST_BYTES, Unit::Bytes, "bodies of requests that were received whole");
     describe_counter!(
         RESPONSE_BYTES,
         Unit::Bytes,

@@ -97,7 +97,7 @@ async fn a_request_is_traced_from_the_handshake_to_the_database(case: &Case) {
     for (name, value) in [("caller", "DE"), ("http.response.status_code", "201")] {
         assert_eq!(attribute(&upload.root, name).as_deref(), Some(value), "{name}");
     }
-    for name in ["decode", "verify", "encrypt", "TLS handshake"] {
+    for name in ["decode", "verify", "encrypt", "TLS handshake", "access log"] {
         assert_eq!(upload.find(name).1, ["upload"], "{name}");
     }
     let (handshake, _) = upload.find("TLS handshake");
