@@ -106,6 +106,11 @@ impl Folder {
         self.client(url, certificate.pem().to_owned(), key_pem)
     }
 
+    /// Writes for each country the profile with which its backend's command `efgs` calls this gateway.
+    pub(super) fn write_profiles(&self, url: &str) -> Result<()> {
+        COUNTRIES.iter().try_for_each(|country| self.write(&profile(country), profile_text(country, url)))
+    }
+
     /// Writes a file for people to use.
     pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
         fs::write(self.path.join(name), content).map_err(|e| self.fail("write", name, &e).into())
@@ -151,6 +156,34 @@ impl Folder {
         // Last, because its presence says that the folder is complete.
         self.write("efgs.toml", configuration(listen))
     }
+}
+
+/// Where a country's profile is.
+pub(super) fn profile(country: &str) -> String {
+    format!("{country}/{}", efgs_client::profile::DEFAULT_FILE)
+}
+
+fn profile_text(country: &str, url: &str) -> String {
+    format!(
+        r#"# Written by `efgs-gateway demo`. `efgs init` writes one in which every key is explained.
+country = "{country}"
+
+[gateway]
+url = "{url}"
+ca = "../server-ca.pem"
+
+[authentication]
+certificate = "authentication.pem"
+private_key = "authentication.key"
+
+[signing]
+certificate = "signing.pem"
+private_key = "signing.key"
+
+[trust]
+anchor = "../trust-anchor.pem"
+"#
+    )
 }
 
 fn private(path: &Path, text: &str) -> std::result::Result<(), PkiError> {

@@ -5,7 +5,9 @@ use std::{error::Error, io::Write};
 use efgs_protocol::{canonical::CanonicalKeys, media::Format, wire};
 
 use super::{
-    Stage, quote,
+    Stage,
+    folder::profile,
+    quote,
     report::Report,
     values::{fresh_keys, run_id, upload_tag},
 };
@@ -30,6 +32,7 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
     let call = "curl -iw '\\n' --cacert server-ca.pem";
     let de = format!("{call} --cert DE/authentication.pem --key DE/authentication.key");
     let nl = format!("{call} --cert NL/authentication.pem --key NL/authentication.key");
+    let efgs = |country: &str, command: &str| vec![format!("efgs --profile {} {command}", profile(country))];
     let json = "application/json; version=1.0";
     let download = format!("'{url}/diagnosiskeys/download/{date}'");
     let audit = format!("'{url}/diagnosiskeys/audit/download/{date}/{first}'");
@@ -53,6 +56,16 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
                 format!("-H \"{signature}\" {upload}"),
             ],
         ),
+        (
+            "The same with the backends' own command (cargo install --path crates/client): is all well with NL?",
+            efgs("NL", "doctor"),
+        ),
+        (
+            "NL signs and uploads keys; what the gateway has already is not sent again",
+            efgs("NL", "upload NL/upload.json"),
+        ),
+        ("DE downloads all batches that are new to it, each one verified", efgs("DE", "download")),
+        ("… and asks who signed", efgs("DE", &format!("audit {date} {first}"))),
         (
             "10 seconds later a new batch hangs on the chain: see nextbatchtag",
             vec![de, format!("-H 'Accept: {json}' -H 'batchTag: {last}'"), download.clone()],

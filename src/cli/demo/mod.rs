@@ -145,6 +145,8 @@ impl Stage {
             report.stopped(error)?;
         }
         report.summary()?;
+        // Last: who waits for a profile finds batches, too.
+        folder.write_profiles(url)?;
         next_batch_in(&app.store, Duration::ZERO).await?;
         Ok(())
     }

@@ -43,6 +43,15 @@ async fn the_story_holds_twice_in_one_folder() {
             assert!(line.chars().count() <= 80, "too long for a terminal: {line}");
         }
     }
+    for country in ["DE", "NL", "BE"] {
+        let profile =
+            efgs_client::Profile::load(&folder.path().join(country).join("efgs-client.toml")).unwrap();
+        assert_eq!(profile.country().as_str(), country);
+        profile.gateway().unwrap();
+        profile.signer().unwrap();
+        profile.anchor().unwrap();
+        assert_eq!(profile.warnings(), Vec::<String>::new());
+    }
     for private in ["trust-anchor.key", "server.key", "payload-1.key", "DE/signing.key"] {
         let mode = fs::metadata(folder.path().join(private)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{private}");
