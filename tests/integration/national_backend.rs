@@ -1,6 +1,7 @@
 //! The national backend's side, `efgs` and its library, against the real gateway.
 
 use std::{
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
@@ -19,7 +20,7 @@ use efgs_protocol::{
 };
 use efgs_test_ca::{Identity, Participant};
 
-use crate::harness::{Case, PKI, Running, country, participant, tests};
+use crate::harness::{Case, PKI, Running, country, participant, tests, until};
 
 tests![
     callbacks_are_registered_listed_and_deleted,
@@ -32,6 +33,7 @@ tests![
     what_the_command_signs_the_gateway_and_openssl_accept,
     the_command_registers_callbacks_and_a_dry_run_does_not,
     the_receiver_hears_what_the_gateway_announces,
+    what_is_announced_is_downloaded_by_callback_serve,
 ];
 
 /// With this variable the test program is the command `efgs`: Cargo offers a package's tests only the package's
@@ -351,4 +353,50 @@ async fn the_receiver_hears_what_the_gateway_announces(case: &Case) {
     crate::callback::quiet(case).await;
     stop.send(()).unwrap();
     running.await.unwrap();
+}
+
+async fn what_is_announced_is_downloaded_by_callback_serve(case: &Case) {
+    let gateway = case.gateway_at(Clock::system(), crate::callback::calling(case)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let path = profile(&gateway, folder, participant("NL"));
+    std::fs::write(folder.join("gateway.pem"), PKI.callback_client.certificate.pem()).unwrap();
+    let more = "[callback]\npath = \"/efgs\"\ngateway = [\"gateway.pem\"]\n\
+                [callback.server]\ncertificate = \"callback.pem\"\nprivate_key = \"callback.key\"\n";
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + more).unwrap();
+    let (code, said, _) = run(folder, &["doctor"]);
+    assert!(code == 0 && said.contains("callback "), "{said}");
+
+    // It asks by itself only once a day: what it gets it was told of.
+    let arguments = [
+        "callback",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--into",
+        "batches",
+        "--follow",
+        "--interval",
+        "86400",
+    ];
+    let mut child = efgs(folder, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = stderr.next().unwrap().unwrap();
+    let url = first.strip_prefix("listening at ").unwrap();
+    let drained = std::thread::spawn(move || stderr.map_while(Result::ok).collect::<Vec<_>>());
+    assert_eq!(run(folder, &["callback", "put", "main", url]).0, 0);
+    for tag in ["1", "2"] {
+        let batch = crate::callback::batch(&gateway, tag).await;
+        until("the announced batch is stored", async || {
+            let names = std::fs::read_dir(folder.join("batches")).ok()?;
+            let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.any(|name| name.ends_with(&format!("{batch}.pb"))).then_some(())
+        })
+        .await;
+    }
+    crate::callback::quiet(case).await;
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(0), "{:?}", drained.join());
 }

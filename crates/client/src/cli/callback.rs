@@ -1,10 +1,22 @@
 //! `efgs callback …`: where the gateway calls this backend when there is a new batch.
 
+use std::{net::SocketAddr, sync::Arc};
+
 use clap::{Args, Subcommand};
 use serde_json::json;
+use tokio::sync::Notify;
 
-use super::{Context, Outcome, output::clean};
-use crate::Gateway;
+use super::{
+    Context, Outcome,
+    download::{self, DownloadArgs},
+    output::clean,
+    stop::stoppable,
+};
+use crate::{
+    Gateway,
+    callback::{Event, Receiver},
+    profile::CallbackServer,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CallbackCommand {
@@ -13,6 +25,7 @@ pub(super) enum CallbackCommand {
     List,
     Put(PutArgs),
     Delete(DeleteArgs),
+    Serve(Box<ServeArgs>),
 }
 
 /// Register a URL to be called, or replace it
@@ -41,7 +54,20 @@ pub(super) struct DeleteArgs {
     dry_run: bool,
 }
 
-pub(super) async fn run(context: &Context, command: &CallbackCommand) -> Outcome {
+/// Listen for the gateway's calls, and download what it announces
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  efgs callback serve --listen 0.0.0.0:9443 --into batches\n\nNobody but the gateway gets in: its certificates are named in `[callback]` of the profile. It is answered at once; all that it announced meanwhile is one walk along the chain of batches. It also asks by itself, as `efgs download --follow` does. SIGTERM finishes what is under way."
+)]
+pub(super) struct ServeArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9443")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    download: DownloadArgs,
+}
+
+pub(super) async fn run(context: &Context, command: CallbackCommand) -> Outcome {
     let gateway = context.profile()?.gateway()?;
     match command {
         CallbackCommand::List => {
@@ -52,9 +78,37 @@ pub(super) async fn run(context: &Context, command: &CallbackCommand) -> Outcome
             let lines = callbacks.iter().map(|c| format!("{}  {}\n", clean(&c.callback_id), clean(&c.url)));
             context.console.print(lines.collect::<String>())
         }
-        CallbackCommand::Put(args) => put(context, &gateway, args).await,
-        CallbackCommand::Delete(args) => delete(context, &gateway, args).await,
+        CallbackCommand::Put(args) => put(context, &gateway, &args).await,
+        CallbackCommand::Delete(args) => delete(context, &gateway, &args).await,
+        CallbackCommand::Serve(args) => serve(context, *args).await,
     }
+}
+
+async fn serve(context: &Context, args: ServeArgs) -> Outcome {
+    let CallbackServer { path, identity, gateway } = context.profile()?.callback()?;
+    let receiver = Receiver::bind(args.listen, &path, &identity, gateway).await?;
+    let console = context.console;
+    console.note(format_args!("listening at https://{}{path}", receiver.address()?));
+    let wake = Arc::new(Notify::new());
+    let announced = wake.clone();
+    let on_event = move |event| match event {
+        Event::Announced(announcement) => {
+            console.note(format_args!("the gateway announces {}", announcement.batch_tag));
+            announced.notify_one();
+        }
+        Event::TurnedAway { peer, reason } => console.note(format_args!("{peer} was turned away: {reason}")),
+    };
+    let mut download = args.download;
+    download.follow = true;
+    let work = stoppable(async |stop| {
+        let listening = tokio::spawn(receiver.run(stop.clone().cancelled_owned(), on_event));
+        let outcome = download::download(context, download, &wake, stop.clone()).await;
+        // Also when something is wrong that does not pass by itself: nobody listens in vain.
+        stop.cancel();
+        listening.await?;
+        outcome
+    });
+    work.await?.unwrap_or_else(|| Err("stopped at once; the next run goes on from there".into()))
 }
 
 async fn put(context: &Context, gateway: &Gateway, PutArgs { id, url, dry_run }: &PutArgs) -> Outcome {

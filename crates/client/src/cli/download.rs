@@ -45,7 +45,7 @@ pub(super) struct DownloadArgs {
     since: Option<NaiveDate>,
     /// Go on with the batches that come, until it is stopped
     #[arg(long)]
-    follow: bool,
+    pub(super) follow: bool,
     /// With --follow: how often to ask for new batches
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,

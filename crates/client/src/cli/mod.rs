@@ -115,7 +115,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Doctor(args) => doctor::run(context, &args).await,
         Command::Sign(args) => sign::sign(context, &args),
         Command::Verify(args) => sign::verify(context, &args),
-        Command::Callback(command) => callback::run(context, &command).await,
+        Command::Callback(command) => callback::run(context, command).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Upload(args) => upload::run(context, args).await,
         Command::Download(args) => download::run(context, args).await,
