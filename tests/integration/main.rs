@@ -22,6 +22,7 @@ mod download;
 mod downloader;
 mod encryption;
 mod expiry;
+mod gaen_tools;
 mod harness;
 mod health;
 mod http;
@@ -32,6 +33,7 @@ mod national_backend;
 mod object_store;
 mod outage;
 mod page;
+mod phones;
 mod process;
 mod prometheus;
 mod proxy;
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         file("journal", journal::TESTS),
         file("journal_failures", journal_failures::TESTS),
         file("page", page::TESTS),
+        file("phones", phones::TESTS),
         file("process", process::TESTS),
         file("proxy", proxy::TESTS),
         file("registry", registry::TESTS),

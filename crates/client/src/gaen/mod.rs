@@ -49,6 +49,8 @@ const HEADER: &[u8; 16] = b"EK Export v1    ";
 pub const DEFAULT_ROLLING_PERIOD: u32 = 144;
 /// What a diagnosis key says when no transmission risk level is given (spec §4.1.3).
 const RISK_NOT_GIVEN: i32 = 0x7fff_ffff;
+/// What backends have agreed to say when nothing is known of symptoms.
+const ONSET_NOT_GIVEN: i32 = 4000;
 
 /// In which of its two lists an export file has a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,9 +79,9 @@ pub struct TemporaryExposureKey {
 }
 
 impl TemporaryExposureKey {
-    /// The key as the gateway exchanges it. A transmission risk level that the file does not give becomes
-    /// 0x7fffffff, "not given"; a report type becomes [`ReportType::Unknown`] and the days since the onset of
-    /// symptoms 0, since the wire has no other word for what is missing.
+    /// The key as the gateway exchanges it. What the file does not give becomes what backends understand as
+    /// "not given": 0x7fffffff for the transmission risk level, [`ReportType::Unknown`], and 4000 for the days
+    /// since the onset of symptoms (0 would be the very day of the onset).
     pub fn to_diagnosis_key(&self, origin: Country) -> DiagnosisKey {
         DiagnosisKey {
             key_data: self.key_data,
@@ -88,7 +90,7 @@ impl TemporaryExposureKey {
             transmission_risk_level: self.transmission_risk_level.unwrap_or(RISK_NOT_GIVEN),
             origin,
             report_type: self.report_type.unwrap_or_default(),
-            days_since_onset_of_symptoms: self.days_since_onset_of_symptoms.unwrap_or_default(),
+            days_since_onset_of_symptoms: self.days_since_onset_of_symptoms.unwrap_or(ONSET_NOT_GIVEN),
         }
     }
 }

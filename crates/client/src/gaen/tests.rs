@@ -155,6 +155,7 @@ fn what_a_key_does_not_say_has_its_default() {
     let diagnosis = key.to_diagnosis_key("DE".parse().unwrap());
     assert_eq!(diagnosis.transmission_risk_level, 0x7fff_ffff);
     assert_eq!(diagnosis.report_type, ReportType::Unknown);
+    assert_eq!(diagnosis.days_since_onset_of_symptoms, 4000);
 }
 
 #[test]
