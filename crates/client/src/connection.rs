@@ -9,6 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
+use rustls_platform_verifier::BuilderVerifierExt as _;
 
 use crate::{Error, Settings, SettingsError};
 
@@ -50,10 +51,7 @@ pub(crate) fn client(settings: &Settings) -> Result<Client, SettingsError> {
 
 /// With a provider of our own, so that nothing depends on which one the program has made the default.
 pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
-    let mut roots = RootCertStore::empty();
-    for root in certificates(&settings.server_ca_pem).map_err(SettingsError::ServerCa)? {
-        roots.add(root).map_err(|e| SettingsError::ServerCa(e.to_string()))?;
-    }
+    let roots = roots(&settings.server_ca_pem).map_err(SettingsError::ServerCa)?;
     let chain = certificates(&settings.certificate_pem).map_err(SettingsError::Certificate)?;
     let key = PrivateKeyDer::from_pem_slice(settings.private_key_pem.as_bytes())
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))?;
@@ -63,6 +61,27 @@ pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))
+}
+
+/// For a server that asks for no certificate: one whose own comes from these authorities, as PEM, or else from
+/// those that the system trusts.
+pub(crate) fn public_tls(ca_pem: Option<&str>) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    let builder = match ca_pem {
+        Some(pem) => builder.with_root_certificates(roots(pem)?),
+        None => builder.with_platform_verifier().map_err(|e| e.to_string())?,
+    };
+    Ok(builder.with_no_client_auth())
+}
+
+fn roots(pem: &str) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(pem)? {
+        roots.add(root).map_err(|e| e.to_string())?;
+    }
+    Ok(roots)
 }
 
 pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {

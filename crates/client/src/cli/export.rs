@@ -19,7 +19,7 @@ use super::{
     output::{Exit, Failure, clean},
 };
 use crate::{
-    export::{ExportError, Exporter, Period, Published, RegionReport},
+    export::{ExportError, Exporter, Mirrored, Period, Published, RegionReport},
     gaen::VerifyingKey,
     profile::ExportProfile,
     source::{GaenDefaults, Source},
@@ -38,7 +38,7 @@ const NAMED: usize = 20;
     after_long_help = format!("{EXAMPLE}\n\n\
         Takes the batches that `efgs download` stored and the country's own keys from FILES: JSON, protobuf or GAEN export zips, as `efgs upload` takes them. Each key goes once into the archive of its origin, of each country visited and of all countries, in the last hour or day that has ended, once its rolling period and a margin have passed. The section [export] of the profile says how; docs/export.md says why.\n\n\
         Run it as often as you like, with the same files or others: what is published stays as it is, and what was taken need not be given again. Killed at any moment, it leaves the index as it was; run it again.\n\n\
-        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder.")
+        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder, or the bucket cannot be reached: the folder has everything, run it again.")
 )]
 pub(super) struct ExportArgs {
     /// The country's own keys, which the gateway does not send back
@@ -81,6 +81,8 @@ struct Report {
     invalid: Invalid,
     #[serde(flatten)]
     published: Published,
+    /// What was done in the bucket, if there is one.
+    bucket: Option<Mirrored>,
 }
 
 #[derive(Default, Serialize)]
@@ -117,15 +119,21 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     let state = profile.state().join("export");
     let bar = context.console.progress(None, "keys");
     bar.set_message("reading");
+    let bucket = export.bucket.take();
     let work = {
         let bar = bar.clone();
         move || {
             work(export, &state, batches.as_deref(), args.files, &gaen, args.dry_run, &|keys| bar.inc(keys))
         }
     };
-    let report = spawn_blocking(work).await?;
+    let worked = spawn_blocking(work).await?;
     bar.finish_and_clear();
-    let report = report.map_err(failure)?;
+    let (mut report, exporter) = worked.map_err(failure)?;
+    if let Some(bucket) = bucket.filter(|_| !args.dry_run) {
+        // The folder has all of it, and what is missing in the bucket the next run puts there.
+        let mirrored = exporter.mirror(&bucket).await.map_err(|error| Failure::new(Exit::Later, error))?;
+        report.bucket = Some(mirrored);
+    }
     context.console.result(&report, text(&report))?;
     Ok(if report.invalid.keys > 0 { Exit::Partly } else { Exit::Done })
 }
@@ -138,7 +146,7 @@ fn work(
     gaen: &GaenDefaults,
     dry_run: bool,
     read: &dyn Fn(u64),
-) -> Result<Report, Box<dyn Error + Send + Sync>> {
+) -> Result<(Report, Exporter), Box<dyn Error + Send + Sync>> {
     let mut exporter = Exporter::open(export.settings, state, &export.folder, Clock::system().now())?;
     let batches = batches.map_or(Ok(0), |folder| exporter.add_batches(folder))?;
     read(exporter.intake().keys as u64);
@@ -166,7 +174,7 @@ fn work(
         })?;
     }
     let published = exporter.publish(dry_run)?;
-    Ok(Report { dry_run, batches, invalid, published })
+    Ok((Report { dry_run, batches, invalid, published, bucket: None }, exporter))
 }
 
 fn verifying_key(path: &Path) -> Result<VerifyingKey, String> {
@@ -219,6 +227,12 @@ fn text(report: &Report) -> String {
     }
     if published.regions.iter().all(RegionReport::is_quiet) {
         text += ": nothing to publish";
+    }
+    if let Some(bucket) = report.bucket {
+        text += &format!(
+            "\nthe bucket got {} archives and the index, and lost {} old ones",
+            bucket.put, bucket.deleted
+        );
     }
     text
 }

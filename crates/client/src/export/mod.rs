@@ -18,6 +18,7 @@
 //!
 //! Killed at any moment, a run leaves what was published before, whole; the next one does all of its work.
 
+mod bucket;
 mod manifest;
 mod period;
 mod publish;
@@ -45,6 +46,7 @@ use crate::{
     state::{Lock, StateError},
 };
 
+pub use bucket::{Bucket, BucketError, BucketSettings, Mirrored};
 use manifest::Manifest;
 pub use manifest::{IndexFile, PublishedFile};
 pub use period::Period;

@@ -77,7 +77,7 @@ impl Exporter {
     /// # Errors
     /// See [`ExportError`]. Nothing new is published then, or all of it and only the index is old; the next
     /// run does the rest.
-    pub fn publish(mut self, dry_run: bool) -> Result<Published, ExportError> {
+    pub fn publish(&mut self, dry_run: bool) -> Result<Published, ExportError> {
         let forget_before = self.forget_before();
         self.table.settle(&mut self.intake);
         self.table.forget(forget_before);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{Profile, ProfileError};
 use crate::{
-    export::{ExportSettings, Period, Region},
+    export::{Bucket, BucketSettings, ExportSettings, Period, Region},
     gaen::ExportSigner,
 };
 
@@ -42,6 +42,38 @@ pub(super) struct ExportSection {
     retention_days: Option<u32>,
     #[serde(default, deserialize_with = "report_types")]
     report_types: Option<Vec<ReportType>>,
+    bucket: Option<BucketSection>,
+}
+
+/// `[export.bucket]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BucketSection {
+    endpoint: String,
+    name: String,
+    #[serde(default = "default_region")]
+    region: String,
+    #[serde(default)]
+    prefix: String,
+    #[serde(default = "default_path_style")]
+    path_style: bool,
+    ca: Option<PathBuf>,
+    access_key_file: Option<PathBuf>,
+    secret_key_file: Option<PathBuf>,
+    #[serde(default = "default_timeout", with = "humantime_serde")]
+    timeout: Duration,
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
+}
+
+fn default_path_style() -> bool {
+    true
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn default_folder() -> PathBuf {
@@ -76,6 +108,8 @@ pub struct ExportProfile {
     pub folder: PathBuf,
     /// Where downloaded batches lie.
     pub batches: PathBuf,
+    /// The bucket that is made like the folder, if there is one.
+    pub bucket: Option<Bucket>,
 }
 
 impl Profile {
@@ -119,7 +153,42 @@ impl Profile {
             },
             folder: self.resolve(&section.folder),
             batches: self.resolve(&section.batches),
+            bucket: section.bucket.as_ref().map(|section| self.bucket(section)).transpose()?,
         })
+    }
+
+    fn bucket(&self, section: &BucketSection) -> Result<Bucket, ProfileError> {
+        let refuse = |reason: String| ProfileError::Section { section: "export.bucket", reason };
+        let text = |key: &str, path| {
+            let bytes = self.read(&format!("export.bucket.{key}"), path)?;
+            let text =
+                String::from_utf8(bytes.to_vec()).map_err(|_| refuse(format!("`{key}` is not text")))?;
+            Ok::<_, ProfileError>(text.trim().to_owned())
+        };
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let credentials = match (&section.access_key_file, &section.secret_key_file) {
+            (Some(access), Some(secret)) => {
+                Some((text("access_key_file", access)?, text("secret_key_file", secret)?))
+            }
+            _ => variable("AWS_ACCESS_KEY_ID").zip(variable("AWS_SECRET_ACCESS_KEY")),
+        };
+        let settings = BucketSettings {
+            endpoint: section.endpoint.clone(),
+            name: section.name.clone(),
+            region: section.region.clone(),
+            prefix: section.prefix.clone(),
+            path_style: section.path_style,
+            ca_pem: section.ca.as_ref().map(|path| text("ca", path)).transpose()?,
+            credentials: credentials.ok_or_else(|| {
+                refuse(
+                    "there are no credentials: set `access_key_file` and `secret_key_file`, or AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY in the environment"
+                        .into(),
+                )
+            })?,
+            timeout: section.timeout,
+        };
+        Bucket::new(settings).map_err(|error| refuse(error.to_string()))
     }
 }
 
@@ -129,6 +198,7 @@ mod tests {
 
     use std::fs;
 
+    use efgs_test_ca::{Authority, KeyKind};
     use openssl::{
         ec::{EcGroup, EcKey},
         nid::Nid,
@@ -142,7 +212,11 @@ mod tests {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
         let key = EcKey::generate(&group).unwrap().private_key_to_pem().unwrap();
         fs::write(folder.path().join("export.key"), key).unwrap();
-        fs::write(folder.path().join("rsa.key"), "no key").unwrap();
+        for name in ["rsa.key", "s3-access.key", "s3-secret.key"] {
+            fs::write(folder.path().join(name), "no key").unwrap();
+        }
+        let ca = Authority::new("store", KeyKind::Ec256).unwrap();
+        fs::write(folder.path().join("s3-ca.pem"), ca.certificate().pem()).unwrap();
         let path = folder.path().join("profile.toml");
         fs::write(&path, section).unwrap();
         Profile::load(&path).map_err(|e| e.to_string())?.export().map_err(|e| e.to_string())
@@ -150,18 +224,19 @@ mod tests {
 
     #[test]
     fn the_example_shows_every_key_with_its_default() {
-        let section = EXAMPLE
-            .split_once("[export]")
-            .unwrap()
-            .1
-            .split_once("\n[")
-            .map_or_else(|| EXAMPLE.split_once("[export]").unwrap().1, |(section, _)| section);
-        let complete: String = section
-            .lines()
-            .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let said = load(&format!("country = \"DE\"\n[export]{complete}")).unwrap();
+        let (_, rest) = EXAMPLE.split_once("[export]").unwrap();
+        // Each comment that is a key shows its default, or belongs to the bucket.
+        let is_key = |line: &&str| line.starts_with('[') || line.contains(" = ");
+        let mut complete = "country = \"DE\"\n[export]\n".to_owned();
+        for line in rest.lines() {
+            if line.starts_with('[') && !line.starts_with("[export") {
+                break;
+            }
+            complete += line.strip_prefix("# ").filter(is_key).unwrap_or(line);
+            complete.push('\n');
+        }
+        let said = load(&complete).unwrap();
+        assert!(said.bucket.is_some());
         let short = "country = \"DE\"\n[export]\nsigning_key = \"export.key\"\nkey_id = \"262\"";
         let usual = load(short).unwrap().settings;
         assert_eq!(said.settings.combined, usual.combined);
@@ -187,6 +262,11 @@ mod tests {
         let with = |more: &str| refused(&format!("signing_key = \"export.key\"\n{more}"));
         assert!(with("report_types = [\"REVOKED\"]").contains("none of UNKNOWN, CONFIRMED_TEST"));
         assert!(with("period = \"weekly\"").contains("hourly"));
+        let bucket = |more: &str| with(&format!("[export.bucket]\nname = \"a\"\n{more}"));
+        assert!(bucket("").contains("missing field `endpoint`"));
+        let keys = "access_key_file = \"s3-access.key\"\nsecret_key_file = \"s3-secret.key\"";
+        assert!(bucket(&format!("endpoint = \"http://s3.example\"\n{keys}")).contains("https://"));
+        assert!(bucket("endpoint = \"https://s3.example\"").contains("there are no credentials"));
         assert!(with("countries = [\"DE\"]\nregion_codes = { NL = \"204\" }").contains("NL"));
     }
 }

@@ -1,0 +1,255 @@
+//! Archives and index in a bucket of an S3-compatible store, from which a CDN serves phones.
+//!
+//! The folder is the original and the bucket its mirror: a run puts what the bucket lacks, then the indexes, the
+//! one with everything last, then deletes what has left the index. What a run did not bring to its end, the next
+//! one does: it looks at what is there.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use chrono::NaiveDate;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use reqwest::{
+    Client, Method, Response, Url,
+    header::{CACHE_CONTROL, CONTENT_TYPE},
+    redirect::Policy,
+};
+use rusty_s3::{
+    Credentials, S3Action, UrlStyle,
+    actions::{ListObjectsV2, ListObjectsV2Response},
+};
+use serde::Serialize;
+
+use super::{Exporter, Period};
+use crate::connection;
+
+/// How long a signed request may take to arrive.
+const SIGNED_FOR: Duration = Duration::from_secs(300);
+/// How many objects are on their way at once.
+const AT_ONCE: usize = 4;
+
+/// Where a bucket is, and who writes to it.
+pub struct BucketSettings {
+    /// The store, such as `https://s3.example`. Plain `http` only on this machine.
+    pub endpoint: String,
+    /// The bucket's name.
+    pub name: String,
+    /// The store's region, as it wants it in signatures.
+    pub region: String,
+    /// What the names of all objects begin with; empty, or ending with a slash as a rule.
+    pub prefix: String,
+    /// Whether the bucket's name is a part of the path instead of the host name.
+    pub path_style: bool,
+    /// The certificate authorities that may have issued the store's certificate, as PEM; without them, those
+    /// that the system trusts.
+    pub ca_pem: Option<String>,
+    /// The access key and its secret.
+    pub credentials: (String, String),
+    /// How long one request may take.
+    pub timeout: Duration,
+}
+
+/// Why a bucket cannot be used. Holds neither a credential nor a signed URL.
+#[derive(Debug, thiserror::Error)]
+pub enum BucketError {
+    /// The settings.
+    #[error("the bucket cannot be used: {0}")]
+    Settings(String),
+    /// The store refused, or did not answer.
+    #[error("{what}: {reason}")]
+    Store {
+        /// What was asked of the store.
+        what: String,
+        /// What came of it.
+        reason: String,
+    },
+    /// A file of the archives' folder cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a mirroring did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Mirrored {
+    /// How many archives were put.
+    pub put: usize,
+    /// How many were deleted, because they have left the index.
+    pub deleted: usize,
+}
+
+/// A bucket of an S3-compatible store.
+pub struct Bucket {
+    bucket: rusty_s3::Bucket,
+    credentials: Credentials,
+    prefix: String,
+    http: Client,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bucket").field("name", &self.bucket.name()).finish_non_exhaustive()
+    }
+}
+
+impl Bucket {
+    /// Prepares the requests; nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`BucketError::Settings`].
+    pub fn new(settings: BucketSettings) -> Result<Self, BucketError> {
+        let refuse = |reason: String| BucketError::Settings(reason);
+        let url: Url =
+            settings.endpoint.parse().map_err(|e| refuse(format!("`endpoint` is not a URL: {e}")))?;
+        let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if url.scheme() != "https" && !local {
+            return Err(refuse("`endpoint` does not begin with https://".into()));
+        }
+        let style = if settings.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
+        let bucket = rusty_s3::Bucket::new(url, style, settings.name, settings.region)
+            .map_err(|e| refuse(format!("`endpoint`: {e}")))?;
+        let tls =
+            connection::public_tls(settings.ca_pem.as_deref()).map_err(|e| refuse(format!("`ca`: {e}")))?;
+        let http = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .no_proxy()
+            .redirect(Policy::none())
+            .timeout(settings.timeout)
+            .user_agent(concat!("efgs-client/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let (access, secret) = settings.credentials;
+        Ok(Self {
+            bucket,
+            credentials: Credentials::new(access, secret),
+            prefix: settings.prefix,
+            http: http.map_err(|e| refuse(e.to_string()))?,
+        })
+    }
+
+    async fn put(&self, path: &str, body: Vec<u8>, period: Period) -> Result<(), BucketError> {
+        let (content, cache) = match path.rsplit_once('.') {
+            // An archive never changes, and its path never means another one.
+            Some((_, "zip")) => ("application/zip", "public, max-age=1209600, immutable"),
+            Some((_, "txt")) => ("text/plain; charset=utf-8", cache_of_index(period)),
+            _ => ("application/json", cache_of_index(period)),
+        };
+        let key = format!("{}{path}", self.prefix);
+        let mut action = self.bucket.put_object(Some(&self.credentials), &key);
+        // Signed, so that nobody on the way can have the archives served as something else.
+        action.headers_mut().insert("content-type", content);
+        action.headers_mut().insert("cache-control", cache);
+        let request = self.http.request(Method::PUT, action.sign(SIGNED_FOR));
+        let request = request.header(CONTENT_TYPE, content).header(CACHE_CONTROL, cache).body(body);
+        answer(&format!("putting {key}"), request.send().await).await.map(drop)
+    }
+
+    async fn delete(&self, path: &str) -> Result<(), BucketError> {
+        let key = format!("{}{path}", self.prefix);
+        let url = self.bucket.delete_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
+        answer(&format!("deleting {key}"), self.http.delete(url).send().await).await.map(drop)
+    }
+
+    /// What lies under the prefix: paths and lengths.
+    async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
+        let what = format!("listing the bucket {}", self.bucket.name());
+        let mut all = BTreeMap::new();
+        let mut token: Option<String> = None;
+        loop {
+            let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+            action.with_prefix(&*self.prefix);
+            if let Some(token) = token {
+                action.with_continuation_token(token);
+            }
+            let page = answer(&what, self.http.get(action.sign(SIGNED_FOR)).send().await).await?;
+            let failed = |reason: String| BucketError::Store { what: what.clone(), reason };
+            let page = page.text().await.map_err(|e| failed(crate::Error::from(e).to_string()))?;
+            let page: ListObjectsV2Response =
+                ListObjectsV2::parse_response(&page).map_err(|e| failed(e.to_string()))?;
+            all.extend(page.contents.into_iter().filter_map(|object| {
+                Some((object.key.strip_prefix(&self.prefix)?.to_owned(), object.size.unwrap_or_default()))
+            }));
+            match page.next_continuation_token {
+                Some(next) => token = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+}
+
+/// A tenth of the time until the next archive: phones may look a little late, but not for ever.
+fn cache_of_index(period: Period) -> &'static str {
+    match period {
+        Period::Hourly => "public, max-age=300",
+        Period::Daily => "public, max-age=3600",
+    }
+}
+
+/// Waits for a good answer.
+async fn answer(what: &str, sent: reqwest::Result<Response>) -> Result<Response, BucketError> {
+    let failed = |reason: String| BucketError::Store { what: what.to_owned(), reason };
+    // The cause alone: the rest of the text has the signed URL.
+    let response = sent.map_err(|e| failed(crate::Error::from(e).to_string()))?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let text = response.text().await.unwrap_or_default();
+    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+    let code: String = code.map_or("", |(code, _)| code).chars().take(64).collect();
+    Err(failed(format!("the store answered {status} {code}").trim_end().to_owned()))
+}
+
+impl Exporter {
+    /// Makes a bucket like the folder: see the [module](self).
+    ///
+    /// # Errors
+    /// See [`BucketError`]. The index in the bucket is then the old one or the new one, and all archives that
+    /// it names are there.
+    pub async fn mirror(&self, bucket: &Bucket) -> Result<Mirrored, BucketError> {
+        let there = bucket.list().await?;
+        let files = &self.manifest.files;
+        let missing: Vec<_> = files
+            .iter()
+            .map(|file| &file.index)
+            .filter(|file| there.get(&file.path).is_none_or(|size| *size != file.size as u64))
+            .collect();
+        let put = missing.len();
+        let period = self.settings.period;
+        let puts = missing.into_iter().map(|file| async move {
+            bucket.put(&file.path, read(&self.folder.join(&file.path))?, period).await
+        });
+        stream::iter(puts).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        for (path, content) in self.manifest.indexes() {
+            bucket.put(&path, content, period).await?;
+        }
+        let published: BTreeMap<_, _> = files.iter().map(|file| (file.index.path.as_str(), ())).collect();
+        let old: Vec<_> = there
+            .keys()
+            .filter(|path| !published.contains_key(path.as_str()) && self.is_archive(path))
+            .collect();
+        for path in &old {
+            bucket.delete(path).await?;
+        }
+        Ok(Mirrored { put, deleted: old.len() })
+    }
+
+    /// Whether a path looks like one of ours: others that lie in the bucket are nobody's business.
+    fn is_archive(&self, path: &str) -> bool {
+        let mut parts = path.split('/');
+        let region = parts.next().is_some_and(|part| self.manifest.regions.names().any(|name| name == part));
+        let day = parts.next().is_some_and(|part| part.parse::<NaiveDate>().is_ok());
+        region && day && path.ends_with(".zip")
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BucketError> {
+    fs::read(path).map_err(|source| BucketError::Read { path: path.to_owned(), source })
+}
