@@ -24,6 +24,15 @@ struct State {
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
     away: AtomicBool,
     refused: Mutex<Vec<String>>,
+    puts: Mutex<Vec<Put>>,
+}
+
+/// An object that was put, and what its readers are told of it.
+#[derive(Clone)]
+pub(crate) struct Put {
+    pub(crate) name: String,
+    pub(crate) content_type: String,
+    pub(crate) cache_control: String,
 }
 
 pub(crate) struct ObjectStore {
@@ -68,6 +77,20 @@ impl ObjectStore {
         self.state.objects.lock().unwrap().keys().cloned().collect()
     }
 
+    pub(crate) fn object(&self, name: &str) -> Option<Vec<u8>> {
+        self.state.objects.lock().unwrap().get(name).cloned()
+    }
+
+    /// Puts an object in past the door.
+    pub(crate) fn insert(&self, name: &str, object: &[u8]) {
+        self.state.objects.lock().unwrap().insert(name.to_owned(), object.to_vec());
+    }
+
+    /// What was put, in its order.
+    pub(crate) fn puts(&self) -> Vec<Put> {
+        self.state.puts.lock().unwrap().clone()
+    }
+
     /// Why requests were refused.
     pub(crate) fn refused(&self) -> Vec<String> {
         self.state.refused.lock().unwrap().clone()
@@ -93,6 +116,11 @@ async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>)
     let mut objects = state.objects.lock().unwrap();
     match request.method().as_str() {
         "PUT" => {
+            state.puts.lock().unwrap().push(Put {
+                name: key.clone(),
+                content_type: header(&request, "content-type"),
+                cache_control: header(&request, "cache-control"),
+            });
             objects.insert(key, body.to_vec());
             HttpResponse::Ok().finish()
         }
@@ -128,6 +156,10 @@ fn list(request: &HttpRequest, objects: &BTreeMap<String, Vec<u8>>) -> HttpRespo
     ))
 }
 
+fn header(request: &HttpRequest, name: &str) -> String {
+    request.headers().get(name).map_or(String::new(), |value| value.to_str().unwrap().trim().to_owned())
+}
+
 fn query(request: &HttpRequest) -> BTreeMap<String, String> {
     let pairs = request.query_string().split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(name, value)| (unescape(name), unescape(value))).collect()
@@ -150,9 +182,14 @@ fn verify(request: &HttpRequest) -> Result<(), String> {
     let mut pairs: Vec<&str> =
         request.query_string().split('&').filter(|pair| !pair.starts_with("X-Amz-Signature=")).collect();
     pairs.sort_unstable();
-    let host = request.headers().get("host").unwrap().to_str().unwrap();
+    let signed = value("X-Amz-SignedHeaders")?;
+    if !signed.split(';').any(|name| name == "host") {
+        return Err("the host is not signed".into());
+    }
+    let headers: String =
+        signed.split(';').map(|name| format!("{name}:{}\n", header(request, name))).collect();
     let canonical = format!(
-        "{}\n{}\n{}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD",
+        "{}\n{}\n{}\n{headers}\n{signed}\nUNSIGNED-PAYLOAD",
         request.method(),
         request.uri().path(),
         pairs.join("&")

@@ -8,15 +8,18 @@ use std::{
 };
 
 use efgs_gateway::clock::Clock;
+use efgs_protocol::{media::Format, wire};
 use serde_json::Value;
 
 use crate::{
+    client::keys,
     gaen_tools::{self, Export, Fields, Made, quote, unquote},
-    harness::{Case, Running, participant, tests},
+    harness::{Case, Running, country, participant, tests},
     national_backend::{efgs, profile},
+    object_store::{ACCESS_KEY, ObjectStore, REGION, SECRET_KEY},
 };
 
-tests![keys_of_three_countries_reach_the_phones_of_each];
+tests![keys_of_three_countries_reach_the_phones_of_each, a_bucket_is_made_like_the_folder];
 
 /// How many keys go through, of all countries. The whole proof takes 200,000.
 fn amount() -> usize {
@@ -135,7 +138,7 @@ impl Backend {
             for file in day["hours"].as_object().unwrap().values().flat_map(|files| files.as_array().unwrap())
             {
                 let path = phones.join(file["path"].as_str().unwrap());
-                let sum = gaen_tools_sha256(&path);
+                let sum = sha256(&path);
                 assert_eq!(file["sha256"], sum);
                 let export = gaen_tools::read(&path, &self.folder.join("publisher.pem"), &self.folder);
                 assert_eq!(file["keys"], export.keys.len());
@@ -152,7 +155,7 @@ impl Backend {
     }
 }
 
-fn gaen_tools_sha256(path: &Path) -> String {
+fn sha256(path: &Path) -> String {
     let folder = path.parent().unwrap();
     let output =
         crate::harness::output_of("openssl", &["dgst", "-sha256", "-r", path.to_str().unwrap()], folder);
@@ -223,4 +226,63 @@ async fn keys_of_three_countries_reach_the_phones_of_each(case: &Case) {
         let again = backend.efgs(&export).await;
         assert_eq!(again["added"].as_array().unwrap().len(), 0);
     }
+}
+
+async fn a_bucket_is_made_like_the_folder(case: &Case) {
+    case.prepare().await;
+    let store = ObjectStore::start();
+    let folder = case.folder.path();
+    gaen_tools::make_keys(folder);
+    fs::write(folder.join("access"), ACCESS_KEY).unwrap();
+    fs::write(folder.join("secret"), format!("{SECRET_KEY}\n")).unwrap();
+    let profile = format!(
+        "country = \"DE\"\n[export]\nsigning_key = \"publisher.key\"\nkey_id = \"262\"\nminimum = 1\n\
+         countries = [\"DE\", \"FR\"]\n\
+         [export.bucket]\nendpoint = \"{}\"\nname = \"efgs-journal\"\nregion = \"{REGION}\"\nprefix = \"phones/\"\n\
+         access_key_file = \"access\"\nsecret_key_file = \"secret\"\n",
+        store.endpoint
+    );
+    fs::write(folder.join("efgs-client.toml"), profile).unwrap();
+    // Of some days ago, so that all of them may be published.
+    let now = Clock::system().now() - chrono::Days::new(2);
+    fs::write(folder.join("own.json"), wire::encode(Format::Json, &keys(country("DE"), 30, now))).unwrap();
+    let export = async |code: i32| {
+        let mut command = efgs(folder, &["export", "own.json"]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(!said.contains(SECRET_KEY) && !said.contains("X-Amz"), "{said}");
+        said
+    };
+
+    export(0).await;
+    assert_eq!(store.refused(), Vec::<String>::new());
+    let puts = store.puts();
+    let is_zip = |name: &str| name.ends_with(".zip");
+    let first_index = puts.iter().position(|put| !is_zip(&put.name)).unwrap();
+    assert_eq!(first_index, 3);
+    assert!(!puts[first_index..].iter().any(|put| is_zip(&put.name)), "an archive after an index");
+    assert_eq!(puts.last().unwrap().name, "phones/index.json");
+    assert_eq!(puts[0].content_type, "application/zip");
+    assert!(puts[0].cache_control.contains("immutable"));
+    assert_eq!(puts.last().unwrap().cache_control, "public, max-age=300");
+    let names = store.names();
+    for name in &names {
+        let file = folder.join(name);
+        assert!(store.object(name).unwrap() == fs::read(&file).unwrap(), "{name}");
+    }
+
+    // What has left the index is deleted, what is missing comes back, what is not ours stays.
+    store.insert("phones/DE/2020-01-01/07/1-0123456789abcdef.zip", b"old");
+    store.insert("phones/logo.zip", b"ours");
+    store.insert(&puts[0].name, b"damaged");
+    store.set_away(true);
+    assert!(export(5).await.contains("SlowDown"));
+    store.set_away(false);
+    export(0).await;
+    let mut expected = [names, vec!["phones/logo.zip".into()]].concat();
+    expected.sort();
+    assert_eq!(store.names(), expected);
+    assert!(store.object(&puts[0].name).unwrap() == fs::read(folder.join(&puts[0].name)).unwrap());
+    store.stop().await;
 }
