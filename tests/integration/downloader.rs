@@ -358,7 +358,7 @@ async fn kill_9_at_any_moment_leaves_each_batch_once(case: &Case) {
     };
     std::fs::create_dir(folder.join("batches")).unwrap();
     let mut killed = 0;
-    // How long an undisturbed one takes.
+    // How long an undisturbed one takes, about.
     let mut longest = Duration::ZERO;
     for round in 0..=rounds {
         for batch in 0..4 {
@@ -374,11 +374,13 @@ async fn kill_9_at_any_moment_leaves_each_batch_once(case: &Case) {
             let mut command = efgs(folder, arguments);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             tokio::time::sleep(longest.mul_f64(rand::random_range(0.0..1.1))).await;
+            // So that some come to their end, and the others are killed anywhere on the way there.
             if child.try_wait().unwrap().is_none() {
                 child.kill().unwrap();
                 killed += 1;
+                longest = longest.mul_f64(1.1);
             } else {
-                longest = longest.mul_f64(0.99);
+                longest = longest.mul_f64(0.7);
             }
             let Output { status, stderr, .. } = child.wait_with_output().unwrap();
             assert!(status.success() || status.code().is_none(), "{}", String::from_utf8_lossy(&stderr));
