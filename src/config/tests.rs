@@ -104,6 +104,9 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
         ("[participants.nl]\nchain = \"day\"", "nl"),
         ("[participants.NL]\nchain = \"week\"", "since-date"),
         ("[server]\nlisten = \"nowhere\"", "listen"),
+        ("[tracing]\nendpoint = \"collector:4318\"", "tracing.endpoint"),
+        ("[tracing]\nendpoint = \"https://collector\"", "tracing.ca"),
+        ("[tracing]\nendpoint = \"http://collector\"\nratio = 1.5", "tracing.ratio"),
     ] {
         let text = complaint(with(more));
         assert!(text.contains(named), "{more}: {text}");
