@@ -33,6 +33,7 @@ pub use trail::{Facts, Trail};
 use crate::{
     app::App,
     config::{self, ConfigError},
+    health::JobWatch,
     jobs::Shutdown,
     store::{ChainEnd, StoreError},
 };
@@ -119,8 +120,10 @@ async fn state(app: &App, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> 
 pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
     let incoming = app.access_log.incoming.lock().ok().and_then(|mut incoming| incoming.take());
     let Some(mut incoming) = incoming else { return };
-    let mut writer = Writer { end: ChainEnd::default(), stated: 0, failing: false };
     let period = app.config.access_log.sign_every;
+    // A log that cannot be written makes the gateway unready: it answers nothing but 503.
+    let watch = app.health.watch("log-writer", period);
+    let mut writer = Writer { end: ChainEnd::default(), stated: 0, failing: false, watch };
     let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     let mut batch = Vec::with_capacity(BATCH);
     let mut stopping = false;
@@ -147,6 +150,7 @@ struct Writer {
     /// The last record that a statement names.
     stated: i64,
     failing: bool,
+    watch: JobWatch,
 }
 
 impl Writer {
@@ -154,6 +158,10 @@ impl Writer {
         let (entries, waiting): (Vec<Entry>, Vec<_>) = batch.map(|one| (one.entry, one.done)).unzip();
         let written = app.store.append_records(&app.instance.id, &mut self.end, &entries).await;
         let ok = written.is_ok();
+        match &written {
+            Ok(()) => self.watch.progressed(),
+            Err(error) => self.watch.failed(error.to_string()),
+        }
         match written {
             Ok(()) if self.failing => {
                 self.failing = false;
@@ -176,6 +184,10 @@ impl Writer {
     /// Says where the chain stands, if it has moved.
     async fn sign(&mut self, app: &App) {
         if self.end.sequence == self.stated {
+            if !self.failing {
+                // There was nothing to do.
+                self.watch.progressed();
+            }
             return;
         }
         match state(app, Kind::Head, &self.end).await {

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod access_log;
+mod access_log_proof;
 mod audit;
 mod authority;
 mod backends;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
     let file = |name, tests| File { name, tests, own_server: false };
     harness::run(&[
         file("access_log", access_log::TESTS),
+        file("access_log_proof", access_log_proof::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),
