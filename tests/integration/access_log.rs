@@ -154,11 +154,9 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
     );
 }
 
-/// Runs a command with this test's configuration, which names the key if there is one.
+/// Runs a command with this test's configuration.
 pub(crate) fn run(case: &Case, arguments: &[&str]) -> Output {
-    let key = case.folder.path().join("access-log.key").exists();
-    let key = if key { "[access_log]\nsigning_key = \"access-log.key\"\n" } else { "" };
-    let config = case.write_config(&(case.config_text() + key));
+    let config = case.write_config(&case.config_text());
     let mut command = Command::new(env!("CARGO_BIN_EXE_efgs-gateway"));
     command.args(arguments).arg("--config").arg(config).output().unwrap()
 }
@@ -205,17 +203,7 @@ async fn what_cannot_be_recorded_is_not_answered(case: &Case) {
     assert_eq!(case.db.counts().await[1], 3);
 }
 
-/// Makes a key that signs; sets it in a configuration.
-pub(crate) fn signing(case: &Case) -> impl Fn(&mut efgs_gateway::config::Config) + use<> {
-    let path = case.folder.path().join("access-log.key");
-    if !path.exists() {
-        let key = openssl::pkey::PKey::generate_ed25519().unwrap();
-        std::fs::write(&path, key.private_key_to_pem_pkcs8().unwrap()).unwrap();
-        case.write_config(&format!("{}[access_log]\nsigning_key = \"access-log.key\"\n", case.config_text()));
-    }
-    move |config| config.access_log.signing_key = Some(path.clone())
-}
-
+/// The key that every gateway of a test signs with.
 pub(crate) fn evidence(case: &Case) -> Evidence {
     let signer = Signer::read(&case.folder.path().join("access-log.key")).unwrap();
     Evidence { keys: vec![signer.public().clone()], kept: Vec::new() }
@@ -329,7 +317,7 @@ async fn assert_totals(case: &Case) {
 async fn ten_thousand_mixed_requests_on_two_gateways(case: &Case) {
     let amount: usize =
         std::env::var("EFGS_TEST_REQUESTS").ok().and_then(|text| text.parse().ok()).unwrap_or(320);
-    let gateways = [case.gateway_with(signing(case)).await, case.gateway_with(signing(case)).await];
+    let gateways = [case.gateway().await, case.gateway().await];
     let codes = ["DE", "NL", "IT", "IE", "FR", "ES", "PL", "AT"];
     let mut new = std::collections::HashMap::new();
     for code in &codes[4..] {

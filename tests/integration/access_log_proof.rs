@@ -4,7 +4,7 @@ use efgs_gateway::access_log::{SignedStatement, verify::Evidence};
 use rand::seq::IndexedRandom as _;
 
 use crate::{
-    access_log::{evidence, look, places, restore, run, signing},
+    access_log::{evidence, look, places, restore, run},
     client::Request,
     harness::{Case, Running, tests},
 };
@@ -18,8 +18,8 @@ tests![
 
 /// Two gateways that have answered ten requests each and have stopped.
 async fn logged(case: &Case) -> [String; 2] {
-    let first = case.gateway_with(signing(case)).await;
-    let second = case.gateway_with(signing(case)).await;
+    let first = case.gateway().await;
+    let second = case.gateway().await;
     for (gateway, code) in [(&first, "DE"), (&second, "NL")] {
         let client = gateway.client(code);
         client.upload_new("a", 2, case.clock.now()).await;
@@ -229,12 +229,12 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
         }
     };
     let (start, day) = (case.clock.now(), chrono::TimeDelta::days(1));
-    let old = case.gateway_with(signing(case)).await;
+    let old = case.gateway().await;
     let evidence = evidence(case);
     ask(&old, 5).await;
     case.stop(&old).await;
     case.clock.set(start + day * 60);
-    let gateway = case.gateway_with(signing(case)).await;
+    let gateway = case.gateway().await;
     ask(&gateway, 4).await;
     assert_eq!(forget_now(&gateway.app).await.unwrap(), Default::default());
     // The old chain has gone as a whole, the other one loses its beginning.

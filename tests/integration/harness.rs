@@ -144,6 +144,8 @@ impl Case {
             None => Database::create(kind, folder.path()).await,
         };
         PKI.write(folder.path()).unwrap();
+        let key = openssl::pkey::PKey::generate_ed25519().unwrap().private_key_to_pem_pkcs8().unwrap();
+        std::fs::write(folder.path().join("access-log.key"), key).unwrap();
         for (name, byte) in [("payload-1.key", 1), ("payload-2.key", 2)] {
             let text = BASE64_STANDARD.encode([byte; 32]);
             std::fs::write(folder.path().join(name), text).unwrap();
@@ -186,6 +188,7 @@ impl Case {
              [database]\nurl = \"{}\"\n{}\
              [trust]\nanchor = \"trust-anchor.pem\"\nrefresh = \"1h\"\n\
              [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n\
+             [access_log]\nsigning_key = \"access-log.key\"\n\
              [batching]\ninterval = \"1h\"\n",
             self.db.url,
             tls_ca.unwrap_or_default()
