@@ -197,8 +197,9 @@ async fn keys_of_three_countries_reach_the_phones_of_each(case: &Case) {
         }
         backend.efgs(&upload).await;
     }
-    assert_eq!(gateway.app.store.pending().await.unwrap().keys as usize, amount() / 3 * 3);
+    // The last of them; with many keys, full batches are formed while they come.
     gateway.form().await;
+    assert_eq!(gateway.app.store.pending().await.unwrap().keys, 0);
 
     for (backend, publisher) in &backends {
         backend.efgs(&["download", "--into", "batches"]).await;
