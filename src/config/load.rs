@@ -259,6 +259,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             ("callback.retry_max", callback.retry_max.as_millis()),
         ]
     });
+    let journal = config.journal.iter().map(|journal| ("journal.timeout", journal.timeout.as_millis()));
     let bounded = [
         // A batch of one-key uploads must fit the parameters of one statement.
         ("batching.max_keys", config.batching.max_keys as u64, 30_000),
@@ -269,7 +270,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some((key, value, most)) = bounded.iter().find(|(_, value, most)| value > most) {
         return Err(ConfigError::Invalid(format!("`{key}` = {value} is too large: {most} at most")));
     }
-    match positive.into_iter().chain(callback).find(|(_, value)| *value == 0) {
+    match positive.into_iter().chain(callback).chain(journal).find(|(_, value)| *value == 0) {
         Some((key, _)) => Err(ConfigError::Invalid(format!("`{key}` must be greater than zero"))),
         None => Ok(()),
     }

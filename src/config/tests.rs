@@ -107,6 +107,11 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
         ("[tracing]\nendpoint = \"collector:4318\"", "tracing.endpoint"),
         ("[tracing]\nendpoint = \"https://collector\"", "tracing.ca"),
         ("[tracing]\nendpoint = \"http://collector\"\nratio = 1.5", "tracing.ratio"),
+        ("[journal]", "journal.folder"),
+        ("[journal]\nfolder = \"a\"\nbucket = \"b\"", "not both"),
+        ("[journal]\nbucket = \"b\"", "journal.endpoint"),
+        ("[journal]\nfolder = \"a\"\nsecret_key_file = \"b\"", "journal.access_key_file"),
+        ("[journal]\nfolder = \"a\"\ntimeout = \"0s\"", "journal.timeout"),
     ] {
         let text = complaint(with(more));
         assert!(text.contains(named), "{more}: {text}");

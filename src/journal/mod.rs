@@ -36,6 +36,8 @@ mod record;
 mod replay;
 mod s3;
 mod segment;
+#[cfg(test)]
+mod tests;
 
 pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};

@@ -11,6 +11,7 @@ mod access_log_proof;
 mod audit;
 mod authority;
 mod backends;
+mod backup;
 mod batching;
 mod browser;
 mod callback;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),
+        file("backup", backup::TESTS),
         file("batching", batching::TESTS),
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),

@@ -1,0 +1,101 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use chrono::NaiveDate;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::{
+    record::{EndRecord, Event, Group},
+    segment::{self, FIRST, Header, Segment, Writing},
+};
+use crate::{config, encryption::Keyring};
+
+fn keyring(id: u32) -> Keyring {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, format!("{}=\n", "A".repeat(43))).unwrap();
+    Keyring::load(&config::Encryption { keys: vec![config::EncryptionKey { id, file }] }).unwrap()
+}
+
+fn header() -> Header {
+    let day = NaiveDate::from_ymd_opt(2026, 11, 24).unwrap();
+    Header { instance: 7, number: 1, day, after: 0, previous: FIRST }
+}
+
+/// A file with so many empty groups, and where each frame ends.
+fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
+    let header = header();
+    let mut bytes = header.to_bytes();
+    let mut writing = Writing::new(&header);
+    let mut ends = vec![bytes.len()];
+    for i in 0..groups {
+        let last = i + 1 == groups;
+        let records = if last { vec![Event::End(EndRecord {}).into()] } else { Vec::new() };
+        let frame = writing.seal(&Group { records }.encode_to_vec(), keyring).unwrap();
+        writing.written(&frame);
+        bytes.extend_from_slice(&frame);
+        ends.push(bytes.len());
+    }
+    (bytes, ends)
+}
+
+fn read(bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
+    segment::read(&header().name(), bytes, keyring)
+}
+
+#[test]
+fn what_was_written_is_read_and_names_the_keys_that_it_needs() {
+    let (bytes, _) = file(&keyring(3), 4);
+    let segment = read(&bytes, &keyring(3)).unwrap();
+    assert_eq!((segment.ended, segment.torn, segment.keys), (true, 0, vec![3]));
+    assert_eq!((segment.header, segment.problems), (header(), Vec::new()));
+    assert_eq!(header().name(), "2026-11-24/0000000000000007-00000001.efgsj");
+    let other = read(&bytes, &keyring(4)).unwrap();
+    assert!(other.problems[0].contains("encryption key 3"), "{:?}", other.problems);
+}
+
+#[test]
+fn an_altered_byte_is_found_wherever_it_is() {
+    let keyring = keyring(1);
+    let (bytes, _) = file(&keyring, 3);
+    for at in 0..bytes.len() {
+        let mut altered = bytes.clone();
+        altered[at] ^= 0x10;
+        let problems = read(&altered, &keyring).map(|segment| segment.problems);
+        assert!(problems.is_err() || problems.is_ok_and(|found| !found.is_empty()), "byte {at}");
+    }
+}
+
+#[test]
+fn what_was_cut_is_torn_and_its_hash_is_that_of_the_whole_frames() {
+    let keyring = keyring(1);
+    let (bytes, ends) = file(&keyring, 3);
+    for end in ends[0]..bytes.len() {
+        let segment = read(&bytes[..end], &keyring).unwrap();
+        let whole = *ends.iter().rfind(|frame| **frame <= end).unwrap();
+        assert_eq!((segment.torn, segment.problems.len()), (end - whole, 0), "at {end}");
+        assert_eq!(segment.hash, read(&bytes[..whole], &keyring).unwrap().hash);
+    }
+}
+
+#[test]
+fn a_missing_frame_is_missed_and_the_others_are_read() {
+    let keyring = keyring(1);
+    let (bytes, ends) = file(&keyring, 5);
+    let gone = [&bytes[..ends[1]], &bytes[ends[3]..]].concat();
+    let segment = read(&gone, &keyring).unwrap();
+    assert!(segment.problems[0].contains("2 groups of records are missing"), "{:?}", segment.problems);
+    assert_eq!((segment.problems.len(), segment.ended), (1, true));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..300) {
+        let keyring = keyring(1);
+        drop(read(&bytes, &keyring));
+        // The same inside a file that is right otherwise.
+        let (mut file, _) = file(&keyring, 2);
+        let at = at.min(file.len());
+        file.splice(at.., bytes);
+        drop(read(&file, &keyring));
+    }
+}
