@@ -1,29 +1,16 @@
 //! The composition root: the only place that knows everyone.
 
 use std::{
-    any::Any,
-    collections::HashMap,
     future::Future,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::{
-    App as ActixApp, HttpServer,
-    dev::{Extensions, ServerHandle},
-    rt::net::TcpStream,
-    web,
-};
+use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, web};
 use efgs_protocol::{anchor::TrustAnchor, batch_tag::BatchTag, country::Country};
 use metrics_exporter_prometheus::PrometheusHandle;
-use rustls::ProtocolVersion;
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
-};
+use tokio::{runtime::Handle, sync::Notify, task::JoinHandle};
 use tracing::Instrument as _;
 
 use crate::{
@@ -41,13 +28,12 @@ use crate::{
     instance::Instance,
     jobs::{self, Shutdown},
     journal::{self, Journal},
-    overview,
+    limits::{Kind, Limits},
+    listen, overview,
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
-    telemetry::{self, InFlight, handshake::Handshake},
-    trust::{Caller, ExpiryWatch, PeerIdentity, TlsError, TlsSetup, Trust},
-    upload::UploadError,
+    trust::{Caller, ExpiryWatch, TlsError, TlsSetup, Trust},
 };
 
 /// What every feature shares.
@@ -85,7 +71,8 @@ pub struct App {
     /// What the operator sees.
     pub overview: overview::Cache,
     watch: ExpiryWatch,
-    receiving: Mutex<HashMap<Country, Arc<Semaphore>>>,
+    /// What countries may take of this instance.
+    pub limits: Arc<Limits>,
     metrics: Option<PrometheusHandle>,
     runtime: Handle,
 }
@@ -164,6 +151,7 @@ impl App {
         if config.journal.is_some() {
             store = store.with_journal();
         }
+        let (storing, reading) = store.places();
         let instance = Instance::new();
         Ok(Arc::new(Self {
             journal: config.journal.as_ref().map(|journal| Journal::open(journal, &instance)).transpose()?,
@@ -180,7 +168,7 @@ impl App {
             overview: overview::Cache::default(),
             health: Health::new(clock.clone(), config.database.timeout),
             watch: ExpiryWatch::default(),
-            receiving: Mutex::default(),
+            limits: Limits::new(&config, storing, reading),
             runtime: Handle::current(),
             store,
             clock,
@@ -198,13 +186,20 @@ impl App {
         self.runtime.spawn(work.in_current_span()).await.map_err(|e| http::Error::Internal(e.to_string()))
     }
 
-    /// Runs something that computes for long on a thread of its own.
-    pub async fn blocking<T: Send + 'static>(
+    /// Runs something that computes for long, for a country when it is its turn, on a thread of its own.
+    pub async fn compute<T: Send + 'static>(
         &self,
+        country: Country,
+        kind: Kind,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, http::Error> {
+        let place = self.limits.to_compute(country, kind).await?;
         let span = tracing::Span::current();
-        let work = move || span.in_scope(work);
+        let work = move || {
+            // Until it is done, whether or not somebody still waits for it.
+            let _place = place;
+            span.in_scope(work)
+        };
         self.runtime.spawn_blocking(work).await.map_err(|e| http::Error::Internal(e.to_string()))
     }
 
@@ -222,22 +217,6 @@ impl App {
         let app = self.clone();
         self.clone().background(async move { app.chain.refresh().await }).await??;
         Ok(self.chain.look(date, tag, end)?)
-    }
-
-    /// Leave to receive an upload's body, or to look at a callback's URL. A country that sends many at once waits for itself: neither the memory
-    /// for bodies nor the time of the others grows with what one country sends.
-    pub async fn turn_to_send(&self, country: Country) -> Result<OwnedSemaphorePermit, http::Error> {
-        let turns = match self.receiving.lock() {
-            Ok(mut all) => all
-                .entry(country)
-                .or_insert_with(|| Arc::new(Semaphore::new(self.config.upload.max_concurrent)))
-                .clone(),
-            Err(_) => return Err(http::Error::Internal("a thread broke while it counted uploads".into())),
-        };
-        match tokio::time::timeout(self.config.server.request_timeout, turns.acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(UploadError::Busy.into()),
-        }
     }
 
     /// Looks at the ends of all certificates.
@@ -302,7 +281,7 @@ impl Gateway {
         let address = local(&national, app.config.server.listen);
         let admin_address = local(&admin, app.config.server.admin_listen);
 
-        let national = national_server(&app, tls.as_ref().map(|(_, tls)| tls), national)?;
+        let national = listen::national_server(&app, tls.as_ref().map(|(_, tls)| tls), national)?;
         let reload = Arc::new(Reload::new(app.clone(), tls));
         let (stop, shutdown) = Shutdown::new();
         let mut tasks = vec![
@@ -378,67 +357,6 @@ async fn watch_certificates(app: Arc<App>, shutdown: Shutdown) {
     };
     let watch = app.health.watch("certificates", PACE);
     jobs::repeat(watch, PACE, shutdown, std::future::pending, look).await;
-}
-
-fn national_server(
-    app: &Arc<App>,
-    tls: Option<&Arc<TlsSetup>>,
-    listener: TcpListener,
-) -> Result<actix_web::dev::Server, StartError> {
-    let data = web::Data::from(app.clone());
-    let settings = &app.config.server;
-    let workers =
-        settings.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
-    let timeout = settings.request_timeout;
-    let address = settings.listen;
-    let server = HttpServer::new(move || ActixApp::new().app_data(data.clone()).configure(http::routes))
-        .workers(workers)
-        .max_connections(settings.max_connections.div_ceil(workers))
-        .client_request_timeout(timeout)
-        .tls_handshake_timeout(timeout.min(Duration::from_secs(10)))
-        .client_disconnect_timeout(Duration::from_secs(1))
-        .keep_alive(Duration::from_secs(75))
-        .shutdown_timeout(timeout.as_secs().max(1))
-        .tcp_nodelay(true)
-        .disable_signals()
-        .on_connect(move |connection, extensions| prepare_connection(connection, extensions, timeout));
-    let server = match tls {
-        Some(tls) => server.listen_rustls_0_23(listener, tls.server_config()?),
-        None => server.listen(listener),
-    };
-    Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
-}
-
-/// Counts the connection and reads the client certificate, once per connection.
-fn prepare_connection(connection: &dyn Any, extensions: &mut Extensions, timeout: Duration) {
-    let (tcp, session) = match connection.downcast_ref::<TlsStream<TcpStream>>() {
-        Some(stream) => {
-            let (tcp, session) = stream.get_ref();
-            (tcp, Some(session))
-        }
-        None => match connection.downcast_ref::<TcpStream>() {
-            Some(tcp) => (tcp, None),
-            None => return,
-        },
-    };
-    // A client that stops reading does not hold its connection and what is buffered for it for ever.
-    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
-        tracing::debug!(%error, "a connection has no time limit for unread data");
-    }
-    extensions.insert(InFlight::new(metrics::gauge!(telemetry::CONNECTIONS)));
-    let version = match session.map(|session| session.protocol_version()) {
-        Some(Some(ProtocolVersion::TLSv1_3)) => "1.3",
-        Some(_) => "1.2",
-        None => "none",
-    };
-    metrics::counter!(telemetry::CONNECTIONS_MADE, "tls" => version).increment(1);
-    if let Some(took) = telemetry::handshake::end() {
-        extensions.insert(Handshake::new(took, version));
-    }
-    let leaf = session.and_then(|session| session.peer_certificates()?.first());
-    if let Some(identity) = leaf.and_then(|leaf| PeerIdentity::from_der(leaf)) {
-        extensions.insert(identity);
-    }
 }
 
 fn admin_server(app: &Arc<App>, listener: TcpListener) -> Result<actix_web::dev::Server, StartError> {

@@ -45,6 +45,7 @@ pub enum AuditError {
         (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "There is no such batch, or it was formed before the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no batch with this tag", "code": "batch-not-found"})),
         (status = 410, description = "The date is before the retention.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"})),
+        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
         (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
@@ -55,6 +56,7 @@ pub async fn audit(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let app = app.into_inner();
+    let runner = app.clone();
     let (date, tag) = path.into_inner();
     http::note(&request, |facts| facts.date = date.parse().ok());
     let date = app.chain.date(&date)?;
@@ -67,9 +69,12 @@ pub async fn audit(
         other => other,
     })?;
     http::note(&request, |facts| facts.tag = Some(link.batch.id.to_string()));
-    let store = app.store.clone();
     let batch = link.batch.id;
-    let mut rows = app.clone().background(async move { store.audit_rows(batch).await }).await??;
+    let read = async move {
+        let _place = app.limits.to_read(caller.country).await?;
+        Ok::<_, Error>(app.store.audit_rows(batch).await?)
+    };
+    let mut rows = runner.background(read).await??;
     // What a download of this instance has, no more and no less: an upload may have been withdrawn meanwhile.
     rows.retain(|row| link.batch.uploads.iter().any(|upload| upload.id == row.upload_id));
     let (own, others): (Vec<_>, Vec<_>) =

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::header, web};
 use bytes::Bytes;
 use chrono::NaiveDate;
 use efgs_protocol::{
@@ -24,6 +24,7 @@ use crate::{
     chain::{self, ChainError},
     encryption::Keyring,
     http::{self, Error, ErrorBody, HeaderError, reply},
+    limits::Kind,
     store::{BatchRecord, StoredPayload},
     telemetry,
     trust::Caller,
@@ -125,14 +126,19 @@ impl Sealed {
         batch: &Arc<BatchRecord>,
         format: Format,
         encoding: Encoding,
-        without: Option<Country>,
+        caller: Country,
     ) -> Result<Vec<Bytes>, Error> {
+        // Countries that have nothing in the batch share one body.
+        let without = batch.uploads.iter().any(|upload| upload.country == caller).then_some(caller);
         if encoding == Encoding::Identity {
-            return Ok(assemble(&self.segments(app, batch, format).await?, format, without));
+            return Ok(assemble(&self.segments(app, batch, format, caller).await?, format, without));
         }
         let build = async {
-            let pieces = assemble(&self.segments(app, batch, format).await?, format, without);
-            app.blocking(move || encoding.compress(&pieces)).await?.map(Cached::Compressed).map_err(internal)
+            let pieces = assemble(&self.segments(app, batch, format, caller).await?, format, without);
+            app.compute(caller, Kind::Downloads, move || encoding.compress(&pieces))
+                .await?
+                .map(Cached::Compressed)
+                .map_err(internal)
         };
         let key = CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without);
         match self.get_or_build(key, build).await? {
@@ -160,13 +166,19 @@ impl Sealed {
         app: &Arc<App>,
         batch: &Arc<BatchRecord>,
         format: Format,
+        caller: Country,
     ) -> Result<Arc<[Segment]>, Error> {
         let build = async {
             let ids: Vec<i64> = batch.uploads.iter().map(|upload| upload.id).collect();
-            let store = app.store.clone();
-            let payloads = app.clone().background(async move { store.payloads(&ids).await }).await??;
+            let shared = app.clone();
+            let read = async move {
+                let _place = shared.limits.to_read(caller).await?;
+                Ok::<_, Error>(shared.store.payloads(&ids).await?)
+            };
+            let payloads = app.clone().background(read).await??;
             let (shared, batch) = (app.clone(), batch.clone());
-            app.blocking(move || seal(&batch, payloads, format, &shared.keyring)).await?.map(Cached::Segments)
+            let seal = move || seal(&batch, payloads, format, &shared.keyring);
+            app.compute(caller, Kind::Downloads, seal).await?.map(Cached::Segments)
         };
         match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
             Cached::Segments(segments) => Ok(segments),
@@ -267,6 +279,7 @@ fn assemble(segments: &[Segment], format: Format, without: Option<Country>) -> V
         (status = 404, description = "There is no such batch, or none since the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "no batch has been formed on or after 2026-11-22 yet", "code": "batch-not-found"})),
         (status = 406, description = "None of the accepted media types is supported.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the header Accept is missing", "code": "not-acceptable"})),
         (status = 410, description = "The date is before the retention.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"})),
+        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
         (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
@@ -304,16 +317,13 @@ pub async fn download(
         app.downloaded.note(caller.country, batch.id);
         return Ok(headers.not_modified());
     }
-    // Countries that have nothing in the batch share one body.
-    let without =
-        batch.uploads.iter().any(|upload| upload.country == caller.country).then_some(caller.country);
-    let body = app.sealed.body(&app, batch, media.format, encoding, without).await?;
+    let body = app.sealed.body(&app, batch, media.format, encoding, caller.country).await?;
     http::note(&request, |facts| facts.origins = Some(origins(batch, caller.country)));
     app.downloaded.note(caller.country, batch.id);
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
     metrics::counter!(telemetry::KEYS_DOWNLOADED, "country" => caller.country.to_string())
         .increment(others.map(|upload| u64::from(upload.amount)).sum());
-    Ok(headers.ok(body))
+    Ok(headers.ok(body, request.extensions_mut().remove()))
 }
 
 /// Whose keys a country gets with a batch.

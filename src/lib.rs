@@ -33,6 +33,8 @@ pub mod http;
 pub mod instance;
 pub mod jobs;
 pub mod journal;
+pub mod limits;
+mod listen;
 pub mod options;
 pub mod overview;
 pub mod reload;

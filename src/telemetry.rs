@@ -100,6 +100,10 @@ pub const TRACE_EXPORTS: &str = "efgs_trace_exports_total";
 pub const CERTIFICATES_REFUSED: &str = "efgs_certificates_refused";
 /// Certificates that count and are active now, by type.
 pub const CERTIFICATES_ACTIVE: &str = "efgs_certificates_active";
+/// Requests and connections that were turned away because of a limit, by country and reason.
+pub const LIMITED: &str = "efgs_limited_total";
+/// Requests that a country has under way, by country and kind.
+pub const COUNTRY_IN_FLIGHT: &str = "efgs_country_requests_in_flight";
 /// Bytes written to the journal by this instance.
 pub const JOURNAL_BYTES: &str = "efgs_journal_bytes_total";
 /// Failed attempts of this instance to write the journal.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
     batch_tag::{InvalidUploadTag, UploadTag},
@@ -28,7 +28,8 @@ use crate::{
     encryption::Keyring,
     http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
     journal,
-    store::UploadOutcome,
+    limits::{Held, Kind, Turn},
+    store::{UploadOutcome, Usage},
     telemetry,
     trust::{Caller, Inactive, Registry, RegistryUnavailable},
 };
@@ -121,9 +122,6 @@ pub enum UploadError {
         /// Whose tag it is.
         country: Country,
     },
-    /// Too many uploads of the country are under way.
-    #[error("too many uploads of this country are under way: send fewer at once")]
-    Busy,
     /// It cannot be decided now whom to trust.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
@@ -155,6 +153,8 @@ pub struct SignedUpload {
     pub batch_signature: String,
     /// The keys, in the order of the request.
     pub keys: KeyBatch,
+    /// Bytes of the request's body, which count in the quota of the day.
+    pub body_bytes: u64,
     /// When it arrived.
     pub at: DateTime<Utc>,
 }
@@ -171,6 +171,7 @@ pub struct VerifiedUpload {
     signing_certificate_id: i64,
     signing_thumbprint: Thumbprint,
     content_hash: [u8; 32],
+    body_bytes: u64,
     uploaded_at: DateTime<Utc>,
     keys: Vec<SealedKey>,
     repeats: Vec<usize>,
@@ -184,7 +185,7 @@ impl SignedUpload {
         policy: SignaturePolicy,
         keyring: &Keyring,
     ) -> Result<VerifiedUpload, Error> {
-        let Self { caller, tag, media, batch_signature, keys, at } = self;
+        let Self { caller, tag, media, batch_signature, keys, body_bytes, at } = self;
         keys.validate(at).map_err(UploadError::from)?;
         let canonical = CanonicalKeys::of(&keys);
         let signed_bytes = canonical.signed_bytes();
@@ -215,6 +216,7 @@ impl SignedUpload {
             signing_certificate_id,
             signing_thumbprint,
             content_hash: Sha256::digest(&signed_bytes).into(),
+            body_bytes,
             uploaded_at: at,
             keys: sealed,
             repeats,
@@ -349,6 +351,11 @@ impl VerifiedUpload {
         self.keys.iter().map(|key| key.payload.len() as u64).sum()
     }
 
+    /// What it takes of the day's quota.
+    pub fn usage(&self) -> Usage {
+        Usage { keys: self.keys.len() as u64, bytes: self.body_bytes }
+    }
+
     /// Positions of keys that are the same as an earlier one in the upload, ascending.
     pub fn repeats(&self) -> &[usize] {
         &self.repeats
@@ -407,6 +414,7 @@ impl MultiStatus {
         (status = 408, description = "The request was not complete in time; the connection closes.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the request was not complete after 30s", "code": "request-timeout"})),
         (status = 409, description = "The country has stored something else under this tag.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the batch tag 2026-11-22-1 is taken by another upload of NL: it has other keys or another signer", "code": "upload-tag-taken"})),
         (status = 413, description = "Too many bytes or keys.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the body has more than 5000 keys", "code": "too-many-keys"})),
+        (status = 429, description = "The country's limits: too many requests or bytes at once, or the quota of the day. Nothing is stored, and the tag is not used up. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date; for a quota the next midnight UTC.")), example = json!({"message": "NL has uploaded 4999000 of its 5000000 keys of 2026-11-22, and this upload has 5000: nothing was stored, send it again after midnight UTC", "code": "quota-exceeded"})),
         (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
@@ -417,12 +425,11 @@ pub async fn upload(
     app: web::Data<App>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
-    let turn = app.turn_to_send(caller.country).await?;
-    let limits = &app.config.upload;
+    let turn = request.extensions_mut().remove::<Turn>();
+    let mut memory = app.limits.memory(caller.country);
+    let (max, timeout) = (app.config.upload.max_bytes.as_u64(), app.config.server.request_timeout);
     let body =
-        http::read_body(&request, payload, limits.max_bytes.as_u64(), app.config.server.request_timeout)
-            .await
-            .map_err(UploadError::from)?;
+        http::read_body(&request, payload, max, timeout, &mut memory).await.map_err(UploadError::from)?;
     let app = app.into_inner();
     // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
     // it, and an upload that has been verified is brought to its end even if its sender goes away.
@@ -430,7 +437,7 @@ pub async fn upload(
     let trail = http::trail(&request);
     let accepting = app.clone().background(async move {
         // Held to the end, also when the sender goes away: or else one could have any number under way.
-        let _turn = turn;
+        let _held: (Option<Turn>, Held) = (turn, memory);
         accept(&app, caller, tag, batch_signature, media, body, trail).await
     });
     Ok(match accepting.await?? {
@@ -465,20 +472,29 @@ async fn accept(
 ) -> Result<Option<MultiStatus>, Error> {
     let country = caller.country;
     let verified = {
-        let (shared, app) = (app, app.clone());
+        let shared = app.clone();
         let verify = move || {
             let keys = trace_span!(target: telemetry::SPANS, "decode", bytes = body.len())
-                .in_scope(|| wire::decode(media.format, &body, app.config.upload.max_keys))
+                .in_scope(|| wire::decode(media.format, &body, shared.config.upload.max_keys))
                 .map_err(UploadError::from)?;
-            let registry = app.trust.registry().map_err(UploadError::from)?;
+            let registry = shared.trust.registry().map_err(UploadError::from)?;
             let policy =
-                SignaturePolicy { allow_sha1: app.config.participant(country).allow_sha1_signatures };
-            let upload = SignedUpload { caller, tag, media, batch_signature, keys, at: app.clock.now() };
-            upload.verify(&registry, policy, &app.keyring)
+                SignaturePolicy { allow_sha1: shared.config.participant(country).allow_sha1_signatures };
+            let (body_bytes, at) = (body.len() as u64, shared.clock.now());
+            let upload = SignedUpload { caller, tag, media, batch_signature, keys, body_bytes, at };
+            upload.verify(&registry, policy, &shared.keyring)
         };
-        shared.blocking(verify).await??
+        app.compute(country, Kind::Uploads, verify).await??
     };
-    let outcome = app.store.insert_upload(&verified).await?;
+    let (day, asked) = (verified.uploaded_at().date_naive(), verified.usage());
+    let outcome = match app.limits.known_over_quota(country, day, asked) {
+        // A retry of what is stored is answered as before, whatever has been used since.
+        Some(error) => app.store.find_upload(&verified).await?.ok_or(error)?,
+        None => {
+            let _place = app.limits.to_store(country).await?;
+            app.store.insert_upload(&verified, app.limits.quota(country)).await?
+        }
+    };
     let stored = if let UploadOutcome::Stored(_) = outcome { verified.keys().len() as u32 } else { 0 };
     if let Some(trail) = &trail {
         trail.note(|facts| facts.origins = Some([(country, stored)].into()));
@@ -502,6 +518,10 @@ async fn accept(
             count("repeated");
             tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
             Ok(None)
+        }
+        UploadOutcome::OverQuota(used) => {
+            count("over-quota");
+            Err(app.limits.over_quota(country, day, used, asked).into())
         }
         UploadOutcome::TagTaken => {
             count("tag-taken");

@@ -16,6 +16,7 @@ mod m0001_initial;
 mod m0002_callbacks;
 mod m0003_withdrawal;
 mod m0004_access_log;
+mod m0005_quota;
 mod m0006_journal;
 mod m0007_rotation;
 mod m0008_instance;
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0002_callbacks::Migration),
             Box::new(m0003_withdrawal::Migration),
             Box::new(m0004_access_log::Migration),
+            Box::new(m0005_quota::Migration),
             Box::new(m0006_journal::Migration),
             Box::new(m0007_rotation::Migration),
             Box::new(m0008_instance::Migration),

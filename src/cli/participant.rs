@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, NaiveTime, Utc};
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use efgs_protocol::certificate::CertificateType;
 
 use super::{ConfigFile, Outcome, open_current, say};
 use crate::{
     app::App,
-    store::{StoreError, SubscriptionState, Traffic},
+    store::{StoreError, SubscriptionState, Traffic, Usage},
     trust::{Registry, days_left},
 };
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ParticipantCommand {
-    /// Show each country's certificates, last upload, downloads, callbacks and keys of the day
+    /// Show each country's certificates, last upload, use of the day's quota, downloads and callbacks
     List(ListArgs),
 }
 
@@ -37,6 +37,8 @@ struct Participant {
     /// Days until the first of them expires.
     days_left: Option<i64>,
     traffic: Traffic,
+    /// What it may upload in a day.
+    quota: Usage,
     /// Callbacks: active, paused.
     callbacks: [usize; 2],
 }
@@ -66,15 +68,31 @@ async fn gather(app: &App, now: DateTime<Utc>) -> Result<BTreeMap<String, Partic
             participant.certificates[kind] += 1;
         }
     }
-    let midnight = now.date_naive().and_time(NaiveTime::MIN).and_utc();
-    for (country, traffic) in app.store.traffic(midnight).await? {
+    for (country, traffic) in app.store.traffic(now.date_naive()).await? {
         participants.entry(country).or_default().traffic = traffic;
     }
     for subscription in app.store.subscriptions(None).await? {
         let callbacks = &mut participants.entry(subscription.country.to_string()).or_default().callbacks;
         callbacks[usize::from(subscription.state != SubscriptionState::Active)] += 1;
     }
+    for (country, participant) in &mut participants {
+        // What is in the database was a country when it was written.
+        if let Ok(country) = country.parse() {
+            participant.quota = app.limits.quota(country);
+        }
+    }
     Ok(participants)
+}
+
+/// How much of a limit is used, in percent.
+fn percent(used: u64, limit: u64) -> f64 {
+    if limit == 0 { 100.0 } else { (used as f64 * 1000.0 / limit as f64).ceil() / 10.0 }
+}
+
+/// The part of the day's quota that is used up, of keys or of bytes, whichever is more.
+fn quota_percent(p: &Participant) -> f64 {
+    let Usage { keys, bytes } = p.traffic.today;
+    percent(keys, p.quota.keys).max(percent(bytes, p.quota.bytes))
 }
 
 fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
@@ -85,7 +103,13 @@ fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
                 "country": country,
                 "certificates": {"authentication": p.certificates[0], "signing": p.certificates[1], "callback": p.certificates[2]},
                 "daysLeft": p.days_left, "lastUpload": p.traffic.last_upload, "keys": p.traffic.keys,
-                "keysToday": p.traffic.recent_keys, "lastDownloadedBatch": p.traffic.downloaded.map(|id| id.to_string()),
+                "keysToday": p.traffic.today.keys, "quota": {
+                    "keys": p.traffic.today.keys, "keysLimit": p.quota.keys,
+                    "keysPercent": percent(p.traffic.today.keys, p.quota.keys),
+                    "bytes": p.traffic.today.bytes, "bytesLimit": p.quota.bytes,
+                    "bytesPercent": percent(p.traffic.today.bytes, p.quota.bytes),
+                },
+                "lastDownloadedBatch": p.traffic.downloaded.map(|id| id.to_string()),
                 "batchesBehind": p.traffic.downloaded.map(|_| p.traffic.behind),
                 "callbacks": {"active": p.callbacks[0], "paused": p.callbacks[1]},
             })
@@ -96,7 +120,7 @@ fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
 
 fn table(participants: &BTreeMap<String, Participant>) -> Outcome {
     say(format!(
-        "{:<3} {:>4} {:>4} {:>4} {:>9}  {:<17} {:>10} {:>10}  {:<24} {:>6}  CALLBACKS",
+        "{:<3} {:>4} {:>4} {:>4} {:>9}  {:<17} {:>10} {:>7} {:>10}  {:<24} {:>6}  CALLBACKS",
         "CC",
         "AUTH",
         "SIGN",
@@ -104,6 +128,7 @@ fn table(participants: &BTreeMap<String, Participant>) -> Outcome {
         "DAYS LEFT",
         "LAST UPLOAD (UTC)",
         "KEYS TODAY",
+        "QUOTA",
         "KEYS",
         "LAST DOWNLOADED BATCH",
         "BEHIND"
@@ -113,10 +138,11 @@ fn table(participants: &BTreeMap<String, Participant>) -> Outcome {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let paused = if p.callbacks[1] > 0 { format!(", {} PAUSED", p.callbacks[1]) } else { String::new() };
         say(format!(
-            "{country:<3} {authentication:>4} {signing:>4} {callback:>4} {:>9}  {:<17} {:>10} {:>10}  {:<24} {:>6}  {} active{paused}",
+            "{country:<3} {authentication:>4} {signing:>4} {callback:>4} {:>9}  {:<17} {:>10} {:>7} {:>10}  {:<24} {:>6}  {} active{paused}",
             or_dash(p.days_left.map(|days| days.to_string())),
             or_dash(p.traffic.last_upload.map(|at| at.format("%Y-%m-%d %H:%M").to_string())),
-            p.traffic.recent_keys,
+            p.traffic.today.keys,
+            format!("{:.1}%", quota_percent(p)),
             p.traffic.keys,
             or_dash(p.traffic.downloaded.map(|id| id.to_string())),
             or_dash(p.traffic.downloaded.map(|_| p.traffic.behind.to_string())),

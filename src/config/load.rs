@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{
     AccessLog, AuthMode, Batching, Callback, Config, Database, Download, Encryption, EncryptionKey, Journal,
-    Participant, Retention, Secret, Server, Tls, Tracing, Trust, Upload,
+    Limits, Participant, Retention, Secret, Server, Tls, Tracing, Trust, Upload,
 };
 
 /// Why a configuration cannot be used; every text names the key and says what to do.
@@ -124,6 +124,7 @@ fn refuse_unknown_keys(table: &Table) -> Result<(), ConfigError> {
             "trust" => known::<Trust>(),
             "encryption" => known::<Encryption>(),
             "upload" => known::<Upload>(),
+            "limits" => known::<Limits>(),
             "batching" => known::<Batching>(),
             "download" => known::<Download>(),
             "retention" => known::<Retention>(),
@@ -237,7 +238,8 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let positive = [
         ("upload.max_keys", config.upload.max_keys as u128),
         ("upload.max_bytes", u128::from(config.upload.max_bytes.as_u64())),
-        ("upload.max_concurrent", config.upload.max_concurrent as u128),
+        ("limits.queue", config.limits.queue as u128),
+        ("limits.connections_per_address", config.limits.connections_per_address as u128),
         ("batching.max_keys", config.batching.max_keys as u128),
         ("batching.interval", config.batching.interval.as_millis()),
         ("retention.days", u128::from(config.retention.days)),
@@ -270,10 +272,45 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if let Some((key, value, most)) = bounded.iter().find(|(_, value, most)| value > most) {
         return Err(ConfigError::Invalid(format!("`{key}` = {value} is too large: {most} at most")));
     }
+    check_limits(config)?;
     match positive.into_iter().chain(callback).chain(journal).find(|(_, value)| *value == 0) {
         Some((key, _)) => Err(ConfigError::Invalid(format!("`{key}` must be greater than zero"))),
         None => Ok(()),
     }
+}
+
+/// `[limits]`, and what a participant's section says instead.
+fn check_limits(config: &Config) -> Result<(), ConfigError> {
+    let invalid = |text: String| Err(ConfigError::Invalid(text));
+    let Limits { memory, handshakes_per_second, burst, .. } = config.limits;
+    if memory < config.upload.max_bytes {
+        return invalid(format!(
+            "`limits.memory` ({memory}) is less than `upload.max_bytes` ({}): the largest upload must fit",
+            config.upload.max_bytes
+        ));
+    }
+    let general = ("limits".to_owned(), Participant::default());
+    let own = config.participants.iter().map(|(country, own)| (format!("participants.{country}"), *own));
+    for (section, own) in std::iter::once(general).chain(own) {
+        let all = &config.limits;
+        let rates = [
+            ("requests_per_second", own.requests_per_second.unwrap_or(all.requests_per_second)),
+            ("handshakes_per_second", handshakes_per_second),
+        ];
+        if let Some((key, rate)) = rates.iter().find(|(_, rate)| !(0.001..=1e6).contains(rate)) {
+            return invalid(format!("`{section}.{key}` = {rate} is not within 0.001 to 1000000"));
+        }
+        let positive = [
+            ("burst", own.burst.unwrap_or(burst) as usize),
+            ("concurrent_uploads", own.concurrent_uploads.unwrap_or(all.concurrent_uploads)),
+            ("concurrent_downloads", own.concurrent_downloads.unwrap_or(all.concurrent_downloads)),
+            ("connections", own.connections.unwrap_or(all.connections)),
+        ];
+        if let Some((key, number)) = positive.iter().find(|(_, number)| !(1..=1_000_000).contains(number)) {
+            return invalid(format!("`{section}.{key}` = {number} is not within 1 to 1000000"));
+        }
+    }
+    Ok(())
 }
 
 impl Config {
@@ -285,6 +322,19 @@ impl Config {
                 "`upload.max_keys` ({}) is larger than `batching.max_keys` ({}): a large upload forms a batch of its own \
                  that is larger than other countries expect",
                 self.upload.max_keys, self.batching.max_keys
+            ));
+        }
+        if self.limits.keys_per_day < self.upload.max_keys as u64 {
+            warnings.push(format!(
+                "`limits.keys_per_day` ({}) is less than `upload.max_keys` ({}): a full upload is never accepted",
+                self.limits.keys_per_day, self.upload.max_keys
+            ));
+        }
+        if self.server.auth == AuthMode::Mtls && self.limits.connections >= self.server.max_connections {
+            warnings.push(format!(
+                "`limits.connections` ({}) is not less than `server.max_connections` ({}): one country can hold \
+                 every connection",
+                self.limits.connections, self.server.max_connections
             ));
         }
         if !self.server.admin_listen.ip().is_loopback() {

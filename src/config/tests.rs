@@ -41,6 +41,7 @@ fn the_example_is_accepted_and_shows_the_defaults() {
     let minimal = with("").unwrap();
     assert_eq!(format!("{:?}", example.server), format!("{:?}", minimal.server));
     assert_eq!(format!("{:?}", example.upload), format!("{:?}", minimal.upload));
+    assert_eq!(format!("{:?}", example.limits), format!("{:?}", minimal.limits));
     assert_eq!(format!("{:?}", example.batching), format!("{:?}", minimal.batching));
     assert_eq!(format!("{:?}", example.download), format!("{:?}", minimal.download));
     assert_eq!(format!("{:?}", example.retention), format!("{:?}", minimal.retention));
@@ -78,6 +79,7 @@ fn an_unknown_key_is_named_with_its_nearest_neighbour() {
         ("[upload]\nmax_key = 1", "upload.max_key", "upload.max_keys"),
         ("[batching]\nintervall = \"1s\"", "batching.intervall", "batching.interval"),
         ("[participants.NL]\ntag = \"object-id\"", "participants.NL.tag", "participants.NL.tags"),
+        ("[limits]\nkeys_per_dey = 1", "limits.keys_per_dey", "limits.keys_per_day"),
     ] {
         let text = complaint(with(more));
         assert_eq!(text, format!("unknown key `{key}`; did you mean `{nearest}`?"));
@@ -101,6 +103,11 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
         ("[server]\nrequest_timeout = \"0s\"", "server.request_timeout"),
         ("[batching]\ntags = \"uuid\"", "object-id"),
         ("[batching]\ninterval = 300", "interval"),
+        ("[limits]\nrequests_per_second = 0", "limits.requests_per_second"),
+        ("[limits]\nburst = 0", "limits.burst"),
+        ("[limits]\nmemory = \"1MiB\"", "limits.memory"),
+        ("[limits]\nqueue = 0", "limits.queue"),
+        ("[participants.NL]\nconnections = 0", "participants.NL.connections"),
         ("[participants.nl]\nchain = \"day\"", "nl"),
         ("[participants.NL]\nchain = \"week\"", "since-date"),
         ("[server]\nlisten = \"nowhere\"", "listen"),
@@ -217,4 +224,22 @@ proptest! {
         drop(parsed(&text, &[]));
         drop(parsed(MINIMAL, &[(&name, &value)]));
     }
+}
+
+#[test]
+fn a_participant_has_the_common_limits_but_for_its_own() {
+    let config =
+        with("[limits]\nburst = 7\n[participants.NL]\nkeys_per_day = 3\nbytes_per_day = \"1kB\"\nrequests_per_second = 5\nconnections = 9")
+            .unwrap();
+    let common = config.limits_of("DE".parse().unwrap());
+    let own = config.limits_of("NL".parse().unwrap());
+    assert_eq!((common.keys_per_day, common.bytes_per_day, common.burst), (5_000_000, 1_000_000_000, 7));
+    let changed = CountryLimits {
+        keys_per_day: 3,
+        bytes_per_day: 1000,
+        requests_per_second: 5.0,
+        connections: 9,
+        ..common
+    };
+    assert_eq!(own, changed);
 }

@@ -6,8 +6,10 @@ use actix_web::{HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 
+use crate::limits::{Held, LimitError};
+
 /// Why a body could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BodyError {
     /// It is, or says that it is, larger than allowed. The rest was not read.
     #[error("the body is larger than {max} bytes")]
@@ -24,6 +26,9 @@ pub enum BodyError {
     /// The connection broke, or the body is not framed correctly.
     #[error("the body ended early or is not framed correctly")]
     Broken,
+    /// There is no memory for it now.
+    #[error(transparent)]
+    Limit(LimitError),
     /// Uploads are not compressed.
     #[error("a body with Content-Encoding {encoding:?} is not supported: send it as it is")]
     Encoded {
@@ -33,12 +38,13 @@ pub enum BodyError {
 }
 
 /// Reads a body of at most `max` bytes that arrives within `timeout`. Memory grows with what has arrived, not
-/// with what the request announces.
+/// with what the request announces, and is taken from `memory`.
 pub async fn read_body(
     request: &HttpRequest,
     mut payload: web::Payload,
     max: u64,
     timeout: Duration,
+    memory: &mut Held,
 ) -> Result<Bytes, BodyError> {
     let encoding = request.headers().get(header::CONTENT_ENCODING).map(|value| value.as_bytes());
     if let Some(encoding) = encoding.filter(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
@@ -58,6 +64,7 @@ pub async fn read_body(
             if (body.len() + piece.len()) as u64 > max {
                 return Err(BodyError::TooLarge { max });
             }
+            memory.grow(piece.len() as u64).map_err(BodyError::Limit)?;
             body.extend_from_slice(&piece);
         }
         super::note(request, |facts| facts.request_bytes = body.len() as u64);

@@ -13,7 +13,7 @@ use actix_web::{
         header::{self, HeaderValue},
     },
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use efgs_protocol::{media::MediaError, wire::DecodeError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -21,8 +21,8 @@ use utoipa::ToSchema;
 use super::{BodyError, HeaderError};
 use crate::{
     audit::AuditError, callback::CallbackError, chain::ChainError, download::DownloadError,
-    encryption::EncryptionError, journal::JournalError, store::StoreError, trust::CallerError,
-    upload::UploadError, withdrawal::WithdrawalError,
+    encryption::EncryptionError, journal::JournalError, limits::LimitError, store::StoreError,
+    trust::CallerError, upload::UploadError, withdrawal::WithdrawalError,
 };
 
 /// What a request can end with instead of a result.
@@ -70,6 +70,9 @@ pub enum Error {
     /// A stored payload does not open.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
+    /// The country, or the instance, is at a limit.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// What another request ran into that wanted the same batch at the same time.
     #[error(transparent)]
     Shared(#[from] Arc<Error>),
@@ -140,6 +143,10 @@ pub enum Code {
     UrlRefused,
     /// 404: the country has no callback with this id.
     CallbackNotFound,
+    /// 429: the country sends too many requests, or too much at once; try again at the time in Retry-After.
+    TooManyRequests,
+    /// 429: the country's quota of the day does not suffice; try again at the time in Retry-After.
+    QuotaExceeded,
     /// 503: try again at the time in Retry-After.
     Unavailable,
     /// 500: a defect; the message has the request id.
@@ -182,6 +189,7 @@ impl Error {
                 }
                 UploadError::Body(BodyError::Broken) => (BAD, Code::MalformedBody),
                 UploadError::Body(BodyError::Encoded { .. }) => (BAD, Code::InvalidHeader),
+                UploadError::Body(BodyError::Limit(limit)) => limit_answer(limit),
                 UploadError::Decode(DecodeError::TooManyKeys { .. }) => {
                     (StatusCode::PAYLOAD_TOO_LARGE, Code::TooManyKeys)
                 }
@@ -198,9 +206,7 @@ impl Error {
                 UploadError::ForeignOrigin { .. } => (BAD, Code::ForeignOrigin),
                 UploadError::TagTaken { .. } => (StatusCode::CONFLICT, Code::UploadTagTaken),
                 UploadError::Withdrawn { .. } => (StatusCode::CONFLICT, Code::UploadWithdrawn),
-                UploadError::Busy | UploadError::Undecidable(_) => {
-                    (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable)
-                }
+                UploadError::Undecidable(_) => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
             },
             Self::Withdrawal(WithdrawalError::Unknown) => (StatusCode::NOT_FOUND, Code::UploadNotFound),
             Self::Download(DownloadError::Header(header)) => header_answer(*header),
@@ -222,6 +228,7 @@ impl Error {
                 }
                 ChainError::BeforeDate { .. } => (BAD, Code::BatchBeforeDate),
             },
+            Self::Limit(limit) => limit_answer(limit),
             Self::Shared(error) => error.answer(),
             Self::Journal(_) | Self::Unrecorded => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
             Self::Store(error) if error.is_temporary() => {
@@ -230,6 +237,15 @@ impl Error {
             Self::Store(_) | Self::Encryption(_) | Self::Internal(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal)
             }
+        }
+    }
+
+    /// The limit that the request ran into, if it was one.
+    pub(super) fn limit(&self) -> Option<&LimitError> {
+        match self {
+            Self::Limit(limit) | Self::Upload(UploadError::Body(BodyError::Limit(limit))) => Some(limit),
+            Self::Shared(error) => error.limit(),
+            _ => None,
         }
     }
 
@@ -262,8 +278,13 @@ impl Error {
             }
             _ => {}
         }
-        if code == Code::Unavailable {
-            let later = now + chrono::TimeDelta::seconds(RETRY_AFTER_SECONDS);
+        let later = match self.limit() {
+            Some(limit) => Some(limit.retry_at(now)),
+            None => (code == Code::Unavailable).then(|| now + TimeDelta::seconds(RETRY_AFTER_SECONDS)),
+        };
+        if let Some(later) = later {
+            // Whole seconds: rounded up, or the client comes too early.
+            let later = later + TimeDelta::nanoseconds(999_999_999);
             response
                 .insert_header((header::RETRY_AFTER, later.format("%a, %d %b %Y %H:%M:%S GMT").to_string()));
         }
@@ -275,6 +296,16 @@ const RETRY_AFTER_SECONDS: i64 = 10;
 
 fn header_answer(_: HeaderError) -> (StatusCode, Code) {
     (StatusCode::BAD_REQUEST, Code::InvalidHeader)
+}
+
+fn limit_answer(limit: &LimitError) -> (StatusCode, Code) {
+    match limit {
+        LimitError::Rate { .. } | LimitError::Concurrency { .. } | LimitError::Memory { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests)
+        }
+        LimitError::Quota { .. } => (StatusCode::TOO_MANY_REQUESTS, Code::QuotaExceeded),
+        LimitError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+    }
 }
 
 fn media_answer(_: &MediaError) -> (StatusCode, Code) {

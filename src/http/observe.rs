@@ -90,6 +90,9 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
     let mut reason = failed.map(ToString::to_string);
     let code = failed.map(|error| error.answer().1.text().into());
+    if let Some(limit) = failed.and_then(Error::limit) {
+        limit.note();
+    }
     let answer = match (failed, &app) {
         (Some(error), Some(app)) => Some(error.respond(&id, app.clock.now())),
         _ => None,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Error;
+use crate::limits::Turn;
 
 /// The headers of the wire contract in the form that the HTTP library takes.
 pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
@@ -78,8 +79,8 @@ impl BatchHeaders {
             .insert_header((header::VARY, HeaderValue::from_static("accept, accept-encoding")));
     }
 
-    /// 200 with the keys.
-    pub fn ok(mut self, body: Vec<Bytes>) -> HttpResponse {
+    /// 200 with the keys. The turn ends with the body, so that it counts while it is being sent.
+    pub fn ok(mut self, body: Vec<Bytes>, turn: Option<Turn>) -> HttpResponse {
         let content_type = std::mem::take(&mut self.content_type);
         let encoding = self.content_encoding;
         let mut response = HttpResponse::Ok();
@@ -88,7 +89,7 @@ impl BatchHeaders {
             response.insert_header((header::CONTENT_ENCODING, encoding));
         }
         self.apply(&mut response);
-        response.body(Chunks::new(body))
+        response.body(Chunks::new(body, turn))
     }
 
     /// 304: the client has these bytes already.
@@ -103,11 +104,13 @@ impl BatchHeaders {
 struct Chunks {
     size: u64,
     pieces: std::vec::IntoIter<Bytes>,
+    _turn: Option<Turn>,
 }
 
 impl Chunks {
-    fn new(pieces: Vec<Bytes>) -> Self {
-        Self { size: pieces.iter().map(|piece| piece.len() as u64).sum(), pieces: pieces.into_iter() }
+    fn new(pieces: Vec<Bytes>, turn: Option<Turn>) -> Self {
+        let size = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self { size, pieces: pieces.into_iter(), _turn: turn }
     }
 }
 

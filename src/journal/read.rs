@@ -426,6 +426,8 @@ fn verify(
         media: MediaType { format, version: Version { major: row.format_major, minor: row.format_minor } },
         batch_signature: row.batch_signature,
         keys,
+        // As protobuf, whatever it came as: what the journal has of it.
+        body_bytes: record.keys.len() as u64,
         at: row.uploaded_at,
     };
     // Whether the country might sign with SHA-1 was decided when the upload came.

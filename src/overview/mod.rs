@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, NaiveTime, TimeDelta, Timelike, Utc};
+use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use efgs_protocol::batch_tag::DayName;
 use serde::Serialize;
 
@@ -231,11 +231,10 @@ async fn countries(
             }
         }
     }
-    let midnight = now.date_naive().and_time(NaiveTime::MIN).and_utc();
-    for (code, traffic) in app.store.traffic(midnight).await? {
+    for (code, traffic) in app.store.traffic(now.date_naive()).await? {
         let country = state(&mut all, &code);
         country.last_upload = traffic.last_upload;
-        country.keys_today = traffic.recent_keys;
+        country.keys_today = traffic.today.keys;
         country.behind = traffic.downloaded.map(|_| traffic.behind);
     }
     // '--' stands for callers who were not let in.

@@ -3,14 +3,14 @@
 //! Here the rows of 5,000 keys are nearly all of a request's time, so this file uses `mysql_async` directly:
 //! prepared multi-row inserts, no object per row.
 
-use chrono::{Datelike, NaiveDateTime, Timelike};
+use chrono::{Datelike, NaiveDateTime, NaiveTime, Timelike};
 use futures_util::FutureExt;
 use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 
 use super::{
-    StoredPayload,
+    StoredPayload, Usage,
     error::Failure,
-    journal,
+    journal, quota,
     sql::placeholders,
     uploads::{Attempt, NewRow},
 };
@@ -82,7 +82,7 @@ pub(super) async fn insert(pool: &Pool, row: &NewRow<'_>) -> Result<Attempt, Fai
 }
 
 async fn insert_on(connection: &mut Conn, row: &NewRow<'_>) -> Result<Attempt, Failure> {
-    let NewRow { upload, known, pending } = *row;
+    let NewRow { upload, known, pending, quota } = *row;
     let mut tx = connection.start_transaction(TxOpts::default()).await?;
     let row: Vec<Value> = vec![
         upload.country().as_str().into(),
@@ -149,6 +149,18 @@ async fn insert_on(connection: &mut Conn, row: &NewRow<'_>) -> Result<Attempt, F
     }
     if pending {
         tx.exec_drop(journal::PENDING_UPLOAD, (id,)).await?;
+    }
+    // Last, so that uploads of one country wait for each other's commit only.
+    let country = upload.country();
+    let country = country.as_str();
+    let day = datetime(upload.uploaded_at().date_naive().and_time(NaiveTime::MIN));
+    let Usage { keys, bytes } = upload.usage();
+    tx.exec_drop(quota::ADD_MYSQL, (country, &day, keys, bytes, keys, bytes)).await?;
+    let used = tx.exec_first(quota::READ, (country, &day)).await?;
+    let used = used.ok_or_else(|| Failure::Permanent("the row of the quota is gone".into()))?;
+    if let Some(before) = quota::exceeded(used, upload, quota) {
+        tx.rollback().await?;
+        return Ok(Attempt::OverQuota(before));
     }
     tx.commit().await?;
     Ok(Attempt::Stored(id))

@@ -1,6 +1,6 @@
 //! Opening the pools of both drivers with the same settings.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mysql_async::{Opts, OptsBuilder, PoolConstraints, PoolOpts, SslOpts};
 use sea_orm::{
@@ -11,6 +11,8 @@ use sea_orm::{
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
 };
+
+use tokio::sync::Semaphore;
 
 use super::{Store, bulk::Bulk, sql::MYSQL_SESSION};
 use crate::config::{ConfigError, Database, Secret};
@@ -33,6 +35,11 @@ pub(super) fn connect(config: &Database, url: &Secret) -> Result<Store, ConfigEr
     }
 }
 
+/// Half of these connections.
+fn lookups() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(CONTROL_CONNECTIONS as usize / 2))
+}
+
 fn sqlite(config: &Database, path: &str) -> Store {
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -52,6 +59,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
         log: Bulk::Sqlite,
         timeout: config.timeout,
         journal: false,
+        lookups: lookups(),
     }
 }
 
@@ -130,5 +138,6 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         log: pool(2),
         timeout: config.timeout,
         journal: false,
+        lookups: lookups(),
     })
 }

@@ -118,6 +118,8 @@ impl Store {
                         .exec(&tx)
                         .await?;
                     step.batches = deleted.rows_affected;
+                    tx.execute_raw(self.statement("DELETE FROM quota WHERE day < ?", [oldest.into()]))
+                        .await?;
                     if step.batches > 0 {
                         let sql =
                             "DELETE FROM callback_notification WHERE batch_id NOT IN (SELECT id FROM batch)";

@@ -8,14 +8,14 @@
 //! Every operation has a name and a deadline and is repeated here, and only here, when the database says that
 //! repeating helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use efgs_migrations::{Migrator, MigratorTrait};
 use rand::RngExt;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait,
 };
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::{Instrument as _, Span, field::Empty, trace_span};
 
 use crate::{
@@ -38,6 +38,7 @@ mod lease;
 mod overview;
 mod participants;
 mod pool;
+mod quota;
 mod restore;
 mod rotation;
 mod sql;
@@ -59,6 +60,7 @@ pub use lease::{Job, Lease};
 pub use overview::{Hour, KnownInstance};
 pub use participants::Traffic;
 pub use pool::PoolState;
+pub use quota::Usage;
 pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
@@ -83,6 +85,9 @@ pub struct Store {
     timeout: Duration,
     /// Whether what is stored is to be written to a journal.
     journal: bool,
+    /// Leave to look up what stands in an upload's way: it must not take all the connections that everything
+    /// but bulk work shares.
+    lookups: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Store {
@@ -148,6 +153,18 @@ impl Store {
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.repeat("ping", || async { Ok(self.db.execute_unprepared("SELECT 1").await.map(|_| ())?) }).await
+    }
+
+    /// How many uploads are stored, and how many batches are read, at once: together all connections of the bulk
+    /// path. SQLite has one writer, and waiting for it in a queue is faster than asking again and again.
+    pub fn places(&self) -> (usize, usize) {
+        match self.bulk {
+            bulk::Bulk::MySql { max, .. } => {
+                let reading = (max / 4).max(1);
+                (max.saturating_sub(reading).max(1), reading)
+            }
+            bulk::Bulk::Sqlite => (1, 4),
+        }
     }
 
     /// Closes the pools after what is under way.

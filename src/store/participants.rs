@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::ConnectionTrait;
 
-use super::{Store, StoreError, batches::parse_id, sql};
+use super::{Store, StoreError, Usage, batches::parse_id, sql};
 
 /// A country's traffic, as far as it has not expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,8 +15,8 @@ pub struct Traffic {
     pub last_upload: Option<DateTime<Utc>>,
     /// Keys that are stored.
     pub keys: u64,
-    /// Of these, uploaded since the time that was asked for.
-    pub recent_keys: u64,
+    /// What counts in the quota of the day that was asked for: all that was accepted, withdrawn since or not.
+    pub today: Usage,
     /// The newest batch that it has downloaded.
     pub downloaded: Option<ObjectId>,
     /// Batches that were formed after that one.
@@ -24,8 +24,8 @@ pub struct Traffic {
 }
 
 impl Store {
-    /// The traffic of every country that has uploaded or downloaded, with the keys since `since`.
-    pub async fn traffic(&self, since: DateTime<Utc>) -> Result<BTreeMap<String, Traffic>, StoreError> {
+    /// The traffic of every country that has uploaded or downloaded, with its use of a day's quota.
+    pub async fn traffic(&self, day: NaiveDate) -> Result<BTreeMap<String, Traffic>, StoreError> {
         self.repeat("traffic", || async {
             let integer = sql::integer(self.backend());
             let mut countries: BTreeMap<String, Traffic> = BTreeMap::new();
@@ -33,11 +33,10 @@ impl Store {
                 .db
                 .query_all_raw(self.statement(
                     &format!(
-                        "SELECT country, MAX(uploaded_at) AS last_upload, CAST(SUM(amount) AS {integer}) AS total, \
-                         CAST(SUM(CASE WHEN uploaded_at >= ? THEN amount ELSE 0 END) AS {integer}) AS recent \
+                        "SELECT country, MAX(uploaded_at) AS last_upload, CAST(SUM(amount) AS {integer}) AS total \
                          FROM upload GROUP BY country"
                     ),
-                    [since.naive_utc().into()],
+                    [],
                 ))
                 .await?;
             for row in &uploads {
@@ -45,7 +44,6 @@ impl Store {
                 country.last_upload =
                     row.try_get::<Option<NaiveDateTime>>("", "last_upload")?.map(|at| at.and_utc());
                 country.keys = row.try_get::<i64>("", "total")? as u64;
-                country.recent_keys = row.try_get::<i64>("", "recent")? as u64;
             }
             let downloads = self
                 .db
@@ -59,6 +57,9 @@ impl Store {
                 let country = countries.entry(row.try_get("", "country")?).or_default();
                 country.downloaded = Some(parse_id(&row.try_get::<Vec<u8>>("", "batch")?)?);
                 country.behind = row.try_get::<i64>("", "behind")? as u64;
+            }
+            for (country, usage) in self.usage(day).await? {
+                countries.entry(country).or_default().today = usage;
             }
             Ok(countries)
         })

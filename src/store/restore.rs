@@ -7,7 +7,7 @@ use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, PaginatorTrait};
 
 use super::{
-    PendingBatch, PendingWithdrawal, Store, StoreError, StoredCertificate, UploadOutcome,
+    PendingBatch, PendingWithdrawal, Store, StoreError, StoredCertificate, UploadOutcome, Usage,
     entity::{batch, certificate, upload, withdrawal},
     error::Failure,
     uploads::{Attempt, NewRow},
@@ -94,14 +94,14 @@ impl Store {
         batch: Option<ObjectId>,
     ) -> Result<Restored, StoreError> {
         self.repeat("restore upload", || async {
-            let row = NewRow { upload, known: Some((id, batch)), pending: false };
+            let row = NewRow { upload, known: Some((id, batch)), pending: false, quota: Usage::UNLIMITED };
             match self.insert_row(&row).await? {
                 Attempt::Stored(_) => Ok(Restored::Stored),
                 Attempt::TagTaken => match self.same_tag(upload).await? {
                     Some(UploadOutcome::Repeated(there)) if there == id => Ok(Restored::AlreadyThere),
                     _ => Ok(Restored::Conflict),
                 },
-                Attempt::KeyTaken => Ok(Restored::Conflict),
+                Attempt::KeyTaken | Attempt::OverQuota(_) => Ok(Restored::Conflict),
             }
         })
         .await

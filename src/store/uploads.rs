@@ -10,7 +10,7 @@ use sea_orm::{
 };
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, Usage,
     bulk::{self, Bulk},
     entity::{diagnosis_key, upload, withdrawal},
     error::Failure,
@@ -32,6 +32,9 @@ pub enum UploadOutcome {
     /// Some of its keys are stored already or repeat inside it; nothing was stored. Positions in the order of
     /// the request, ascending.
     Conflicts(Vec<usize>),
+    /// Its country has used this much of the day's quota, and with the upload it would be too much; nothing was
+    /// stored.
+    OverQuota(Usage),
 }
 
 /// One attempt's result; the transaction is over.
@@ -40,6 +43,7 @@ pub(super) enum Attempt {
     Stored(i64),
     TagTaken,
     KeyTaken,
+    OverQuota(Usage),
 }
 
 /// A row to insert.
@@ -49,6 +53,8 @@ pub(super) struct NewRow<'a> {
     pub(super) known: Option<(i64, Option<ObjectId>)>,
     /// Whether it has yet to be written to the journal.
     pub(super) pending: bool,
+    /// What its country may have on its day, with it.
+    pub(super) quota: Usage,
 }
 
 /// A key as it is stored: encrypted.
@@ -64,8 +70,13 @@ pub struct StoredPayload {
 
 impl Store {
     /// Stores an upload in one transaction: all of it or nothing, under every failure. Repeating the call, or
-    /// the request, is safe: when a connection broke during the commit, the upload is found by its tag.
-    pub async fn insert_upload(&self, upload: &VerifiedUpload) -> Result<UploadOutcome, StoreError> {
+    /// the request, is safe: when a connection broke during the commit, the upload is found by its tag. What is
+    /// stored counts in the quota of its country and day, exactly, over all instances.
+    pub async fn insert_upload(
+        &self,
+        upload: &VerifiedUpload,
+        quota: Usage,
+    ) -> Result<UploadOutcome, StoreError> {
         self.repeat("upload", || async {
             if !upload.repeats().is_empty() {
                 // It cannot be stored; what is left to say is which of its keys are in the way.
@@ -74,8 +85,9 @@ impl Store {
                     None => Ok(UploadOutcome::Conflicts(self.conflicts(upload).await?)),
                 };
             }
-            match self.insert_row(&NewRow { upload, known: None, pending: self.journal }).await? {
+            match self.insert_row(&NewRow { upload, known: None, pending: self.journal, quota }).await? {
                 Attempt::Stored(id) => Ok(UploadOutcome::Stored(id)),
+                Attempt::OverQuota(used) => Ok(UploadOutcome::OverQuota(used)),
                 Attempt::TagTaken => self.same_tag(upload).await?.ok_or_else(vanished),
                 Attempt::KeyTaken => match self.conflicts(upload).await? {
                     conflicts if conflicts.is_empty() => Err(vanished()),
@@ -95,7 +107,12 @@ impl Store {
     }
 
     /// What stands under this upload's tag already.
+    pub async fn find_upload(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, StoreError> {
+        self.repeat("find upload", || self.same_tag(new)).await
+    }
+
     pub(super) async fn same_tag(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, Failure> {
+        let _lookup = self.lookups.acquire().await;
         let there = upload::Entity::find()
             .filter(upload::Column::Country.eq(new.country().as_str()))
             .filter(upload::Column::UploadTag.eq(new.tag().as_str().as_bytes().to_vec()))
@@ -117,6 +134,7 @@ impl Store {
 
     /// Positions of keys that are stored already or repeat inside the upload.
     async fn conflicts(&self, upload: &VerifiedUpload) -> Result<Vec<usize>, Failure> {
+        let _lookup = self.lookups.acquire().await;
         let mut there: HashSet<Vec<u8>> = HashSet::new();
         for keys in upload.keys().chunks(bulk::ROWS) {
             let hashes = keys.iter().map(|key| key.payload_hash.to_vec());
@@ -139,7 +157,7 @@ impl Store {
 
     /// The same steps as [`bulk::insert`].
     async fn insert_on_sqlite(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
-        let (new, pending) = (row.upload, row.pending);
+        let (new, pending, quota) = (row.upload, row.pending, row.quota);
         let (id, batch) = row.known.map_or((NotSet, None), |(id, batch)| (Set(id), batch));
         let tx = self.begin().await?;
         let row = upload::ActiveModel {
@@ -188,6 +206,10 @@ impl Store {
         }
         if pending {
             tx.execute_raw(self.statement(journal::PENDING_UPLOAD, [id.into()])).await?;
+        }
+        if let Some(before) = self.count_on_sqlite(&tx, new, quota).await? {
+            tx.rollback().await?;
+            return Ok(Attempt::OverQuota(before));
         }
         tx.commit().await?;
         Ok(Attempt::Stored(id))

@@ -52,6 +52,17 @@ fn describe() {
         "connections made, by TLS version (none behind a load balancer)"
     );
 
+    describe_counter!(
+        LIMITED,
+        Unit::Count,
+        "requests and connections turned away because of a limit; country - is not known"
+    );
+    describe_gauge!(
+        COUNTRY_IN_FLIGHT,
+        Unit::Count,
+        "what a country has under way, the sending of bodies included"
+    );
+
     describe_counter!(UPLOADS, Unit::Count, "verified uploads, by what became of them");
     describe_counter!(KEYS_STORED, Unit::Count, "keys stored, by the country that uploaded them");
     describe_counter!(SHA1_UPLOADS, Unit::Count, "uploads whose signature uses SHA-1");

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload, web::Data};
 use efgs_protocol::{
     certificate::{Certificate, CertificateType, Thumbprint},
     country::Country,
 };
+use futures_util::future::LocalBoxFuture;
 
 use super::{Inactive, RegistryUnavailable, proxy};
 use crate::{app::App, config::AuthMode};
@@ -105,11 +106,17 @@ pub fn shown_certificate(app: &App, request: &HttpRequest) -> Option<Thumbprint>
 
 impl Caller {
     fn identify(app: &App, request: &HttpRequest) -> Result<Self, CallerError> {
-        let PeerIdentity { thumbprint, country, certificate } = shown(app, request)?;
+        Self::of(app, &shown(app, request)?)
+    }
+
+    /// The national backend that shows this certificate.
+    pub fn of(app: &App, identity: &PeerIdentity) -> Result<Self, CallerError> {
+        let PeerIdentity { thumbprint, country, certificate } = identity;
+        let thumbprint = *thumbprint;
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
         let registry = app.trust.registry()?;
         let (kind, now) = (CertificateType::Authentication, app.clock.now());
-        let entry = match &certificate {
+        let entry = match certificate {
             Some(certificate) => registry.admit(certificate, kind, now),
             None => registry.active(thumbprint, kind, now),
         };
@@ -123,16 +130,20 @@ impl Caller {
 
 impl FromRequest for Caller {
     type Error = crate::http::Error;
-    type Future = std::future::Ready<Result<Self, Self::Error>>;
+    type Future = LocalBoxFuture<'static, Result<Self, Self::Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let identified = match request.app_data::<Data<App>>() {
-            Some(app) => Self::identify(app, request).map_err(Into::into),
-            None => Err(crate::http::Error::Internal("the application is not set up".into())),
-        };
-        if let Ok(caller) = &identified {
-            crate::http::note_caller(request, caller.country);
-        }
-        std::future::ready(identified)
+        let request = request.clone();
+        Box::pin(async move {
+            let app = request.app_data::<Data<App>>();
+            let app =
+                app.ok_or_else(|| crate::http::Error::Internal("the application is not set up".into()))?;
+            let caller = Self::identify(app, &request)?;
+            crate::http::note_caller(&request, caller.country);
+            // Who calls comes first; a handler that takes a caller cannot be reached past its limits.
+            let turn = app.limits.admit(caller.country, request.method()).await?;
+            request.extensions_mut().insert(turn);
+            Ok(caller)
+        })
     }
 }

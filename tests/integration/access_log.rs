@@ -167,7 +167,9 @@ async fn a_request_whose_sender_went_away_is_recorded(case: &Case) {
     let keys = keys(country("DE"), 2, case.clock.now());
     // Somebody else holds the database, until the sender has gone.
     let raw = de.request("a", &keys).raw();
-    let turns = [0, 1, 2, 3].map(|_| gateway.app.turn_to_send(country("DE")));
+    let limits = &gateway.app.limits;
+    let post = actix_web::http::Method::POST;
+    let turns = [0, 1, 2, 3].map(|_| limits.admit(country("DE"), &post));
     let turns = all_at_once(turns).await;
     let mut connection = de.connect();
     connection.write(&raw).unwrap();

@@ -123,6 +123,10 @@ pub(crate) fn noon() -> DateTime<Utc> {
     (made + Days::new(20)).and_time(NaiveTime::from_hms_opt(12, 0, 0).unwrap()).and_utc()
 }
 
+/// Tests send as fast as they can, all countries from one address. Those of the limits set their own.
+const LIMITS: &str = "[limits]\nrequests_per_second = 100000\nburst = 100000\nhandshakes_per_second = 100000\n\
+                      connections = 1000\nconnections_per_address = 1000\n";
+
 /// What a test works with.
 pub(crate) struct Case {
     pub(crate) db: Database,
@@ -189,9 +193,10 @@ impl Case {
              [trust]\nanchor = \"trust-anchor.pem\"\nrefresh = \"1h\"\n\
              [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n\
              [access_log]\nsigning_key = \"access-log.key\"\n\
-             [batching]\ninterval = \"1h\"\n",
+             [batching]\ninterval = \"1h\"\n{}",
             self.db.url,
-            tls_ca.unwrap_or_default()
+            tls_ca.unwrap_or_default(),
+            LIMITS
         )
     }
 

@@ -30,6 +30,7 @@ mod health;
 mod http;
 mod journal;
 mod journal_failures;
+mod limits;
 mod metrics;
 mod national_backend;
 mod object_store;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         file("expiry", expiry::TESTS),
         file("health", health::TESTS),
         file("http", http::TESTS),
+        file("limits", limits::TESTS),
         file("national_backend", national_backend::TESTS),
         file("metrics", metrics::TESTS),
         file("journal", journal::TESTS),

@@ -25,7 +25,7 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackSer
     let collector = Collector::start().await;
     let text = case.config_text().replace("interval = \"1h\"", "interval = \"200ms\"");
     let config = format!(
-        "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\n\
+        "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\nkeys_per_day = 2\n\
          [callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\
          allowed_networks = [\"127.0.0.0/8\"]\n[journal]\nfolder = \"journal\"\n\
          [tracing]\nendpoint = \"http://{}/v1/traces\"\n",
@@ -41,6 +41,7 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackSer
     de.upload_new("1", 3, now()).await;
     let sha1 = keys(country("IE"), 2, now());
     ie.send(sha1_request(case, &ie, "1", &sha1)).await.expect(201);
+    ie.upload("2", &keys(country("IE"), 1, now())).await.refused(429, "quota-exceeded");
     let batch = until("a batch", async || {
         let answer = nl.download(today, None).await;
         (answer.status == 200).then(|| answer.tag())

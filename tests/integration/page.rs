@@ -177,6 +177,10 @@ async fn federation(case: &Case, gateway: &Running) {
     for rows in uploads.chunks(1000) {
         case.db.execute(&format!("INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, signing_thumbprint, uploaded_at, batch_id) VALUES {}", rows.join(","))).await;
     }
+    let counted = "REPLACE INTO quota (country, day, used_keys, used_bytes) \
+                   SELECT country, DATE(uploaded_at), SUM(amount), SUM(payload_bytes) FROM upload \
+                   GROUP BY country, DATE(uploaded_at)";
+    case.db.execute(counted).await;
     case.db
         .execute(&format!(
             "INSERT INTO batch (id, day, sequence, format_major, amount, formed_at) VALUES {}",
