@@ -31,7 +31,7 @@ const AGAIN: &str = "run the same command again: what was stored is not sent aga
     after_long_help = "Example:\n  efgs upload outbox/*.json\n  cat keys.ndjson | efgs upload -\n  efgs upload --gaen-key publisher.pem --visited DE,FR export.zip\n\n\
         The content of a file says what it is: a batch as JSON ({\"keys\":[...]}) or in protobuf, a key as JSON on each line, or a GAEN export zip.\n\n\
         Everything is read and checked before anything is sent. Running it again, also with more files, also after it was killed, sends nothing twice: the state folder and the gateway know what was stored. Its file upload.journal has the tags of all uploads.\n\n\
-        Exit codes: 0 the gateway has every key; 1 keys are invalid and nothing was sent, or the gateway refused; 3 the signature of a GAEN export does not verify; 4 done except for single keys or uploads, which are reported; 5 not now, run it again."
+        Exit codes: 0 the gateway has every key that is not too old; 1 keys are invalid and nothing was sent, or the gateway refused; 3 the signature of a GAEN export does not verify; 4 done except for single keys or uploads, which are reported; 5 not now, run it again."
 )]
 pub(super) struct UploadArgs {
     /// The files; - is the standard input
@@ -173,6 +173,7 @@ fn counts(keys: &Counts, dry_run: bool) -> String {
         (keys.existing, "known to the gateway before"),
         (keys.done_before, "sent by an earlier run"),
         (keys.repeated, "repeated"),
+        (keys.too_old, "too old, left out"),
         (keys.invalid, "invalid"),
         (keys.unsent, unsent),
     ] {

@@ -7,7 +7,7 @@
 //! under the same tag, and the gateway stores nothing twice.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -22,6 +22,9 @@ use crate::state::{Lock, StateError, replace};
 const NAME: &str = "upload.journal";
 /// For how long a line is kept. The gateway refuses keys older than 15 days and forgets what is older than 14.
 const KEPT_DAYS: i64 = 30;
+/// How old the line of a piece may be when the piece is met again: then it is written anew, so that what lies in an
+/// outbox for months stays known.
+const RENEWED_DAYS: i64 = KEPT_DAYS / 2;
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "lowercase", tag = "event")]
@@ -41,7 +44,8 @@ struct Line {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
-    done: HashSet<String>,
+    /// When each piece was written down last.
+    done: HashMap<String, DateTime<Utc>>,
     _lock: Lock,
 }
 
@@ -57,7 +61,7 @@ impl Journal {
         // What stands behind the last line feed was being written when the process died.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let mut kept = Vec::with_capacity(whole);
-        let mut done = HashSet::new();
+        let mut done = HashMap::new();
         for (number, line) in (1..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n')) {
             let Line { at, event } = serde_json::from_slice(line).map_err(|_| StateError::Damaged {
                 path: path.clone(),
@@ -71,7 +75,7 @@ impl Journal {
             }
             kept.extend_from_slice(line);
             if let Event::Done { piece } = event {
-                done.insert(piece);
+                done.insert(piece, at);
             }
         }
         if kept.len() < bytes.len() || bytes.is_empty() {
@@ -81,9 +85,13 @@ impl Journal {
         Ok(Self { path, file, done, _lock: lock })
     }
 
-    /// Whether the gateway has every key of a piece.
-    pub(super) fn is_done(&self, piece: &str) -> bool {
-        self.done.contains(piece)
+    /// Whether the gateway has every key of a piece, which is met at this time.
+    pub(super) fn is_done(&mut self, piece: &str, now: DateTime<Utc>) -> Result<bool, StateError> {
+        let Some(at) = self.done.get(piece) else { return Ok(false) };
+        if now - *at > TimeDelta::days(RENEWED_DAYS) {
+            self.done(piece, now)?;
+        }
+        Ok(true)
     }
 
     /// An upload is going to be sent.
@@ -104,7 +112,7 @@ impl Journal {
     /// The gateway has every key of a piece.
     pub(super) fn done(&mut self, piece: &str, at: DateTime<Utc>) -> Result<(), StateError> {
         self.append(&Line { at, event: Event::Done { piece: piece.to_owned() } })?;
-        self.done.insert(piece.to_owned());
+        self.done.insert(piece.to_owned(), at);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
     canonical::CanonicalKeys,
-    key::{KeyBatch, KeyRef},
+    key::{InvalidReason, KeyBatch, KeyRef},
     media::Format,
     wire,
 };
@@ -75,6 +75,12 @@ struct Group {
     indexes: Vec<u64>,
     /// As many bytes as the body has at most.
     bytes: usize,
+}
+
+/// Why the gateway would refuse a key.
+enum Unsendable {
+    TooOld,
+    Invalid(String),
 }
 
 struct Preparing {
@@ -200,7 +206,7 @@ impl Preparing {
         // new or valid at that time, since what was left out then may have to be sent another day. The keys are
         // checked after that: what has grown too old since it was sent is no mistake.
         let mut id = self.id(&canonical);
-        if self.journal.is_done(&id) {
+        if self.is_done(&id)? {
             self.file().keys.done_before += keys.len() as u64;
             return Ok(());
         }
@@ -208,15 +214,17 @@ impl Preparing {
         if new.len() < keys.len() {
             id = self.id(&CanonicalKeys::of(&pick(&keys, &new)));
         }
-        if self.journal.is_done(&id) {
+        if self.is_done(&id)? {
             self.file().keys.done_before += new.len() as u64;
             return Ok(());
         }
         let mut valid = Vec::with_capacity(new.len());
         for &at in &new {
-            match self.invalid(keys.get(at)) {
-                Some(reason) => self.refuse(indexes[at], reason),
+            match self.unsendable(keys.get(at)) {
                 None => valid.push(at),
+                // It was sent when it was new, or it is too late: in neither case is it a mistake to be mended.
+                Some(Unsendable::TooOld) => self.file().keys.too_old += 1,
+                Some(Unsendable::Invalid(reason)) => self.refuse(indexes[at], reason),
             }
         }
         valid.sort_unstable_by_key(|at| *keys.get(*at).key_data.as_bytes());
@@ -224,7 +232,7 @@ impl Preparing {
         if valid.len() < new.len() {
             id = self.id(&CanonicalKeys::of(&chosen));
         }
-        if self.journal.is_done(&id) {
+        if self.is_done(&id)? {
             self.file().keys.done_before += chosen.len() as u64;
             return Ok(());
         }
@@ -241,18 +249,26 @@ impl Preparing {
         Ok(())
     }
 
+    fn is_done(&mut self, id: &str) -> Result<bool, StateError> {
+        self.journal.is_done(id, self.reading.now)
+    }
+
     fn id(&self, keys: &CanonicalKeys) -> String {
         digest(&[self.reading.gateway.as_bytes(), b"\n", &keys.signed_bytes()])
     }
 
     /// Why the gateway would refuse a key (spec §4.1.3, §4.2).
-    fn invalid(&self, key: KeyRef<'_>) -> Option<String> {
+    fn unsendable(&self, key: KeyRef<'_>) -> Option<Unsendable> {
         let country = self.reading.options.country;
         if key.origin != country {
-            return Some(format!("origin {} is not {country}, which uploads and signs", key.origin));
+            let reason = format!("origin {} is not {country}, which uploads and signs", key.origin);
+            return Some(Unsendable::Invalid(reason));
         }
         let one: KeyBatch = [key].into_iter().collect();
-        one.validate(self.reading.now).err().map(|invalid| invalid.reason.to_string())
+        Some(match one.validate(self.reading.now).err()?.reason {
+            InvalidReason::TooOld { .. } => Unsendable::TooOld,
+            reason => Unsendable::Invalid(reason.to_string()),
+        })
     }
 
     /// Whether a key is met for the first time, as far as that is remembered.

@@ -14,6 +14,9 @@ pub struct Counts {
     pub read: u64,
     /// Keys that the gateway would refuse, and what is no key.
     pub invalid: u64,
+    /// Keys left out because they began more than 15 days ago: no gateway takes them any more, and no phone needs
+    /// them. Most were sent when they were new.
+    pub too_old: u64,
     /// Keys that stood in the input before.
     pub repeated: u64,
     /// Keys that an earlier run brought to the gateway; nothing was sent for them.
@@ -30,6 +33,7 @@ impl Counts {
     pub(super) fn add(&mut self, other: &Self) {
         self.read += other.read;
         self.invalid += other.invalid;
+        self.too_old += other.too_old;
         self.repeated += other.repeated;
         self.done_before += other.done_before;
         self.stored += other.stored;
@@ -88,7 +92,7 @@ pub struct FailedUpload {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The gateway has every key; of a dry run: every key can be sent.
+    /// The gateway has every key that is not too old; of a dry run: every such key can be sent.
     #[default]
     Complete,
     /// The same, except for invalid keys that were left out, and for uploads whose tag is taken or that were

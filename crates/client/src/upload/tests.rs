@@ -86,10 +86,14 @@ impl Backend {
             options: self.options.clone(),
         };
         let report = uploader.run(sources, &self.stop, Arc::new(|_| {})).await?;
-        for Counts { read, invalid, repeated, done_before, stored, existing, unsent } in
+        for Counts { read, invalid, too_old, repeated, done_before, stored, existing, unsent } in
             report.files.iter().map(|file| file.keys).chain([report.keys])
         {
-            assert_eq!(read, invalid + repeated + done_before + stored + existing + unsent, "{report:?}");
+            assert_eq!(
+                read,
+                invalid + too_old + repeated + done_before + stored + existing + unsent,
+                "{report:?}"
+            );
         }
         Ok(report)
     }

@@ -151,3 +151,65 @@ async fn the_journal_forgets_what_the_gateway_has_forgotten() {
     backend.upload(&KeyBatch::new()).await;
     assert_eq!(length(), 0);
 }
+
+/// A key whose rolling period begins this many days later.
+fn later(number: u32, days: i64) -> DiagnosisKey {
+    let key = key(number);
+    let start = i64::from(key.rolling_start_interval_number) + days * 144;
+    DiagnosisKey { rolling_start_interval_number: start as u32, ..key }
+}
+
+#[tokio::test]
+async fn keys_that_were_sent_long_ago_do_not_stop_new_ones() {
+    let old = || source("old", &keys(0..25));
+    let mut new = KeyBatch::new();
+    new.push(later(100, 31), &[]);
+    let backend = Backend::new();
+    backend.run(vec![old()]).await.unwrap();
+    backend.clock.set(now() + TimeDelta::days(31));
+    // Nobody met the old file in the meantime, so that the journal has forgotten it.
+    let report = backend.run(vec![old(), source("new", &new)]).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Complete);
+    assert_eq!(report.keys, Counts { read: 26, too_old: 25, stored: 1, ..Counts::default() });
+    assert!(report.invalid.is_empty());
+
+    // What else is wrong with an old or a future key still stops everything.
+    for bad in [DiagnosisKey { origin: country("DE"), ..key(1) }, later(200, 40)] {
+        let mut batch = KeyBatch::new();
+        batch.push(later(101, 31), &[]);
+        batch.push(bad, &[]);
+        let report = backend.run(vec![old(), source("bad", &batch)]).await.unwrap();
+        assert_eq!((report.outcome, report.keys.invalid, report.keys.too_old), (Outcome::Invalid, 1, 25));
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_met_again_and_again_stays_known() {
+    let backend = Backend::new();
+    for day in 0..80 {
+        backend.clock.set(now() + TimeDelta::days(day));
+        let report = backend.upload(&keys(0..25)).await;
+        assert_eq!(report.outcome, Outcome::Complete);
+        assert_eq!(report.keys.done_before, if day == 0 { 0 } else { 25 }, "day {day}");
+    }
+    assert_eq!(backend.fake.tags().len(), 3);
+    // Each piece was written down anew every 16 days, and the lines of the first days have gone.
+    let journal = std::fs::read_to_string(backend.state.path().join("upload.journal")).unwrap();
+    assert_eq!(journal.lines().count(), 3, "{journal}");
+}
+
+#[tokio::test]
+async fn a_file_that_grows_for_weeks_is_sent_every_day() {
+    let mut backend = Backend::new();
+    backend.options.max_keys = 50;
+    let mut file = KeyBatch::new();
+    for day in 0..30 {
+        backend.clock.set(now() + TimeDelta::days(day));
+        let first = 4 * day as u32;
+        (first..first + 4).for_each(|number| file.push(later(number, day), &[]));
+        let report = backend.upload(&file).await;
+        assert_eq!((report.outcome, report.keys.stored), (Outcome::Complete, 4), "day {day}");
+        assert!(report.keys.too_old == 0 || day > 14, "day {day}: {report:?}");
+    }
+    assert_eq!(backend.fake.stored(), (0..120).collect::<Vec<_>>());
+}
