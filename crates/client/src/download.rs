@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{Days, NaiveDate};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use efgs_protocol::clock::Clock;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -159,6 +159,8 @@ pub struct Released {
 pub struct Downloader {
     options: Options,
     place: Arc<Mutex<Place>>,
+    /// The gateway's time in the first answer about the next batch, if it told.
+    told: Mutex<Option<DateTime<Utc>>>,
 }
 
 /// Where the walk is. Changed only together with what is on the disk.
@@ -186,7 +188,7 @@ impl Downloader {
         let cursor = cursor.unwrap_or_else(|| Cursor::new(name));
         cursor.save(&cursor_path)?;
         let place = Place { cursor, cursor_path, target, next: None, _lock: lock };
-        Ok(Self { options, place: Arc::new(Mutex::new(place)) })
+        Ok(Self { options, place: Arc::new(Mutex::new(place)), told: Mutex::default() })
     }
 
     /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.

@@ -1,6 +1,6 @@
 //! The calls of a download, to the byte: what came is kept as it came, so that it can be put aside.
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{
     audit::AuditEntry,
     key::KeyBatch,
@@ -12,7 +12,7 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
 
-use crate::{Error, Gateway, Refusal, connection, header, refusal};
+use crate::{Error, Gateway, Refusal, connection, header, refusal, server_time};
 
 /// The longest body of a batch that is read. A gateway bounds a batch to 32 MiB of keys.
 pub(crate) const MAX_BATCH: usize = 64 << 20;
@@ -23,8 +23,18 @@ pub(crate) enum Answer {
     Batch(Head, Unread),
     /// The caller has its bytes; the head is as it is now.
     Unchanged(Head),
-    /// There is no such batch, or none yet.
-    NotFound,
+    /// There is no such batch, or none yet. With the gateway's time, if it tells.
+    NotFound(Option<DateTime<Utc>>),
+}
+
+impl Answer {
+    /// The gateway's time when it answered, if it tells.
+    pub(crate) fn date(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Batch(head, _) | Self::Unchanged(head) => head.date,
+            Self::NotFound(date) => *date,
+        }
+    }
 }
 
 /// What is said of a batch beside its keys.
@@ -32,6 +42,8 @@ pub(crate) struct Head {
     pub(crate) batch_tag: String,
     pub(crate) next_batch_tag: Option<String>,
     pub(crate) etag: Option<String>,
+    /// The gateway's time when it answered, if it tells.
+    date: Option<DateTime<Utc>>,
 }
 
 /// The keys of a batch, on their way.
@@ -57,7 +69,7 @@ impl Head {
         let next = header(headers, wire::NEXT_BATCH_TAG)?;
         let next_batch_tag = Some(next).filter(|next| *next != wire::NO_NEXT_BATCH).map(str::to_owned);
         let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-        Ok(Self { batch_tag, next_batch_tag, etag })
+        Ok(Self { batch_tag, next_batch_tag, etag, date: server_time(headers) })
     }
 }
 
@@ -100,6 +112,7 @@ impl Gateway {
             request = request.header(IF_NONE_MATCH, etag);
         }
         let response = request.send().await?;
+        let time = server_time(response.headers());
         match response.status().as_u16() {
             200 => Ok(Answer::Batch(Head::of(&response)?, Unread(response))),
             304 if etag.is_some() => Ok(Answer::Unchanged(Head::of(&response)?)),
@@ -108,7 +121,7 @@ impl Gateway {
                 Error::Refused(Refusal { status: 404, code: Some(code), .. })
                     if code == "batch-not-found" =>
                 {
-                    Ok(Answer::NotFound)
+                    Ok(Answer::NotFound(time))
                 }
                 error => Err(error),
             },

@@ -52,7 +52,7 @@ pub mod upload;
 
 use std::{fmt, time::Duration};
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{
     audit::AuditEntry,
     batch_tag::UploadTag,
@@ -64,7 +64,7 @@ use efgs_protocol::{
 };
 use reqwest::{
     Response, Url,
-    header::{CONTENT_TYPE, HeaderMap},
+    header::{CONTENT_TYPE, DATE, HeaderMap},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
@@ -288,4 +288,10 @@ async fn json<T: DeserializeOwned>(response: Response) -> Result<T, Error> {
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Error> {
     let missing = || Error::Unexpected(format!("the header {name} is missing or not text"));
     headers.get(name).and_then(|value| value.to_str().ok()).ok_or_else(missing)
+}
+
+/// The gateway's time when it answered, to the second, if it tells.
+fn server_time(headers: &HeaderMap) -> Option<DateTime<Utc>> {
+    let text = header(headers, DATE.as_str()).ok()?;
+    DateTime::parse_from_rfc2822(text).ok().map(|date| date.to_utc())
 }

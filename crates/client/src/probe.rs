@@ -4,12 +4,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{media::MediaType, wire};
-use reqwest::{
-    Method,
-    header::{ACCEPT, DATE},
-};
+use reqwest::{Method, header::ACCEPT};
 
-use crate::{Error, Gateway, header, refusal};
+use crate::{Error, Gateway, header, refusal, server_time};
 
 /// A gateway's answer to `OPTIONS`, for which nobody has to be registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +31,7 @@ impl Gateway {
         if response.status() != 200 {
             return Err(refusal(response).await);
         }
-        let date = header(response.headers(), DATE.as_str())
-            .ok()
-            .and_then(|text| DateTime::parse_from_rfc2822(text).ok())
-            .map(|date| date.to_utc());
+        let date = server_time(response.headers());
         let formats = header(response.headers(), ACCEPT.as_str())?
             .split(',')
             .map(|text| MediaType::from_content_type(text.trim()))

@@ -27,7 +27,8 @@ pub(super) struct Cursor {
     pub(super) file: Option<String>,
     /// The length of the target when it is one file.
     pub(super) length: u64,
-    /// Since when the walk has certainly seen all batches: the day on which the chain was at its end.
+    /// Since when the walk has certainly seen all batches: the day on which the chain was at its end,
+    /// by the gateway's clock or this machine's, whichever was behind.
     pub(super) complete_on: Option<NaiveDate>,
     pub(super) passed: Passed,
 }

@@ -94,6 +94,48 @@ async fn a_chain_that_ends_each_day_is_followed_into_the_next() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_hides_no_batch() {
+    let scene = Scene::new();
+    let set = |now: &str| scene.clock.set(now.parse().unwrap());
+    {
+        let mut script = scene.script.lock().unwrap();
+        script.daily = true;
+        script.clock = Clock::manual("2026-11-24T12:00:00Z".parse().unwrap());
+    }
+    let mut downloader = scene.open();
+    // Three days ahead of the gateway, at the end of the chain.
+    set("2026-11-27T12:00:00Z");
+    assert_eq!(all(&mut downloader).await.len(), 3);
+    assert_eq!(cursor(&scene)["completeOn"], "2026-11-24");
+    scene.add("20261124-1", 100);
+    scene.add("20261125-1", 110);
+    scene.script.lock().unwrap().clock.set("2026-11-25T12:00:00Z".parse().unwrap());
+    assert_eq!(all(&mut downloader).await, ["20261124-1", "20261125-1"]);
+    drop(downloader);
+    // And back. Something that was remembered when it was ahead does not count.
+    set("2026-11-25T13:00:00Z");
+    let (path, mut kept) = (cursor_path(&scene), cursor(&scene));
+    kept["completeOn"] = "2026-11-27".into();
+    std::fs::write(&path, kept.to_string()).unwrap();
+    scene.add("20261125-2", 120);
+    assert_eq!(all(&mut scene.open()).await, ["20261125-2"]);
+    set("2026-11-26T12:00:00Z");
+    scene.script.lock().unwrap().clock.set("2026-11-26T12:00:00Z".parse().unwrap());
+    scene.add("20261126-1", 130);
+    assert_eq!(all(&mut scene.open()).await, ["20261126-1"]);
+    assert_eq!(cursor(&scene)["completeOn"], "2026-11-26");
+}
+
+fn cursor_path(scene: &Scene) -> PathBuf {
+    let state = scene.folder.path().join("state/download");
+    std::fs::read_dir(state).unwrap().next().unwrap().unwrap().path().join("cursor.json")
+}
+
+fn cursor(scene: &Scene) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(cursor_path(scene)).unwrap()).unwrap()
+}
+
+#[tokio::test]
 async fn batches_that_have_expired_are_told_as_a_gap() {
     let scene = Scene::new();
     all(&mut scene.open()).await;

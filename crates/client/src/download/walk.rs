@@ -1,6 +1,8 @@
 //! One step along the chain: find the next batch, verify it, store it.
 
-use chrono::{NaiveDate, TimeDelta};
+use std::sync::{MutexGuard, PoisonError};
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use efgs_protocol::media::Format;
 use tokio::time;
 
@@ -60,7 +62,11 @@ impl Downloader {
     async fn find(&self) -> Result<Option<Found>, DownloadError> {
         // Before the gateway is asked: what is formed on a later day comes by a later call.
         let today = self.today();
-        let (cursor, next) = self.with_place(|place| Ok((place.cursor.clone(), place.next.clone()))).await?;
+        *self.told() = None;
+        let (mut cursor, next) =
+            self.with_place(|place| Ok((place.cursor.clone(), place.next.clone()))).await?;
+        // Once, this machine's clock was ahead.
+        cursor.complete_on = cursor.complete_on.filter(|day| *day <= today);
         let Some(last) = &cursor.last else {
             let since = self.options.since;
             return self.first(since.unwrap_or(oldest(today)), today, &cursor, since.is_some()).await;
@@ -174,9 +180,10 @@ impl Downloader {
         let (mut failures, etag) = (0, last.etag.as_deref());
         let head = loop {
             let gateway = &self.options.gateway;
-            match gateway.ask(last.date, Some(last.tag.as_str()), Format::Protobuf, etag).await {
+            let answer = gateway.ask(last.date, Some(last.tag.as_str()), Format::Protobuf, etag).await;
+            match self.hear(answer) {
                 Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => break head,
-                Ok(Answer::NotFound) => return self.unknown(&last.tag, last.date),
+                Ok(Answer::NotFound(_)) => return self.unknown(&last.tag, last.date),
                 Err(error) if is_gone(&error) => return Ok(Known::Expired),
                 Err(error) => self.wait_after(error, &mut failures).await?,
             }
@@ -237,9 +244,10 @@ impl Downloader {
     }
 
     async fn ask_once(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
-        match self.options.gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, None).await? {
+        let answer = self.options.gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, None).await;
+        match self.hear(answer)? {
             Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
-            Answer::Unchanged(_) | Answer::NotFound => Ok(None),
+            Answer::Unchanged(_) | Answer::NotFound(_) => Ok(None),
         }
     }
 
@@ -297,11 +305,27 @@ impl Downloader {
         .await
     }
 
-    /// Remembers that nothing was left to fetch.
+    fn told(&self) -> MutexGuard<'_, Option<DateTime<Utc>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the gateway's time in the first answer.
+    fn hear(&self, answer: Result<Answer, Error>) -> Result<Answer, Error> {
+        let answer = answer?;
+        let mut told = self.told();
+        *told = told.or_else(|| answer.date());
+        drop(told);
+        Ok(answer)
+    }
+
+    /// Remembers that nothing was left to fetch. The day is that of the clock that is behind the other: days
+    /// that have not ended for the gateway can still get batches, whatever this machine's clock says.
     async fn at_the_end(&self) -> Result<(), DownloadError> {
-        let certain = (self.options.clock.now() - SKEW).date_naive();
+        let Some(told) = *self.told() else { return Ok(()) };
+        let today = self.today();
+        let certain = (self.options.clock.now().min(told) - SKEW).date_naive();
         self.with_place(move |place| {
-            if place.cursor.complete_on.is_some_and(|day| day >= certain) {
+            if place.cursor.complete_on.is_some_and(|day| day >= certain && day <= today) {
                 return Ok(());
             }
             let mut cursor = place.cursor.clone();

@@ -4,7 +4,7 @@ use std::{fs, io, path::PathBuf, time::Duration};
 
 use super::{
     super::*,
-    all,
+    all, cursor_path,
     gateway::{Scene, day},
 };
 
@@ -163,9 +163,7 @@ async fn a_future_may_be_dropped_at_any_moment() {
 async fn a_cursor_of_another_version_is_not_guessed_at() {
     let scene = Scene::new();
     all(&mut scene.open()).await;
-    let state = scene.folder.path().join("state/download");
-    let folder = fs::read_dir(state).unwrap().next().unwrap().unwrap().path();
-    let cursor = folder.join("cursor.json");
+    let cursor = cursor_path(&scene);
     let text = fs::read_to_string(&cursor).unwrap();
     assert!(text.contains(&day("2026-11-23").to_string()), "{text}");
     fs::write(&cursor, text.replace("\"version\": 1", "\"version\": 2")).unwrap();

@@ -60,6 +60,8 @@ pub(super) struct Script {
     /// A batch that is served under another name than it was asked for by.
     pub(super) misname: Option<(String, String)>,
     pub(super) asked: Vec<String>,
+    /// The gateway's clock.
+    pub(super) clock: Clock,
 }
 
 /// Two countries' backends, a gateway between them and Italy, and Italy's download.
@@ -128,6 +130,7 @@ impl Scene {
     /// A gateway with three honest batches of two days.
     pub(super) fn new() -> Self {
         let pki = Pki::new(KeyKind::Ec256).unwrap();
+        let clock = Clock::manual("2026-11-24T12:00:00Z".parse().unwrap());
         let [germany, netherlands] = ["DE", "NL"].map(|code| pki.participant(country(code)).unwrap());
         let script = Script {
             batches: Vec::new(),
@@ -137,6 +140,7 @@ impl Scene {
             audit: None,
             misname: None,
             asked: Vec::new(),
+            clock: clock.clone(),
         };
         let script = Arc::new(Mutex::new(script));
         let serving = script.clone();
@@ -147,7 +151,7 @@ impl Scene {
             netherlands,
             script,
             folder: tempfile::tempdir().unwrap(),
-            clock: Clock::manual("2026-11-24T12:00:00Z".parse().unwrap()),
+            clock,
             events: Arc::default(),
             server,
         };
@@ -226,8 +230,8 @@ fn json(status: &str, headers: &str, body: &str) -> Reply {
     Reply::Whole([head(status, "application/json", headers, body.len()), body.into()].concat())
 }
 
-fn refusal(status: &str, code: &str) -> Reply {
-    json(status, "", &format!(r#"{{"message":"no","code":"{code}"}}"#))
+fn refusal(status: &str, code: &str, headers: &str) -> Reply {
+    json(status, headers, &format!(r#"{{"message":"no","code":"{code}"}}"#))
 }
 
 impl Script {
@@ -238,7 +242,7 @@ impl Script {
         if let Some(rest) = rest(wire::AUDIT_PATH) {
             let (_, tag) = rest.split_once('/').unwrap();
             let Some(batch) = self.batches.iter().find(|batch| batch.tag == tag) else {
-                return refusal("404 Not Found", "batch-not-found");
+                return refusal("404 Not Found", "batch-not-found", "");
             };
             let body = serde_json::to_string(&batch.entries).unwrap();
             let headers = format!("withdrawnUploads: {}\r\n", batch.withdrawn);
@@ -246,8 +250,9 @@ impl Script {
         }
         let date = day(&rest(wire::DOWNLOAD_PATH).unwrap());
         if date < self.oldest {
-            return refusal("410 Gone", "gone");
+            return refusal("410 Gone", "gone", "");
         }
+        let time = format!("Date: {}\r\n", self.clock.now().format("%a, %d %b %Y %H:%M:%S GMT"));
         let batch_day = |batch: &Batch| {
             let name: Result<efgs_protocol::batch_tag::DayName, _> = batch.tag.parse();
             name.map(|name| name.day)
@@ -259,7 +264,9 @@ impl Script {
             }),
             tag => self.batches.iter().find(|batch| batch.tag == tag),
         };
-        let Some(batch) = found.cloned() else { return refusal("404 Not Found", "batch-not-found") };
+        let Some(batch) = found.cloned() else {
+            return refusal("404 Not Found", "batch-not-found", &time);
+        };
         let next = batch.next.as_deref().filter(|next| {
             let next_day = next.split('-').next();
             !self.daily || batch.tag.split('-').next() == next_day
@@ -270,7 +277,7 @@ impl Script {
             _ => &batch.tag,
         };
         let next = next.unwrap_or("null");
-        let headers = format!("batchTag: {name}\r\nnextBatchTag: {next}\r\nETag: {etag}\r\n");
+        let headers = format!("batchTag: {name}\r\nnextBatchTag: {next}\r\nETag: {etag}\r\n{time}");
         if asked.header("if-none-match") == etag {
             return Reply::Whole(format!("HTTP/1.1 304 Not Modified\r\n{headers}\r\n").into_bytes());
         }
