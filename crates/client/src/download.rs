@@ -184,7 +184,7 @@ impl Downloader {
         let lock = Lock::take(&folder, "lock")?;
         let cursor_path = folder.join("cursor.json");
         let mut cursor = Cursor::load(&cursor_path)?;
-        let target = target.open(&mut cursor, &name)?;
+        let target = target.open(&mut cursor, &cursor_path, &name)?;
         let cursor = cursor.unwrap_or_else(|| Cursor::new(name));
         cursor.save(&cursor_path)?;
         let place = Place { cursor, cursor_path, target, next: None, _lock: lock };

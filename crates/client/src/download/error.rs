@@ -27,6 +27,15 @@ pub enum DownloadError {
     /// The folder of batches cannot be read.
     #[error(transparent)]
     Stored(#[from] StoredError),
+    /// Another download works with the target.
+    #[error(
+        "another efgs uses {}: wait for its end; two downloads need two targets",
+        path.display()
+    )]
+    TargetInUse {
+        /// The folder or file.
+        path: PathBuf,
+    },
     /// The target has a file of the same name and another content.
     #[error("{} is there already, with another content: does another efgs write into this folder?", path.display())]
     Occupied {
@@ -70,7 +79,7 @@ impl DownloadError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Gateway(error) => error.is_temporary(),
-            Self::State(StateError::InUse(_)) | Self::Interrupted => true,
+            Self::State(StateError::InUse(_)) | Self::TargetInUse { .. } | Self::Interrupted => true,
             _ => false,
         }
     }

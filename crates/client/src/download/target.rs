@@ -7,7 +7,7 @@
 //! cursor knows.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufWriter, Seek as _, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -23,11 +23,14 @@ use super::{
 };
 use crate::{
     audit::Audited,
-    state::{self, StateError},
+    state::{self, Lock, StateError},
 };
 
 /// What a name has while its file is not complete: hidden, with this at the end.
 const TEMPORARY: &str = "tmp";
+/// Locked while a download works with the folder: another one may have another state folder, or another name
+/// for the same folder.
+const LOCK: &str = ".efgs-download.lock";
 
 /// Where batches go.
 pub enum Target {
@@ -51,7 +54,7 @@ pub enum Target {
 
 /// The target of a download that has begun.
 pub(super) enum Open {
-    Folder { path: PathBuf, format: StoredFormat },
+    Folder { path: PathBuf, format: StoredFormat, _lock: Lock },
     Lines { path: PathBuf, file: File },
     Stream(Box<dyn Write + Send>),
 }
@@ -77,18 +80,26 @@ impl Target {
     }
 
     /// Opens the target, and finishes or undoes what the process before this one was killed at.
-    pub(super) fn open(self, cursor: &mut Option<Cursor>, name: &str) -> Result<Open, DownloadError> {
+    pub(super) fn open(
+        self,
+        cursor: &mut Option<Cursor>,
+        cursor_path: &Path,
+        name: &str,
+    ) -> Result<Open, DownloadError> {
         match self {
             Self::Folder { path, format } => {
-                fs::create_dir_all(&path).map_err(StateError::io(&path))?;
+                let lock = Lock::take(&path, LOCK).map_err(|error| match error {
+                    StateError::InUse(path) => DownloadError::TargetInUse { path },
+                    error => error.into(),
+                })?;
                 if let Some(cursor) = cursor {
-                    finish(&path, cursor)?;
+                    finish(&path, cursor, Missing::Renamed)?;
                 } else {
                     // The memory was lost, or the folder was moved: it says itself where it ends.
                     *cursor = recover(&path, name)?;
                 }
                 remove_unfinished(&path)?;
-                Ok(Open::Folder { path, format })
+                Ok(Open::Folder { path, format, _lock: lock })
             }
             Self::Lines { path } => {
                 let length = match fs::metadata(&path) {
@@ -99,20 +110,30 @@ impl Target {
                 match (&mut *cursor, length) {
                     (None, Some(1..)) => return Err(DownloadError::Foreign { path }),
                     (None, _) => {}
-                    (Some(cursor), None) => cursor.length = 0,
+                    (Some(cursor), None) => {
+                        // Before there is a file: an empty one would seem to have lost what was written to the
+                        // one that was moved away.
+                        cursor.length = 0;
+                        cursor.save(cursor_path)?;
+                    }
                     (Some(cursor), Some(length)) if length < cursor.length => {
                         return Err(DownloadError::Shortened { path, length, expected: cursor.length });
                     }
                     (Some(_), Some(_)) => {}
                 }
-                let open = || {
-                    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+                let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+                let mut file = file.map_err(StateError::io(&path))?;
+                match file.try_lock() {
+                    Ok(()) => {}
+                    Err(TryLockError::WouldBlock) => return Err(DownloadError::TargetInUse { path }),
+                    Err(TryLockError::Error(error)) => return Err(StateError::io(&path)(error).into()),
+                }
+                let mut cut = || {
                     let end = cursor.as_ref().map_or(0, |cursor| cursor.length);
                     file.set_len(end)?;
-                    file.seek(SeekFrom::Start(end))?;
-                    Ok(file)
+                    file.seek(SeekFrom::Start(end))
                 };
-                let file = open().map_err(StateError::io(&path))?;
+                cut().map_err(StateError::io(&path))?;
                 state::sync_folder_of(&path)?;
                 Ok(Open::Lines { path, file })
             }
@@ -143,7 +164,7 @@ impl Open {
         next.number += 1;
         let format = self.format();
         match self {
-            Self::Folder { path: folder, format: kept } => {
+            Self::Folder { path: folder, format: kept, .. } => {
                 let name = stored::name(next.number, batch.date, batch.tag.as_str(), *kept);
                 let path = folder.join(&name);
                 let body = match batch.keys.is_empty() && format == Format::Protobuf {
@@ -160,7 +181,7 @@ impl Open {
                 state::sync_folder(folder)?;
                 next.file = Some(name);
                 next.save(cursor_path)?;
-                finish(folder, next)?;
+                finish(folder, next, Missing::Lost)?;
                 Ok(Some(path))
             }
             Self::Lines { path, file } => {
@@ -208,13 +229,22 @@ fn temporary(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!(".{name}.{TEMPORARY}"))
 }
 
+/// What it means that a file does not have its temporary name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// The process before this one gave it its name.
+    Renamed,
+    /// Somebody took it away right after it was written.
+    Lost,
+}
+
 /// Gives the last stored batch its name, its audit first, if they do not have them yet.
-fn finish(folder: &Path, cursor: &Cursor) -> Result<(), StateError> {
+fn finish(folder: &Path, cursor: &Cursor, missing: Missing) -> Result<(), StateError> {
     let Some(name) = &cursor.file else { return Ok(()) };
     for name in [&stored::audit_name(name), name] {
         let path = folder.join(name);
         match fs::rename(temporary(folder, name), &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Renamed => {}
             renamed => renamed.map_err(StateError::io(&path))?,
         }
     }

@@ -68,6 +68,27 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
 }
 
 #[tokio::test]
+async fn two_downloads_do_not_share_a_target_whatever_their_state_folders_are() {
+    let scene = Scene::new();
+    let elsewhere = || Options { state: scene.folder.path().join("other-state"), ..scene.options() };
+    let in_use = |target: Target| {
+        let error = Downloader::open(elsewhere(), target).err().unwrap();
+        assert!(error.is_temporary() && error.to_string().contains("two targets"), "{error}");
+    };
+    let mut downloader = scene.open();
+    in_use(scene.target());
+    let link = scene.folder.path().join("link");
+    std::os::unix::fs::symlink(scene.batches_folder(), &link).unwrap();
+    in_use(Target::Folder { path: link, format: StoredFormat::Json });
+    assert_eq!(all(&mut downloader).await.len(), 3);
+    let path = scene.folder.path().join("keys.ndjson");
+    let lines = || Target::Lines { path: path.clone() };
+    let mut downloader = Downloader::open(scene.options(), lines()).unwrap();
+    in_use(lines());
+    assert_eq!(all(&mut downloader).await.len(), 3);
+}
+
+#[tokio::test]
 async fn since_names_the_first_day_and_never_goes_back() {
     let scene = Scene::new();
     let open = |since: &str| {

@@ -99,6 +99,15 @@ async fn lines_are_cut_back_to_what_the_cursor_knows() {
     scene.add("20261124-1", 100);
     assert_eq!(all(&mut open().unwrap()).await, ["20261124-1"]);
     assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5);
+    // Killed when the new file had just been made: first it cannot be made, then it is empty.
+    fs::rename(&path, scene.folder.path().join("rotated")).unwrap();
+    std::os::unix::fs::symlink("nowhere/keys.ndjson", &path).unwrap();
+    assert!(open().is_err());
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    scene.add("20261124-2", 110);
+    assert_eq!(all(&mut open().unwrap()).await, ["20261124-2"]);
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 5);
     // Spoiled.
     fs::write(&path, "short").unwrap();
     let error = open().err().unwrap().to_string();

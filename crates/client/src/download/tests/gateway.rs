@@ -211,11 +211,12 @@ impl Scene {
         Downloader::open(self.options(), self.target()).unwrap()
     }
 
-    /// The names of all files in the folder of batches, hidden ones too.
+    /// The names of all files in the folder of batches, hidden ones too, but not its lock.
     pub(super) fn files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.batches_folder()).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".efgs-download.lock");
         names.sort();
         names
     }
