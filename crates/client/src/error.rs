@@ -1,9 +1,10 @@
 //! What can go wrong.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::signature::SignError;
+use rustls::AlertDescription;
 use serde::Deserialize;
 
 /// Why a gateway cannot be called with these settings. Never holds a secret.
@@ -41,6 +42,9 @@ pub enum Error {
         /// Whether it took too long.
         timed_out: bool,
     },
+    /// There is no safe connection: the gateway's certificate cannot be believed, or the gateway refuses ours.
+    #[error("no safe connection to the gateway: {0}; run `efgs doctor`: it says what to mend")]
+    Tls(String),
     /// The request cannot be sent: a tag or a signature is no value of a header.
     #[error("the request cannot be made: {0}")]
     Request(String),
@@ -65,7 +69,9 @@ impl Error {
         match self {
             Self::NoAnswer { .. } => true,
             Self::Refused(refusal) => matches!(refusal.status, 408 | 429 | 500..),
-            Self::Request(_) | Self::TooLong { .. } | Self::Unexpected(_) | Self::Sign(_) => false,
+            Self::Tls(_) | Self::Request(_) | Self::TooLong { .. } | Self::Unexpected(_) | Self::Sign(_) => {
+                false
+            }
         }
     }
 }
@@ -80,9 +86,37 @@ impl From<reqwest::Error> for Error {
         let reason = cause.to_string();
         if error.is_builder() {
             Self::Request(reason)
+        } else if let Some(error) = tls(&error).filter(|error| is_for_good(error)) {
+            Self::Tls(error.to_string())
         } else {
             Self::NoAnswer { reason, timed_out: error.is_timeout() }
         }
+    }
+}
+
+/// What TLS says in an error or in one of its causes.
+fn tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            // An I/O error names as its source that of the error inside it.
+            Some(inside) => Some(inside),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// Whether somebody has to mend something: a certificate, ours or theirs. Of the alerts only one is about
+/// trouble that passes.
+fn is_for_good(error: &rustls::Error) -> bool {
+    match error {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => *alert != AlertDescription::InternalError,
+        _ => false,
     }
 }
 

@@ -15,7 +15,7 @@ use efgs_protocol::{
     signature::{self, SignaturePolicy},
     wire,
 };
-use efgs_test_ca::{KeyKind, Pki, Request};
+use efgs_test_ca::{Authority, KeyKind, KeyPair, Pki, Request};
 
 use super::{Error, Format, Gateway, Refusal, RetryAfter, Settings, SettingsError, Upload};
 use server::Server;
@@ -220,12 +220,29 @@ async fn only_the_named_authority_counts() {
     let gateway =
         Gateway::new(Settings { server_ca_pem: other.server_ca.certificate().pem().to_owned(), ..settings })
             .unwrap();
-    match gateway.audit(day(), "a").await {
-        Err(Error::NoAnswer { reason, timed_out: false }) => {
-            assert!(reason.contains("certificate"), "{reason}")
-        }
-        other => panic!("{other:?}"),
-    }
+    mended_by_hand(&gateway.audit(day(), "a").await.unwrap_err(), "invalid peer certificate");
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_gateway_refuses_is_not_tried_again() {
+    let server = Server::start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]");
+    let strange = Authority::new("strange", KeyKind::Ec256).unwrap();
+    let KeyPair { certificate, key_pem } =
+        strange.issue(&Request::new(CertificateType::Authentication, "NL")).unwrap();
+    let settings = Settings {
+        certificate_pem: certificate.pem().to_owned(),
+        private_key_pem: key_pem.into(),
+        ..server.settings()
+    };
+    let error = Gateway::new(settings).unwrap().audit(day(), "a").await.unwrap_err();
+    mended_by_hand(&error, "alert");
+}
+
+/// Trouble with a certificate does not pass by itself.
+fn mended_by_hand(error: &Error, what: &str) {
+    let text = error.to_string();
+    assert!(matches!(error, Error::Tls(_)) && !error.is_temporary(), "{error:?}");
+    assert!(text.contains(what) && text.contains("run `efgs doctor`"), "{text}");
 }
 
 #[tokio::test]
