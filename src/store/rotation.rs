@@ -1,11 +1,12 @@
 //! Which encryption keys the stored payloads need, and replacing payloads by others sealed anew.
 //!
 //! All keys of an upload are sealed with one encryption key, and are sealed anew from the last position to the
-//! first: so the payload at position 0 stands for its upload, whenever a rotation is interrupted.
+//! first. So the first and the last payload stand for their upload, also when a rotation was interrupted, and
+//! also when the next one goes back to the key before.
 
 use sea_orm::ConnectionTrait;
 
-use super::{Lease, Store, StoreError, StoredPayload};
+use super::{Lease, Store, StoreError, StoredPayload, sql};
 
 /// Payloads that one transaction replaces: few enough that nobody waits for its locks.
 const STEP: usize = 500;
@@ -22,20 +23,25 @@ pub struct KeyUse {
 }
 
 impl Store {
-    /// Which encryption keys the stored payloads need, ascending. One look at each upload, not at each key.
+    /// Which encryption keys the stored payloads need, ascending; an upload that needs two counts for both. Two
+    /// looks at each upload, not one at each key.
     pub async fn encryption_keys(&self) -> Result<Vec<KeyUse>, StoreError> {
         self.repeat("encryption keys", || async {
-            let sql = "SELECT HEX(SUBSTR(k.payload, 1, 4)) AS id, COUNT(*) AS uploads, \
-                 CAST(SUM(u.amount) AS CHAR) AS amount \
-                 FROM upload u JOIN diagnosis_key k ON k.upload_id = u.id AND k.position = 0 GROUP BY id ORDER BY id";
+            let integer = sql::integer(self.backend());
+            let sql = format!(
+                "SELECT key_id, COUNT(*) AS uploads, CAST(SUM(amount) AS {integer}) AS amount FROM \
+                 (SELECT DISTINCT u.id AS upload_id, u.amount AS amount, HEX(SUBSTR(k.payload, 1, 4)) AS key_id \
+                 FROM upload u JOIN diagnosis_key k ON k.upload_id = u.id AND k.position IN (0, u.amount - 1)) needed \
+                 GROUP BY key_id ORDER BY key_id"
+            );
             let mut found = Vec::new();
-            for row in self.db.query_all_raw(self.statement(sql, [])).await? {
-                let (id, amount): (String, String) = (row.try_get("", "id")?, row.try_get("", "amount")?);
-                let uploads: i64 = row.try_get("", "uploads")?;
+            for row in self.db.query_all_raw(self.statement(&sql, [])).await? {
+                let id: String = row.try_get("", "key_id")?;
+                let (uploads, keys): (i64, i64) = (row.try_get("", "uploads")?, row.try_get("", "amount")?);
                 found.push(KeyUse {
                     id: u32::from_str_radix(&id, 16).unwrap_or_default(),
                     uploads: uploads.unsigned_abs(),
-                    keys: amount.parse().unwrap_or_default(),
+                    keys: keys.unsigned_abs(),
                 });
             }
             Ok(found)
@@ -46,7 +52,8 @@ impl Store {
     /// The first upload behind `after` that needs another encryption key than `id`.
     pub async fn next_to_rotate(&self, id: u32, after: i64) -> Result<Option<i64>, StoreError> {
         self.repeat("next to rotate", || async {
-            let sql = "SELECT u.id AS id FROM upload u JOIN diagnosis_key k ON k.upload_id = u.id AND k.position = 0 \
+            let sql = "SELECT u.id AS id FROM upload u \
+                 JOIN diagnosis_key k ON k.upload_id = u.id AND k.position IN (0, u.amount - 1) \
                  WHERE u.id > ? AND SUBSTR(k.payload, 1, 4) <> ? ORDER BY u.id LIMIT 1";
             let values = [after.into(), id.to_be_bytes().to_vec().into()];
             match self.db.query_one_raw(self.statement(sql, values)).await? {

@@ -197,9 +197,19 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
         }
     }
     drop(stop);
+    // Half of the second upload needs the one key, and half the other: neither may go.
+    let used = gateway.app.store.encryption_keys().await.unwrap();
+    let used: Vec<_> = used.iter().map(|used| (used.id, used.uploads, used.keys)).collect();
+    assert_eq!(used, [(1, 1, 700), (2, 2, 1400)]);
     case.db.execute("UPDATE job SET owner = NULL WHERE name = 'rotation'").await;
-    rotation::rotate(&gateway.app, |_| {}).await.unwrap();
-    assert!(sealed_with(case).await.iter().all(|id| *id == 2));
+    // Back to the key before, and forward again.
+    let mut back = config.clone();
+    back.encryption.keys.reverse();
+    for (config, id) in [(&back, 1), (&config, 2)] {
+        gateway.files.all(config).await;
+        rotation::rotate(&gateway.app, |_| {}).await.unwrap();
+        assert!(sealed_with(case).await.iter().all(|sealed| *sealed == id));
+    }
     assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
     gateway.form().await;
     gateway.client("NL").download(case.today(), None).await.expect(200);
@@ -207,7 +217,9 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
 
 async fn the_operator_rotates_with_the_command(case: &Case) {
     let gateway = case.gateway().await;
-    gateway.client("DE").upload_new("a", 4, case.clock.now()).await;
+    for tag in ["a", "b"] {
+        gateway.client("DE").upload_new(tag, 2, case.clock.now()).await;
+    }
     let one = "{ id = 1, file = \"payload-1.key\" }";
     let two = "{ id = 2, file = \"payload-2.key\" }";
     let run = |command: &str, keys: &str| {
@@ -224,16 +236,16 @@ async fn the_operator_rotates_with_the_command(case: &Case) {
     let both = [two, one].join(", ");
     let (ok, text) = run("status", &both);
     assert!(
-        ok && text.contains(&[state(2, "encrypts", 0, 0), state(1, "decrypts", 1, 4)].join(",")),
+        ok && text.contains(&[state(2, "encrypts", 0, 0), state(1, "decrypts", 2, 4)].join(",")),
         "{text}"
     );
     let (ok, text) = run("rotate", two);
-    assert!(!ok && text.contains("1 stored uploads are sealed with encryption key 1"), "{text}");
+    assert!(!ok && text.contains("2 stored uploads are sealed with encryption key 1"), "{text}");
     let (ok, text) = run("status", two);
-    assert!(!ok && text.contains(&state(1, "missing", 1, 4)), "{text}");
-    assert_eq!(run("rotate", &both), (true, r#"{"key":2,"keys":4,"left":0,"uploads":1}"#.into()));
+    assert!(!ok && text.contains(&state(1, "missing", 2, 4)), "{text}");
+    assert_eq!(run("rotate", &both), (true, r#"{"key":2,"keys":4,"left":0,"uploads":2}"#.into()));
     let (ok, text) = run("status", &both);
-    assert!(ok && text.contains(&[state(2, "encrypts", 1, 4), state(1, "unused", 0, 0)].join(",")), "{text}");
+    assert!(ok && text.contains(&[state(2, "encrypts", 2, 4), state(1, "unused", 0, 0)].join(",")), "{text}");
     assert!(run("status", two).0);
 }
 
