@@ -50,7 +50,7 @@ pub(crate) struct Schema {
     /// As the gateway's configuration has it.
     pub(crate) url: String,
     pub(crate) tls_ca: Option<String>,
-    name: String,
+    pub(crate) name: String,
 }
 
 impl Schema {

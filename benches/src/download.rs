@@ -24,7 +24,7 @@ use crate::{
     uploads::{KEYS, Maker, now},
 };
 
-const PROTOBUF: &str = "application/protobuf; version=1.0";
+pub(crate) const PROTOBUF: &str = "application/protobuf; version=1.0";
 const JSON: &str = "application/json; version=1.0";
 /// Full batches to serve.
 const BATCHES: usize = 24;
@@ -322,7 +322,7 @@ fn download(day: NaiveDate, tag: &str, accept: &str) -> Vec<u8> {
     get(&format!("{}/{day}", wire::DOWNLOAD_PATH), &[("Accept", accept), (wire::BATCH_TAG, tag)])
 }
 
-fn get(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn get(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").into_bytes()
 }

@@ -108,9 +108,47 @@ impl Site {
         self.run(&["migrate", "--config", &config])
     }
 
+    /// Writes the configuration for [`Site::run_on`] another schema.
+    pub(crate) fn configure(&self, schema: &Schema, more: &str) -> Outcome {
+        self.config(&format!("{}.toml", schema.name), schema, more).map(drop)
+    }
+
+    /// Runs a command on a schema; what it prints.
+    pub(crate) fn run_on(&self, schema: &Schema, arguments: &[&str]) -> Outcome<String> {
+        let config = self.folder.path().join(format!("{}.toml", schema.name));
+        let output = Command::new(&self.program).args(arguments).arg("--config").arg(config).output()?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into())
+        }
+    }
+
+    /// Bytes of all files in a folder of the site's.
+    pub(crate) fn size_of(&self, folder: &str) -> Outcome<u64> {
+        let mut bytes = 0;
+        let mut left = vec![self.folder.path().join(folder)];
+        while let Some(folder) = left.pop() {
+            for entry in fs::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    left.push(entry.path());
+                } else {
+                    bytes += entry.metadata()?.len();
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Starts a gateway with the default settings and `more` of them.
     pub(crate) fn start(&self, more: &str) -> Outcome<Gateway> {
-        let config = self.config("gateway.toml", &self.schema, more)?;
+        self.start_on(&self.schema, more)
+    }
+
+    /// The same on another schema.
+    pub(crate) fn start_on(&self, schema: &Schema, more: &str) -> Outcome<Gateway> {
+        let config = self.config("gateway.toml", schema, more)?;
         let (server, port) = Server::start(&self.program, &["serve", "--config", &config], |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             line.get("admin_address")?;

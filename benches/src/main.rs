@@ -11,6 +11,7 @@ mod connection;
 mod database;
 mod download;
 mod gateway;
+mod journal;
 mod load;
 mod nginx;
 mod process;
@@ -45,6 +46,9 @@ struct Args {
     /// Write the figures to this file as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Keys that are replayed from the journal
+    #[arg(long, default_value_t = 100_000)]
+    journal_keys: usize,
     /// Measure this program instead of building the one of this repository
     #[arg(long, value_name = "PROGRAM")]
     gateway: Option<PathBuf>,
@@ -55,6 +59,8 @@ enum Part {
     Upload,
     Download,
     Audit,
+    /// Uploads with a journal, and filling an empty database from it
+    Journal,
 }
 
 fn main() -> ExitCode {
@@ -100,13 +106,16 @@ async fn run(args: &Args) -> Outcome {
 
     let mut report = Report::default();
     if wanted(Part::Upload) {
-        for kind in databases {
-            upload::measure(&program, kind, seconds, &mut report).await?;
+        for kind in &databases {
+            upload::measure(&program, *kind, seconds, &mut report).await?;
         }
     }
     if wanted(Part::Download) || wanted(Part::Audit) {
         let parts = (wanted(Part::Download), wanted(Part::Audit));
         download::measure(&program, first, seconds, parts, &mut report).await?;
+    }
+    if wanted(Part::Journal) {
+        journal::measure(&program, first, seconds, args.journal_keys, &mut report).await?;
     }
     println!("{report}");
     if let Some(path) = &args.json {
