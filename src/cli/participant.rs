@@ -2,15 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use efgs_protocol::certificate::CertificateType;
 
 use super::{ConfigFile, Outcome, open_current, say};
 use crate::{
-    app::App,
-    store::{StoreError, SubscriptionState, Traffic, Usage},
-    trust::{Registry, days_left},
+    overview::{Participant, percent},
+    trust::Registry,
 };
 
 #[derive(Debug, Subcommand)]
@@ -29,70 +26,14 @@ pub(super) struct ListArgs {
     json: bool,
 }
 
-/// A country, as the report shows it.
-#[derive(Debug, Default)]
-struct Participant {
-    /// Active certificates: authentication, signing, callback.
-    certificates: [usize; 3],
-    /// Days until the first of them expires.
-    days_left: Option<i64>,
-    traffic: Traffic,
-    /// What it may upload in a day.
-    quota: Usage,
-    /// Callbacks: active, paused.
-    callbacks: [usize; 2],
-}
-
-const KINDS: [CertificateType; 3] =
-    [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback];
-
 pub(super) async fn run(command: ParticipantCommand) -> Outcome {
     let ParticipantCommand::List(args) = command;
     let app = open_current(&args.file.config).await?;
     let now = app.clock.now();
-    let participants = gather(&app, now).await?;
-    if args.json { json(&participants) } else { table(&participants) }
-}
-
-async fn gather(app: &App, now: DateTime<Utc>) -> Result<BTreeMap<String, Participant>, StoreError> {
-    let mut participants: BTreeMap<String, Participant> = BTreeMap::new();
     let registry = Registry::verify(&app.store.certificates().await?, app.trust.anchor());
-    for entry in registry.entries() {
-        let participant = participants.entry(entry.country.to_string()).or_default();
-        if registry.active(entry.certificate.thumbprint(), entry.kind, now).is_err() {
-            continue;
-        }
-        let left = days_left(entry.certificate.not_after(), now);
-        participant.days_left = Some(participant.days_left.map_or(left, |least| least.min(left)));
-        if let Some(kind) = KINDS.iter().position(|kind| *kind == entry.kind) {
-            participant.certificates[kind] += 1;
-        }
-    }
-    for (country, traffic) in app.store.traffic(now.date_naive()).await? {
-        participants.entry(country).or_default().traffic = traffic;
-    }
-    for subscription in app.store.subscriptions(None).await? {
-        let callbacks = &mut participants.entry(subscription.country.to_string()).or_default().callbacks;
-        callbacks[usize::from(subscription.state != SubscriptionState::Active)] += 1;
-    }
-    for (country, participant) in &mut participants {
-        // What is in the database was a country when it was written.
-        if let Ok(country) = country.parse() {
-            participant.quota = app.limits.quota(country);
-        }
-    }
-    Ok(participants)
-}
-
-/// How much of a limit is used, in percent.
-fn percent(used: u64, limit: u64) -> f64 {
-    if limit == 0 { 100.0 } else { (used as f64 * 1000.0 / limit as f64).ceil() / 10.0 }
-}
-
-/// The part of the day's quota that is used up, of keys or of bytes, whichever is more.
-fn quota_percent(p: &Participant) -> f64 {
-    let Usage { keys, bytes } = p.traffic.today;
-    percent(keys, p.quota.keys).max(percent(bytes, p.quota.bytes))
+    let subscriptions = app.store.subscriptions(None).await?;
+    let participants = Participant::all(&app, &registry, &subscriptions, now).await?;
+    if args.json { json(&participants) } else { table(&participants) }
 }
 
 fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
@@ -142,7 +83,7 @@ fn table(participants: &BTreeMap<String, Participant>) -> Outcome {
             or_dash(p.days_left.map(|days| days.to_string())),
             or_dash(p.traffic.last_upload.map(|at| at.format("%Y-%m-%d %H:%M").to_string())),
             p.traffic.today.keys,
-            format!("{:.1}%", quota_percent(p)),
+            format!("{:.1}%", p.quota_percent()),
             p.traffic.keys,
             or_dash(p.traffic.downloaded.map(|id| id.to_string())),
             or_dash(p.traffic.downloaded.map(|_| p.traffic.behind.to_string())),

@@ -1,7 +1,6 @@
 //! How well every country is served, at a glance: for the operator's page and for scripts (spec §8.1).
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,15 +13,16 @@ use crate::{
     app::App,
     health::JobState,
     jobs::{self, Shutdown},
-    store::{BatchRecord, Hour, KnownInstance, StoreError, Subscription, SubscriptionState},
-    trust::days_left,
+    store::{BatchRecord, Hour, KnownInstance, StoreError, Subscription},
 };
 
 mod page;
+mod participants;
 mod plot;
 mod warnings;
 
 pub use page::{content_security_policy, page};
+pub use participants::{Participant, percent};
 
 /// How often an instance says that it is alive.
 const BEAT: Duration = Duration::from_secs(10);
@@ -79,7 +79,7 @@ pub enum Severity {
 }
 
 /// How a country is served.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CountryState {
     /// ISO 3166-1 alpha-2.
@@ -90,6 +90,8 @@ pub struct CountryState {
     pub last_download: Option<DateTime<Utc>>,
     /// Keys uploaded since midnight, UTC.
     pub keys_today: u64,
+    /// How much of the day's quota of keys or of bytes is used up, whichever is more, in percent.
+    pub quota_percent: f64,
     /// Batches behind the newest one; `None` while it has not downloaded any.
     pub behind: Option<u64>,
     /// Callbacks that are called.
@@ -220,40 +222,22 @@ async fn countries(
     now: DateTime<Utc>,
     subscriptions: &[Subscription],
 ) -> Result<Vec<CountryState>, StoreError> {
-    let mut all = BTreeMap::new();
-    if let Ok(registry) = app.trust.registry() {
-        for entry in registry.entries() {
-            let country = state(&mut all, entry.country.as_str());
-            if registry.active(entry.certificate.thumbprint(), entry.kind, now).is_ok() {
-                let left = days_left(entry.certificate.not_after(), now);
-                country.certificate_days =
-                    Some(country.certificate_days.map_or(left, |least| least.min(left)));
-            }
-        }
-    }
-    for (code, traffic) in app.store.traffic(now.date_naive()).await? {
-        let country = state(&mut all, &code);
-        country.last_upload = traffic.last_upload;
-        country.keys_today = traffic.today.keys;
-        country.behind = traffic.downloaded.map(|_| traffic.behind);
-    }
-    // '--' stands for callers who were not let in.
-    for (code, at) in app.store.last_downloads().await?.into_iter().filter(|(code, _)| code != "--") {
-        state(&mut all, &code).last_download = Some(at);
-    }
-    for subscription in subscriptions {
-        let country = state(&mut all, subscription.country.as_str());
-        match subscription.state {
-            SubscriptionState::Active => country.callbacks += 1,
-            SubscriptionState::Paused | SubscriptionState::Held => country.callbacks_paused += 1,
-        }
-    }
-    Ok(all.into_values().collect())
-}
-
-fn state<'a>(all: &'a mut BTreeMap<String, CountryState>, code: &str) -> &'a mut CountryState {
-    all.entry(code.to_owned())
-        .or_insert_with(|| CountryState { country: code.to_owned(), ..CountryState::default() })
+    // Without a registry nobody is served, which is said as a problem.
+    let registry = app.trust.registry().unwrap_or_default();
+    let mut last = app.store.last_seen().await?;
+    let participants = Participant::all(app, &registry, subscriptions, now).await?;
+    let state = |(country, participant): (String, Participant)| CountryState {
+        last_upload: participant.traffic.last_upload,
+        last_download: last.remove(&country).and_then(|seen| seen.download),
+        keys_today: participant.traffic.today.keys,
+        quota_percent: participant.quota_percent(),
+        behind: participant.traffic.downloaded.map(|_| participant.traffic.behind),
+        callbacks: participant.callbacks[0],
+        callbacks_paused: participant.callbacks[1],
+        certificate_days: participant.days_left,
+        country,
+    };
+    Ok(participants.into_iter().map(state).collect())
 }
 
 /// The hour that runs now.

@@ -168,13 +168,21 @@ fn countries(overview: &Overview) -> Markup {
             html! { (name(&country.country)) },
             ago(country.last_upload, at),
             ago(country.last_download, at),
-            html! { (amount(country.keys_today)) },
+            keys_today(country),
             behind(country),
             callbacks(country),
             certificates(country),
         ]
     });
     table("countries-table", "How each country is served", &COLUMNS, rows.collect())
+}
+
+fn keys_today(country: &CountryState) -> Markup {
+    let percent = country.quota_percent;
+    html! {
+        (amount(country.keys_today))
+        @if percent >= 80.0 { " " span.mark.attention { (percent) "% of the quota" } }
+    }
 }
 
 fn behind(country: &CountryState) -> Markup {

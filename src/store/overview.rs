@@ -1,7 +1,5 @@
 //! What an operator sees at a glance: instances, jobs, traffic by the hour, last downloads.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use sea_orm::ConnectionTrait;
 use serde::Serialize;
@@ -118,22 +116,6 @@ impl Store {
                 });
             }
             Ok(hours)
-        })
-        .await
-    }
-
-    /// When each country last downloaded something, as far as the statistics reach.
-    pub async fn last_downloads(&self) -> Result<BTreeMap<String, DateTime<Utc>>, StoreError> {
-        self.repeat("last downloads", || async {
-            let sql = "SELECT country, MAX(last_download_at) AS at FROM statistic GROUP BY country";
-            let mut last = BTreeMap::new();
-            for row in self.db.query_all_raw(self.statement(sql, [])).await? {
-                let at: Option<i64> = row.try_get("", "at")?;
-                if let Some(at) = at.and_then(DateTime::from_timestamp_micros) {
-                    last.insert(row.try_get("", "country")?, at);
-                }
-            }
-            Ok(last)
         })
         .await
     }

@@ -1,0 +1,78 @@
+//! What is known of each country: for the operator's page and for `participant list`.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use efgs_protocol::certificate::CertificateType;
+
+use crate::{
+    app::App,
+    store::{StoreError, Subscription, SubscriptionState, Traffic, Usage},
+    trust::{Registry, days_left},
+};
+
+const KINDS: [CertificateType; 3] =
+    [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback];
+
+/// A country that is registered or has done something.
+#[derive(Clone, Debug, Default)]
+pub struct Participant {
+    /// Active certificates: authentication, signing, callback.
+    pub certificates: [usize; 3],
+    /// Days until the first of them expires.
+    pub days_left: Option<i64>,
+    /// What it has uploaded and downloaded.
+    pub traffic: Traffic,
+    /// What it may upload in a day.
+    pub quota: Usage,
+    /// Callbacks: active, paused.
+    pub callbacks: [usize; 2],
+}
+
+impl Participant {
+    /// All countries, by their codes.
+    pub async fn all(
+        app: &App,
+        registry: &Registry,
+        subscriptions: &[Subscription],
+        now: DateTime<Utc>,
+    ) -> Result<BTreeMap<String, Self>, StoreError> {
+        let mut participants: BTreeMap<String, Self> = BTreeMap::new();
+        for entry in registry.entries() {
+            let participant = participants.entry(entry.country.to_string()).or_default();
+            if registry.active(entry.certificate.thumbprint(), entry.kind, now).is_err() {
+                continue;
+            }
+            let left = days_left(entry.certificate.not_after(), now);
+            participant.days_left = Some(participant.days_left.map_or(left, |least| least.min(left)));
+            if let Some(kind) = KINDS.iter().position(|kind| *kind == entry.kind) {
+                participant.certificates[kind] += 1;
+            }
+        }
+        for (country, traffic) in app.store.traffic(now.date_naive()).await? {
+            participants.entry(country).or_default().traffic = traffic;
+        }
+        for subscription in subscriptions {
+            let callbacks = &mut participants.entry(subscription.country.to_string()).or_default().callbacks;
+            callbacks[usize::from(subscription.state != SubscriptionState::Active)] += 1;
+        }
+        for (country, participant) in &mut participants {
+            // What is in the database was a country when it was written.
+            if let Ok(country) = country.parse() {
+                participant.quota = app.limits.quota(country);
+            }
+        }
+        Ok(participants)
+    }
+
+    /// The part of the day's quota that is used up, of keys or of bytes, whichever is more, in percent.
+    pub fn quota_percent(&self) -> f64 {
+        let Usage { keys, bytes } = self.traffic.today;
+        percent(keys, self.quota.keys).max(percent(bytes, self.quota.bytes))
+    }
+}
+
+/// How much of a limit is used, in percent, rounded up to a tenth.
+pub fn percent(used: u64, limit: u64) -> f64 {
+    if limit == 0 { 100.0 } else { (used as f64 * 1000.0 / limit as f64).ceil() / 10.0 }
+}
