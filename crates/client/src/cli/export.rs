@@ -59,6 +59,9 @@ pub(super) struct ExportArgs {
     /// The public key or certificate (PEM) whose signature GAEN export zips in FILES must have
     #[arg(long, value_name = "FILE")]
     gaen_key: Option<PathBuf>,
+    /// Go on although the last run was more than two days ago, or later than now: the clock is right
+    #[arg(long)]
+    trust_clock: bool,
     /// Say what would be published, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -112,6 +115,7 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
             export.batches.display()
         ));
     }
+    export.settings.trust_clock = args.trust_clock;
     export.folder = args.into.unwrap_or(export.folder);
     let key = args.gaen_key.as_deref().map(verifying_key).transpose()?;
     let country = profile.country();

@@ -9,17 +9,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Period, Regions, Table};
+use super::{ExportError, Period, Regions, Table};
 use crate::state::{self, StateError};
 
 /// The name of the manifest in the state folder.
 const MANIFEST: &str = "export.json";
 /// How the files of keys begin that stand beside it.
 const KEYS: &str = "keys-";
+/// How far behind the last run the clock may be. In an hour nothing is lost: a key may begin a day from now.
+const BEHIND: TimeDelta = TimeDelta::hours(1);
+/// How far ahead of the last run it may be. That far ahead, keys and archives are still kept for 12 days.
+const AHEAD: TimeDelta = TimeDelta::days(2);
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +32,10 @@ pub(super) struct Manifest {
     generation: u64,
     /// The SHA-256 of the current one, in hex; empty before the first.
     keys_sha256: String,
+    /// When the last run was.
+    pub(super) last_run: Option<DateTime<Utc>>,
+    /// The absolute path of the folder into which it published.
+    pub(super) folder: Option<String>,
     pub(super) regions: Regions,
     /// The downloaded batches whose keys have been taken.
     pub(super) batches: BTreeSet<String>,
@@ -78,6 +86,29 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(StateError::io(&path)(error)),
         }
+    }
+
+    /// Refuses a time that is not plausible after the last run.
+    pub(super) fn check_clock(&self, now: DateTime<Utc>) -> Result<(), ExportError> {
+        match self.last_run {
+            Some(last) if now < last - BEHIND || now > last + AHEAD => Err(ExportError::Clock { now, last }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a folder that lacks archives of which phones are told.
+    pub(super) fn check_folder(&self, folder: &Path, absolute: &str) -> Result<(), ExportError> {
+        let paths = self.files.iter().map(|file| &file.index.path);
+        let missing: Vec<_> = paths.filter(|path| !folder.join(path).is_file()).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(match &self.folder {
+            Some(known) if known != absolute => {
+                ExportError::OtherFolder { folder: absolute.to_owned(), known: known.clone() }
+            }
+            _ => ExportError::Missing { folder: absolute.to_owned(), paths: missing },
+        })
     }
 
     pub(super) fn load_table(&self, folder: &Path) -> Result<Table, StateError> {

@@ -78,6 +78,9 @@ pub struct ExportSettings {
     pub report_types: Vec<ReportType>,
     /// Who signs; phones need at least one.
     pub signers: Vec<ExportSigner>,
+    /// Whether the clock is right although the last run was long ago, or later than now: see
+    /// [`ExportError::Clock`].
+    pub trust_clock: bool,
 }
 
 /// A country of interest.
@@ -115,6 +118,7 @@ impl ExportSettings {
                 ReportType::SelfReport,
             ],
             signers,
+            trust_clock: false,
         }
     }
 
@@ -146,6 +150,9 @@ impl ExportSettings {
     }
 }
 
+/// How many missing archives an error names.
+const MAX_NAMED: usize = 10;
+
 /// Why nothing could be published. No text holds key data.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -161,6 +168,33 @@ pub enum ExportError {
     /// An archive could not be made.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The time is more than an hour before the last run or more than two days after it. With a wrong clock,
+    /// keys would be passed over, and keys and archives deleted.
+    #[error("this machine's clock says {}, and the last run was at {}: nothing is done, since a wrong clock would lose keys and archives. Set the clock. If it is right (after a long pause, or when the last run's clock was wrong), confirm it once with --trust-clock", now.format("%F %T UTC"), last.format("%F %T UTC"))]
+    Clock {
+        /// What the clock says.
+        now: DateTime<Utc>,
+        /// When the last run was, by the clock of then.
+        last: DateTime<Utc>,
+    },
+    /// The archives that the state folder remembers are in another folder.
+    #[error(
+        "the archives of this state folder are in {known}, not in {folder}: export into that folder, move it there as it is, or use a profile with a state folder of its own for the other one"
+    )]
+    OtherFolder {
+        /// The folder that was given.
+        folder: String,
+        /// The folder of the last run.
+        known: String,
+    },
+    /// Archives of which phones are told are not in the folder.
+    #[error("{folder} lacks {} of its archives: put them back from a backup or the bucket, or delete the state folder's `export` to publish all keys anew. Missing: {}{}", paths.len(), paths[..paths.len().min(MAX_NAMED)].join(", "), if paths.len() > MAX_NAMED { ", …" } else { "" })]
+    Missing {
+        /// The folder.
+        folder: String,
+        /// Their paths in it.
+        paths: Vec<String>,
+    },
     /// There is no randomness for padding.
     #[error("the system gives no random bytes: {0}")]
     Random(openssl::error::ErrorStack),
@@ -203,7 +237,8 @@ impl Exporter {
     /// period is published: the last one that has ended.
     ///
     /// # Errors
-    /// When another command works on the state folder, or it cannot be read.
+    /// When another command works on the state folder, when it cannot be read, or when the time is not plausible
+    /// after the last run.
     pub fn open(
         settings: ExportSettings,
         state: &Path,
@@ -213,6 +248,9 @@ impl Exporter {
         settings.check()?;
         let lock = Lock::take(state, "export.lock")?;
         let mut manifest = Manifest::load(state)?;
+        if !settings.trust_clock {
+            manifest.check_clock(now)?;
+        }
         manifest.regions.name(settings.codes())?;
         let table = manifest.load_table(state)?;
         Ok(Self {
@@ -257,7 +295,8 @@ impl Exporter {
     }
 
     /// Takes the keys of all batches in a download folder that were not taken by an earlier run. Only verified
-    /// batches are there. Returns how many batches that were.
+    /// batches are there. One with implausible keys is taken again by the next run. Returns how many batches that
+    /// were.
     ///
     /// # Errors
     /// When the folder or a batch cannot be read.
@@ -266,10 +305,15 @@ impl Exporter {
         let mut new = 0;
         for batch in Stored::batches(folder)? {
             if !self.manifest.batches.contains(&batch.batch_tag) {
+                let implausible = self.intake.implausible;
                 for key in batch.keys()?.iter() {
                     self.add(&key, key.visited_countries());
                 }
                 new += 1;
+                // Perhaps this clock is behind: when it is right, the rest of the batch is taken.
+                if self.intake.implausible > implausible {
+                    continue;
+                }
             }
             taken.insert(batch.batch_tag);
         }

@@ -1,6 +1,11 @@
 //! One run: which keys go out, into which files, and in which order all of it becomes true.
 
-use std::{collections::BTreeSet, fs, io, io::Cursor, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    io::Cursor,
+    path::{self, Path},
+};
 
 use chrono::NaiveDate;
 use openssl::rand::rand_bytes;
@@ -84,6 +89,9 @@ impl Exporter {
         let before = self.manifest.files.len();
         self.manifest.files.retain(|file| file.index.end >= forget_before);
         let expired = before - self.manifest.files.len();
+        let absolute = path::absolute(&self.folder).map_err(StateError::io(&self.folder))?;
+        let absolute = absolute.display().to_string();
+        self.manifest.check_folder(&self.folder, &absolute)?;
 
         let codes: Vec<_> = self.settings.codes().map(str::to_owned).collect();
         if self.settings.padding {
@@ -97,7 +105,10 @@ impl Exporter {
             regions.push(self.pack(code, dry_run, &mut added)?);
         }
         self.manifest.files.extend(added.iter().cloned());
+        // Oldest first, also after a run whose clock was ahead.
+        self.manifest.files.sort_by_key(|file| file.index.start);
         if !dry_run {
+            (self.manifest.last_run, self.manifest.folder) = (Some(self.now), Some(absolute));
             self.manifest.commit(&self.state, &self.table)?;
             self.write_indexes()?;
             self.clean()?;
@@ -120,7 +131,9 @@ impl Exporter {
     }
 
     fn is_closed(&self, code: &str) -> bool {
-        self.manifest.files.iter().any(|file| file.region == code && file.index.end >= self.slot.end)
+        // An archive of the future is from a run whose clock was wrong.
+        let until_now = self.slot.end..=self.now.timestamp();
+        self.manifest.files.iter().any(|file| file.region == code && until_now.contains(&file.index.end))
     }
 
     /// Fills a region up to the minimum. A made-up key is like a real one in everything but its key data, and

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod wrong;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -46,11 +48,15 @@ impl Backend {
     }
 
     fn open(&self, now: DateTime<Utc>) -> Exporter {
+        self.try_open(now, &self.folder()).unwrap()
+    }
+
+    fn try_open(&self, now: DateTime<Utc>, folder: &Path) -> Result<Exporter, ExportError> {
         let signer = ExportSigner::from_pem(&self.key, "262", "v1").unwrap();
         let countries = ["DE", "NL", "FR"].map(|country| country.parse().unwrap());
         let mut settings = ExportSettings { minimum: 0, ..ExportSettings::new(countries, vec![signer]) };
         (self.settings)(&mut settings);
-        Exporter::open(settings, &self.state(), &self.folder(), now).unwrap()
+        Exporter::open(settings, &self.state(), folder, now)
     }
 
     fn run(&self, now: DateTime<Utc>, keys: &[(DiagnosisKey, &[&str])]) -> Published {
@@ -60,6 +66,25 @@ impl Backend {
             exporter.add(key, &visited);
         }
         exporter.publish(false).unwrap()
+    }
+
+    fn batches(&self) -> PathBuf {
+        self.folders.path().join("batches")
+    }
+
+    /// Stores a downloaded batch with these keys.
+    fn batch(&self, name: &str, keys: std::ops::Range<u32>) {
+        let mut batch = KeyBatch::new();
+        many(keys, "DE").iter().for_each(|(key, _)| batch.push(*key, &["NL".parse().unwrap()]));
+        fs::create_dir_all(self.batches()).unwrap();
+        fs::write(self.batches().join(name), wire::encode(Format::Protobuf, &batch)).unwrap();
+    }
+
+    /// Publishes what is in the downloaded batches; also says how many were new.
+    fn run_batches(&self, now: DateTime<Utc>) -> (usize, Published) {
+        let mut exporter = self.open(now);
+        let batches = exporter.add_batches(&self.batches()).unwrap();
+        (batches, exporter.publish(false).unwrap())
     }
 
     /// All archives of a region, as the index has them; each verified, whole and as the index says.
@@ -344,7 +369,7 @@ fn a_later_report_can_add_countries() {
 
 #[test]
 fn archives_older_than_14_days_leave_the_index_and_the_folder() {
-    let backend = Backend::new(|_| ());
+    let backend = Backend::new(|settings| settings.trust_clock = true);
     backend.run(now(), &many(0..5, "DE"));
     // What a killed run leaves, and what is none of our business.
     let day = backend.folder().join("DE/2026-11-24");
@@ -403,24 +428,17 @@ fn a_dry_run_tells_and_writes_nothing() {
 #[test]
 fn downloaded_batches_are_taken_once() {
     let backend = Backend::new(|_| ());
-    let folder = backend.folders.path().join("batches");
-    fs::create_dir(&folder).unwrap();
-    let write = |name: &str, keys: std::ops::Range<u32>| {
-        let mut batch = KeyBatch::new();
-        many(keys, "DE").iter().for_each(|(key, _)| batch.push(*key, &["NL".parse().unwrap()]));
-        fs::write(folder.join(name), wire::encode(Format::Protobuf, &batch)).unwrap();
-    };
     let take = |now| {
-        let mut exporter = backend.open(now);
-        let batches = exporter.add_batches(&folder).unwrap();
-        (batches, exporter.publish(false).unwrap().intake.keys)
+        let (batches, published) = backend.run_batches(now);
+        (batches, published.intake.keys)
     };
-    write("0000000001_2026-11-24_20261124-1.pb", 0..3);
+    backend.batch("0000000001_2026-11-24_20261124-1.pb", 0..3);
     assert_eq!(take(now()), (1, 3));
-    write("0000000002_2026-11-24_20261124-2.pb", 3..5);
+    backend.batch("0000000002_2026-11-24_20261124-2.pb", 3..5);
     assert_eq!(take(hours(1)), (1, 2));
     assert_eq!(take(hours(1)), (0, 0));
     assert_eq!((backend.count("DE"), backend.count("NL")), (5, 5));
+    let folder = backend.batches();
     fs::write(folder.join("0000000003_2026-11-24_20261124-3.pb"), "cut off").unwrap();
     assert!(matches!(backend.open(hours(2)).add_batches(&folder), Err(ExportError::Batches(_))));
 }

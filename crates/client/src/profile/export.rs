@@ -150,6 +150,7 @@ impl Profile {
                 retention_days: section.retention_days.unwrap_or(usual.retention_days),
                 report_types: section.report_types.clone().unwrap_or(usual.report_types),
                 signers: usual.signers,
+                trust_clock: usual.trust_clock,
             },
             folder: self.resolve(&section.folder),
             batches: self.resolve(&section.batches),
