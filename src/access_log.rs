@@ -18,7 +18,10 @@ mod trail;
 pub mod verify;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,17 +44,28 @@ use crate::{
 /// Records in one commit.
 const BATCH: usize = 256;
 
+/// Entries that wait to be written; there are more only when the database does not keep up.
+const WAITING: usize = 4096;
+
 /// An entry on its way into the log, and who waits for it.
 #[derive(Debug)]
 struct Waiting {
     entry: Entry,
     done: Option<oneshot::Sender<bool>>,
+    /// Whether its request has been answered 503, because this took too long.
+    refused: Arc<AtomicBool>,
+}
+
+impl Waiting {
+    fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
 }
 
 /// The way to the task that writes.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    sender: mpsc::UnboundedSender<Waiting>,
+    sender: mpsc::Sender<Waiting>,
     patience: Duration,
 }
 
@@ -59,16 +73,23 @@ impl Queue {
     /// Returns when the entry is durable, with `false` when it could not be made so in time.
     async fn write(&self, entry: Entry) -> bool {
         let (done, written) = oneshot::channel();
-        if self.sender.send(Waiting { entry, done: Some(done) }).is_err() {
+        let refused = Arc::<AtomicBool>::default();
+        if self.sender.try_send(Waiting { entry, done: Some(done), refused: refused.clone() }).is_err() {
             return false;
         }
-        matches!(tokio::time::timeout(self.patience, written).await, Ok(Ok(true)))
+        let ok = matches!(tokio::time::timeout(self.patience, written).await, Ok(Ok(true)));
+        refused.store(!ok, Ordering::Relaxed);
+        ok
     }
 
     /// Leaves an entry that nobody waits for.
     fn leave(&self, entry: Entry) {
+        let left = self.sender.try_send(Waiting { entry, done: None, refused: Arc::default() });
         // Without a task that writes, the gateway has stopped.
-        drop(self.sender.send(Waiting { entry, done: None }));
+        if let Err(mpsc::error::TrySendError::Full(lost)) = left {
+            let id = lost.entry.request_id;
+            tracing::warn!(request_id = id, "the access log is full: an abandoned request has no record");
+        }
     }
 }
 
@@ -78,15 +99,14 @@ pub struct AccessLog {
     /// Taken away when the gateway stops. The log ends when the last trail has let go of its copy: what still
     /// goes on for somebody who has hung up is recorded too.
     queue: Mutex<Option<Queue>>,
-    incoming: Mutex<Option<mpsc::UnboundedReceiver<Waiting>>>,
+    incoming: Mutex<Option<mpsc::Receiver<Waiting>>>,
     signer: Option<Signer>,
 }
 
 impl AccessLog {
-    /// Prepares it; nothing is written yet. The queue needs no limit of its own: each connection has at most
-    /// one request in it.
+    /// Prepares it; nothing is written yet. An answer waits for its record no longer than `patience`.
     pub fn new(config: &config::AccessLog, patience: Duration) -> Result<Self, ConfigError> {
-        let (sender, incoming) = mpsc::unbounded_channel();
+        let (sender, incoming) = mpsc::channel(WAITING);
         let signer = config.signing_key.as_deref().map(Signer::read).transpose();
         let signer = signer.map_err(|e| ConfigError::Invalid(format!("`access_log.signing_key`: {e}")))?;
         let queue = Mutex::new(Some(Queue { sender, patience }));
@@ -135,7 +155,10 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
                 }
                 writer.write(&app, batch.drain(..)).await;
             }
-            _ = tick.tick() => writer.sign(&app).await,
+            _ = tick.tick() => {
+                writer.probe(&app).await;
+                writer.sign(&app).await;
+            }
             () = shutdown.requested(), if !stopping => {
                 stopping = true;
                 drop(app.access_log.queue.lock().map(|mut queue| queue.take()));
@@ -155,9 +178,33 @@ struct Writer {
 
 impl Writer {
     async fn write(&mut self, app: &App, batch: impl Iterator<Item = Waiting>) {
-        let (entries, waiting): (Vec<Entry>, Vec<_>) = batch.map(|one| (one.entry, one.done)).unzip();
+        // Nobody must wait behind what was refused during an outage.
+        let wanted = |one: &Waiting| !(self.failing && one.is_refused());
+        let (entries, waiting): (Vec<Entry>, Vec<_>) =
+            batch.filter(wanted).map(|one| (one.entry, one.done)).unzip();
+        if entries.is_empty() {
+            return;
+        }
         let written = app.store.append_records(&app.instance.id, &mut self.end, &entries).await;
         let ok = written.is_ok();
+        self.learn(written);
+        for done in waiting.into_iter().flatten() {
+            // Who does not wait any more has gone away.
+            let _ = done.send(ok);
+        }
+    }
+
+    /// Tries whether a log that could not be written can be written again: a gateway that is not ready may get
+    /// no request that would tell.
+    async fn probe(&mut self, app: &App) {
+        if self.failing {
+            let tried = app.store.try_log(&app.instance.id).await;
+            self.learn(tried);
+        }
+    }
+
+    /// Notes whether the log can be written.
+    fn learn(&mut self, written: Result<(), StoreError>) {
         match &written {
             Ok(()) => self.watch.progressed(),
             Err(error) => self.watch.failed(error.to_string()),
@@ -174,10 +221,6 @@ impl Writer {
                 tracing::error!(%error, "the access log cannot be written: requests are answered 503");
             }
             Err(error) => tracing::debug!(%error, "the access log still cannot be written"),
-        }
-        for done in waiting.into_iter().flatten() {
-            // Who does not wait any more has gone away.
-            let _ = done.send(ok);
         }
     }
 
@@ -196,5 +239,35 @@ impl Writer {
                 tracing::warn!(%error, "the head of the access log could not be recorded; it is tried again")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_refuses_at_once_and_what_was_refused_is_marked() {
+        let (sender, mut incoming) = mpsc::channel(1);
+        let queue = Queue { sender, patience: Duration::from_secs(10) };
+        let started = tokio::time::Instant::now();
+        let waiting = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.write(Entry::default()).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!queue.write(Entry::default()).await);
+        queue.leave(Entry::default());
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        assert!(!waiting.await.unwrap());
+        assert!(incoming.recv().await.unwrap().is_refused());
+
+        // Whoever went away was not refused: what was done is recorded.
+        let gone = tokio::time::timeout(Duration::from_secs(1), queue.write(Entry::default())).await;
+        assert!(gone.is_err() && !incoming.recv().await.unwrap().is_refused());
+        queue.leave(Entry::default());
+        assert!(!incoming.recv().await.unwrap().is_refused() && incoming.try_recv().is_err());
     }
 }

@@ -14,7 +14,7 @@ pub const ORIGIN: Hash = [0; 32];
 
 /// One request to the national side (spec §8.1, §8.3): who, what, when, with which result. Neither addresses
 /// nor key data. Its JSON has these fields in this order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// When the request arrived.

@@ -4,13 +4,13 @@
 //! signed. Then each chain of records: numbers without a gap, each with the hash of the one before it, and at
 //! each statement the hash that was stated. Both are read in pages, so memory does not grow with the log.
 
-use std::collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry};
+mod list;
+
+use std::collections::{VecDeque, btree_map::Entry};
 
 use serde::Serialize;
 
-use super::{
-    self as access_log, Hash, Key, Kind, ORIGIN, Record, SignedStatement, Statement, digest, hash, hex,
-};
+use super::{self as access_log, Hash, Key, ORIGIN, Record, SignedStatement, Statement, hash};
 use crate::store::{Store, StoreError, StoredRecord, StoredStatement};
 
 /// Findings that are kept; further ones are counted.
@@ -61,6 +61,13 @@ pub struct Evidence {
     pub kept: Vec<SignedStatement>,
 }
 
+impl Evidence {
+    /// Whether one of the keys has signed a statement.
+    fn verifies(&self, signed: &SignedStatement) -> bool {
+        self.keys.iter().any(|key| key.verifies(signed))
+    }
+}
+
 impl Report {
     fn fault(&mut self, instance: Option<&str>, sequence: i64, what: impl Into<String>) {
         self.faults += 1;
@@ -86,7 +93,7 @@ struct Known {
 /// Walks through everything.
 pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let mut known = statements(store, evidence, &mut report).await?;
+    let mut known = list::walk(store, evidence, &mut report).await?;
     for instance in store.logged_instances().await? {
         if let Entry::Vacant(unknown) = known.entry(instance) {
             let instance = unknown.key().clone();
@@ -101,7 +108,8 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreE
     report.chains = known.len() as u64;
     let mut changed = Vec::new();
     for (instance, known) in known {
-        Walk { store, instance: &instance, known, report: &mut report, changed: &mut changed }.run().await?;
+        let (report, changed) = (&mut report, &mut changed);
+        Walk { store, evidence, instance: &instance, known, report, changed }.run().await?;
     }
     moved(&changed, &mut report);
     Ok(report)
@@ -117,122 +125,6 @@ async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreErr
         if page.iter().any(|statement| statement.instance == instance) {
             return Ok(true);
         }
-    }
-}
-
-/// Walks through the list of statements; returns what it says of each chain.
-async fn statements(
-    store: &Store,
-    evidence: &Evidence,
-    report: &mut Report,
-) -> Result<BTreeMap<String, Known>, StoreError> {
-    let mut known: BTreeMap<String, Known> = BTreeMap::new();
-    let mut kept: HashMap<i64, &SignedStatement> = HashMap::new();
-    for one in &evidence.kept {
-        match Statement::parse(&one.statement) {
-            Some(statement) => drop(kept.insert(statement.number, one)),
-            None => {
-                report.fault(None, 0, format!("a line of the file is not a statement: {:?}", one.statement))
-            }
-        }
-        if !evidence.keys.is_empty() && !evidence.keys.iter().any(|key| key.verifies(one)) {
-            report.fault(None, 0, "a statement of the file is not signed with the key");
-        }
-    }
-    // What is missing may have been forgotten because of its age: a statement further on says so.
-    let (mut gaps, mut trimmed): (Vec<(i64, i64)>, i64) = (Vec::new(), 1);
-    let (mut last, mut signing): (Option<(i64, Hash)>, bool) = (None, false);
-    loop {
-        let page = store.statements_after(last.map_or(i64::MIN, |(number, _)| number), PAGE).await?;
-        if page.is_empty() {
-            break;
-        }
-        for row in page {
-            report.statements += 1;
-            let number = row.number;
-            let expected = last.map_or(1, |(before, _)| before + 1);
-            if number > expected && gaps.len() < MOST {
-                gaps.push((expected, number - 1));
-            }
-            let follows = last.filter(|(before, _)| before + 1 == number).map(|(_, digest)| digest);
-            let follows = if number == 1 { Some(ORIGIN) } else { follows };
-            last = Some((number, digest(&row.signed.statement)));
-            signature(&row.signed, number, evidence, &mut signing, report);
-            if let Some(kept) = kept.remove(&number) {
-                report.compared += 1;
-                if kept.statement != row.signed.statement {
-                    report.fault(None, number, "the statement is another one than was kept elsewhere");
-                }
-            }
-            let Some(statement) = Statement::parse(&row.signed.statement).filter(|read| fits(read, &row))
-            else {
-                report.fault(None, number, "the statement was changed");
-                continue;
-            };
-            if follows.is_some_and(|previous| hex(&previous) != statement.previous) {
-                report.fault(
-                    None,
-                    number,
-                    "the statement does not follow the one before it: one of them was changed",
-                );
-            }
-            if statement.kind == Kind::Trim {
-                trimmed = trimmed.max(statement.sequence);
-                continue;
-            }
-            let entry = known.entry(statement.instance.clone()).or_insert(Known { last: 0, cut: None });
-            entry.last = entry.last.max(statement.sequence);
-            if statement.kind == Kind::Cut {
-                entry.cut = Some((statement.sequence, parse(&statement.hash)));
-            }
-        }
-    }
-    for (from, to) in gaps.into_iter().filter(|(_, to)| *to >= trimmed) {
-        missing(report, None, from.max(trimmed), to);
-    }
-    let newest = last.map_or(0, |(number, _)| number);
-    for (number, _) in kept.into_iter().filter(|(number, _)| *number >= trimmed) {
-        let what = if number > newest { "at the end of the list " } else { "" };
-        report.fault(
-            None,
-            number,
-            format!("the statement that was kept elsewhere is missing {what}in the database"),
-        );
-    }
-    Ok(known)
-}
-
-/// Whether the columns beside a statement say the same.
-fn fits(statement: &Statement, row: &StoredStatement) -> bool {
-    let at = row.at.map(|at| at.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
-    (statement.number, statement.sequence) == (row.number, row.sequence)
-        && (statement.instance.as_str(), statement.kind.as_str()) == (&row.instance, &row.kind)
-        && at.as_ref() == Some(&statement.at)
-}
-
-/// Statements from before signing began are protected by the first signed one behind them.
-fn signature(
-    signed: &SignedStatement,
-    number: i64,
-    evidence: &Evidence,
-    signing: &mut bool,
-    report: &mut Report,
-) {
-    if evidence.keys.is_empty() {
-        return;
-    }
-    if evidence.keys.iter().any(|key| key.verifies(signed)) {
-        *signing = true;
-        report.signed += 1;
-    } else if let Some(id) = &signed.key_id {
-        let what = if evidence.keys.iter().any(|key| key.id() == id) {
-            "the signature does not verify".to_owned()
-        } else {
-            format!("the statement is signed with another key ({id}): name its public key with --public-key")
-        };
-        report.fault(None, number, what);
-    } else if *signing {
-        report.fault(None, number, "the statement is not signed, although an earlier one is");
     }
 }
 
@@ -254,6 +146,7 @@ fn parse(text: &str) -> Hash {
 /// A walk along one chain of records.
 struct Walk<'a> {
     store: &'a Store,
+    evidence: &'a Evidence,
     instance: &'a str,
     known: Known,
     report: &'a mut Report,
@@ -272,22 +165,49 @@ impl Walk<'_> {
     async fn run(mut self) -> Result<(), StoreError> {
         let mut before: Option<Before> = None;
         let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
+        let mut after = i64::MIN;
         loop {
-            let after = before.as_ref().map_or(i64::MIN, |before| before.sequence);
             let page = self.store.records_of(self.instance, after, PAGE).await?;
-            if page.is_empty() {
-                break;
-            }
+            let Some(last) = page.last() else { break };
+            after = last.sequence;
             for row in page {
                 self.report.records += 1;
-                before = Some(self.step(row, before, &mut heads).await?);
+                if row.sequence < 1 {
+                    let what = "a record before the beginning of the chain: it was inserted";
+                    self.report.fault(Some(self.instance), row.sequence, what);
+                } else {
+                    before = Some(self.step(row, before, &mut heads).await?);
+                }
             }
         }
-        let last = before.map_or_else(|| self.known.cut.map_or(0, |(sequence, _)| sequence), |b| b.sequence);
-        if self.known.last > last && !self.is_cut(self.known.last).await? {
-            missing(self.report, Some(self.instance), last + 1, self.known.last);
+        let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
+        let last = before.map(|before| before.sequence);
+        self.gap(last, self.known.last.max(cut) + 1).await
+    }
+
+    /// Looks whether records are missing between one and the next.
+    async fn gap(&mut self, before: Option<i64>, next: i64) -> Result<(), StoreError> {
+        let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
+        // What the retention is about to delete begins anywhere.
+        let from = before.unwrap_or(cut) + 1;
+        if from >= next {
+            return Ok(());
+        }
+        // The retention may have overtaken this walk. It deletes the first records first.
+        let overtaken = self.is_cut(next - 1).await?
+            && match before {
+                Some(before) => !self.exists(before).await?,
+                None => true,
+            };
+        if !overtaken {
+            missing(self.report, Some(self.instance), from, next - 1);
         }
         Ok(())
+    }
+
+    async fn exists(&self, sequence: i64) -> Result<bool, StoreError> {
+        let row = self.store.records_of(self.instance, sequence - 1, 1).await?.pop();
+        Ok(row.is_some_and(|row| row.sequence == sequence))
     }
 
     async fn step(
@@ -297,37 +217,16 @@ impl Walk<'_> {
         heads: &mut Heads,
     ) -> Result<Before, StoreError> {
         let sequence = row.sequence;
+        self.gap(before.as_ref().map(|before| before.sequence), sequence).await?;
         let (cut, cut_hash) = self.known.cut.unwrap_or((0, ORIGIN));
         // The record that this one must follow, if it is known by its hash.
         let follows = match &before {
-            None if sequence == cut + 1 => Some((cut_hash, cut)),
-            None if sequence == 1 => Some((ORIGIN, 0)),
-            // What the retention is about to delete.
-            None if (1..=cut).contains(&sequence) => None,
-            None if sequence < 1 => {
-                self.report.fault(
-                    Some(self.instance),
-                    sequence,
-                    "a record before the beginning of the chain: it was inserted",
-                );
-                None
+            _ if sequence == cut + 1 => Some((cut_hash, sequence)),
+            None if sequence == 1 => Some((ORIGIN, sequence)),
+            Some(before) if before.sequence + 1 == sequence && before.intact => {
+                Some((before.hash, before.sequence))
             }
-            None => {
-                if !self.is_cut(sequence - 1).await? {
-                    missing(self.report, Some(self.instance), cut + 1, sequence - 1);
-                }
-                None
-            }
-            Some(before) if before.sequence + 1 == sequence => {
-                before.intact.then_some((before.hash, before.sequence))
-            }
-            Some(before) => {
-                // The retention may have overtaken this walk.
-                if !self.is_cut(sequence - 1).await? {
-                    missing(self.report, Some(self.instance), before.sequence.max(0) + 1, sequence - 1);
-                }
-                None
-            }
+            _ => None,
         };
         let stated = heads.at(self.store, self.instance, sequence).await?;
         let Some(record) = row.record else {
@@ -340,11 +239,15 @@ impl Walk<'_> {
         } else if let Some((hash, at)) = follows
             && hash != record.previous
         {
-            let (at, what) = match before {
-                Some(_) => (at, "the record was replaced: the next one follows another record than this"),
-                None => (sequence, "the record does not follow where the chain begins"),
+            let what = if at == sequence {
+                "the record does not follow where the chain begins"
+            } else {
+                "the record was replaced: the next one follows another record than this"
             };
             self.report.fault(Some(self.instance), at, what);
+        } else if sequence == cut && record.hash != cut_hash {
+            let what = "the record, or one before it, was replaced: the cut behind it names another hash";
+            self.report.fault(Some(self.instance), sequence, what);
         } else if let Some((number, _)) = stated.iter().find(|(_, hash)| *hash != record.hash) {
             let what =
                 format!("the record, or one before it, was replaced: statement {number} names another hash");
@@ -359,8 +262,11 @@ impl Walk<'_> {
 
     /// Whether the retention has taken a record in the meantime.
     async fn is_cut(&mut self, sequence: i64) -> Result<bool, StoreError> {
-        let cut = self.store.newest_cut(self.instance).await?;
-        let statement = cut.and_then(|cut| Statement::parse(&cut.signed.statement));
+        // A cut from before signing began was in the list already.
+        let counts =
+            |cut: &StoredStatement| self.evidence.keys.is_empty() || self.evidence.verifies(&cut.signed);
+        let cut = self.store.newest_cut(self.instance).await?.filter(counts);
+        let statement = cut.and_then(|cut| list::read(&cut));
         if let Some(statement) = statement
             && self.known.cut.is_none_or(|(known, _)| statement.sequence > known)
         {

@@ -123,6 +123,19 @@ impl Store {
         Ok(())
     }
 
+    /// Tries whether records can be written: writes one, and takes it away again with the same commit.
+    pub async fn try_log(&self, instance: &str) -> Result<(), StoreError> {
+        let record = Record::new(instance, 0, ORIGIN, Entry::default());
+        let mut delete =
+            Literals::new(self.backend(), "DELETE FROM access_log WHERE (sequence, instance) = ");
+        delete.open_row();
+        delete.integer(record.sequence);
+        delete.text(instance);
+        delete.close_row();
+        let sql = [insert(self.backend(), &[record]), delete.into_text()];
+        self.repeat("try the access log", || self.all_or_nothing(&sql)).await
+    }
+
     /// Carries out statements in one transaction; on MySQL and MariaDB in one round trip.
     async fn all_or_nothing(&self, statements: &[String]) -> Result<(), Failure> {
         match &self.log {

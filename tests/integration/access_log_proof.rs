@@ -1,6 +1,9 @@
 //! The access log proves what happened: whatever is done to it is found, and named.
 
-use efgs_gateway::access_log::{SignedStatement, verify::Evidence};
+use efgs_gateway::access_log::{
+    Entry, Kind, ORIGIN, Record, SignedStatement, Statement, hex,
+    verify::{Evidence, Report},
+};
 use rand::seq::IndexedRandom as _;
 
 use crate::{
@@ -14,6 +17,9 @@ tests![
     whatever_is_done_to_the_statements_is_named,
     what_was_kept_elsewhere_shows_that_the_end_was_cut_off,
     old_records_are_forgotten_and_the_rest_stays_provable,
+    a_cut_that_nobody_signed_excuses_nothing,
+    a_log_without_any_signature_is_no_proof,
+    nothing_is_inserted_below_a_cut,
 ];
 
 /// Two gateways that have answered ten requests each and have stopped.
@@ -267,4 +273,174 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     let report = look(case, &evidence).await;
     assert!(places(&report).contains(&(None, first)), "{report:?}");
     restore(case, "access_log_head").await;
+}
+
+async fn keep(case: &Case) {
+    for table in ["access_log", "access_log_head"] {
+        case.db.execute(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
+    }
+}
+
+/// Puts a record that never was, with the hash of its content and place, into a chain.
+async fn insert_forged(case: &Case, instance: &str, sequence: i64) {
+    let record = Record::new(instance, sequence, ORIGIN, Entry::default());
+    case.db
+        .execute(&format!(
+            "INSERT INTO access_log (instance, sequence, at, request_id, operation, method, status, request_bytes, \
+             response_bytes, duration_us, previous, hash) \
+             VALUES ('{instance}', {sequence}, 0, '', '', '', 0, 0, 0, 0, x'{}', x'{}')",
+            hex(&record.previous),
+            hex(&record.hash)
+        ))
+        .await;
+}
+
+/// Puts a statement that is not signed into the list.
+async fn forge(case: &Case, number: i64, kind: Kind, instance: &str, sequence: i64, hash: &str) {
+    let mut statement = Statement::new(kind, instance, &Default::default(), case.clock.now());
+    (statement.number, statement.sequence, statement.hash) = (number, sequence, hash.to_owned());
+    let (at, text) = (case.clock.now().timestamp_micros(), statement.text());
+    case.db
+        .execute(&format!(
+            "INSERT INTO access_log_head (number, instance, sequence, kind, at, statement) \
+             VALUES ({number}, '{instance}', {sequence}, '{}', {at}, '{text}')",
+            kind.as_str()
+        ))
+        .await;
+}
+
+#[track_caller]
+fn assert_names(report: &Report, instance: Option<&str>, sequence: i64, what: &str) {
+    let found = report.findings.iter().any(|finding| {
+        (finding.instance.as_deref(), finding.sequence) == (instance, sequence) && finding.what.contains(what)
+    });
+    assert!(found, "{instance:?} {sequence} {what}: {report:?}");
+}
+
+async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
+    let [first, _] = logged(case).await;
+    keep(case).await;
+    let evidence = evidence(case);
+    let hash = async |sequence: i64| {
+        let sql = format!("SELECT hash FROM access_log WHERE instance = '{first}' AND sequence = {sequence}");
+        hex(&case.db.column::<Vec<u8>>(&sql).await[0])
+    };
+    // Before the list, and behind it, where the newest cut of a chain is looked up.
+    let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
+    let cut_hash = hash(6).await;
+    for number in [0, newest + 1] {
+        forge(case, number, Kind::Cut, &first, 6, &cut_hash).await;
+        let sql = format!("DELETE FROM access_log WHERE instance = '{first}' AND sequence <= 6");
+        assert_eq!(case.db.execute(&sql).await, 6);
+        let report = look(case, &evidence).await;
+        assert_names(&report, None, number, if number == 0 { "inserted" } else { "not signed" });
+        assert_names(&report, Some(&first), 1, "6 records are missing, from this one to 6");
+        restore(case, "access_log").await;
+        restore(case, "access_log_head").await;
+    }
+    // A list that begins later.
+    forge(case, 0, Kind::Trim, &first, 3, &cut_hash).await;
+    case.db.execute("DELETE FROM access_log_head WHERE number IN (1, 2)").await;
+    assert_names(&look(case, &evidence).await, None, 1, "2 statements are missing, from this one to 2");
+    restore(case, "access_log_head").await;
+    // Without a statement before it, a trim is one of a number that has a gap behind it.
+    case.db.execute("DELETE FROM access_log_head WHERE number IN (1, 2)").await;
+    forge(case, 1, Kind::Trim, &first, 3, &cut_hash).await;
+    assert_names(&look(case, &evidence).await, None, 2, "the statement is missing");
+    restore(case, "access_log_head").await;
+
+    // Below the beginning that the retention has left.
+    let start = case.clock.now();
+    case.clock.set(start + chrono::TimeDelta::days(100));
+    let gateway = case.gateway().await;
+    for _ in 0..3 {
+        gateway.client("DE").download(case.today(), None).await;
+    }
+    let done = efgs_gateway::access_log::forget_now(&gateway.app).await.unwrap();
+    assert!(done.records == 20 && done.statements >= 4, "{done:?}");
+    case.stop(&gateway).await;
+    assert_eq!(look(case, &evidence).await.findings, []);
+    for table in ["access_log", "access_log_head"] {
+        case.db.execute(&format!("DROP TABLE kept_{table}")).await;
+    }
+    keep(case).await;
+    let instance = gateway.app.instance.id.clone();
+    let sql = format!("SELECT hash FROM access_log WHERE instance = '{instance}' AND sequence = 2");
+    let cut_hash = hex(&case.db.column::<Vec<u8>>(&sql).await[0]);
+    forge(case, 2, Kind::Cut, &instance, 2, &cut_hash).await;
+    let sql = format!("DELETE FROM access_log WHERE instance = '{instance}' AND sequence <= 2");
+    assert_eq!(case.db.execute(&sql).await, 2);
+    let report = look(case, &evidence).await;
+    assert_names(&report, Some(&instance), 1, "2 records are missing, from this one to 2");
+    assert_names(&report, None, 3, "missing");
+    for table in ["access_log", "access_log_head"] {
+        restore(case, table).await;
+    }
+}
+
+async fn a_log_without_any_signature_is_no_proof(case: &Case) {
+    logged(case).await;
+    let evidence = evidence(case);
+    case.db.execute("CREATE TABLE kept_access_log_head AS SELECT * FROM access_log_head").await;
+    case.db.execute("UPDATE access_log_head SET signature = NULL, key_id = NULL").await;
+    let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(None, newest)], "{report:?}");
+    assert!(report.findings[0].what.contains("the signatures were removed"), "{report:?}");
+    let output = run(case, &["access-log", "verify"]);
+    assert!(!output.status.success(), "{output:?}");
+    // Statements from before signing began are protected by the first that is signed.
+    restore(case, "access_log_head").await;
+    case.db.execute("UPDATE access_log_head SET signature = NULL, key_id = NULL WHERE number < 3").await;
+    assert_eq!(look(case, &evidence).await.findings, []);
+    restore(case, "access_log_head").await;
+}
+
+async fn nothing_is_inserted_below_a_cut(case: &Case) {
+    let start = case.clock.now();
+    let gateway = case.gateway().await;
+    for _ in 0..6 {
+        gateway.client("DE").download(case.today(), None).await;
+    }
+    case.clock.set(start + chrono::TimeDelta::days(100));
+    for _ in 0..3 {
+        gateway.client("DE").download(case.today(), None).await;
+    }
+    case.db.execute("CREATE TABLE whole AS SELECT * FROM access_log").await;
+    assert_eq!(efgs_gateway::access_log::forget_now(&gateway.app).await.unwrap().records, 6);
+    case.stop(&gateway).await;
+    let instance = gateway.app.instance.id.clone();
+    let evidence = evidence(case);
+    assert_eq!(look(case, &evidence).await.findings, []);
+    case.db.execute("CREATE TABLE kept_access_log AS SELECT * FROM access_log").await;
+    // What the retention is about to delete is there still, without its beginning.
+    case.db.execute("INSERT INTO access_log SELECT * FROM whole WHERE sequence BETWEEN 3 AND 6").await;
+    assert_eq!(look(case, &evidence).await.findings, []);
+    case.db.execute("DELETE FROM access_log WHERE sequence IN (4, 5)").await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(Some(instance.as_str()), 4)], "{report:?}");
+    restore(case, "access_log").await;
+    // Alone, in the last place, and with nothing behind it.
+    for (sequence, place, what) in
+        [(3, 4, "3 records are missing"), (6, 6, "the cut behind it names another hash")]
+    {
+        insert_forged(case, &instance, sequence).await;
+        let report = look(case, &evidence).await;
+        assert_eq!(places(&report), [(Some(instance.as_str()), place)], "{report:?}");
+        assert!(report.findings[0].what.contains(what), "{report:?}");
+        restore(case, "access_log").await;
+    }
+    insert_forged(case, &instance, 3).await;
+    case.db.execute("DELETE FROM access_log WHERE sequence > 6").await;
+    let report = look(case, &evidence).await;
+    assert_names(&report, Some(&instance), 4, "6 records are missing, from this one to 9");
+    restore(case, "access_log").await;
+    // The first record behind the cut is verified against the cut, whatever stands before it.
+    case.db.execute("DELETE FROM access_log WHERE sequence = 7").await;
+    insert_forged(case, &instance, 7).await;
+    case.db.execute("INSERT INTO access_log SELECT * FROM whole WHERE sequence = 6").await;
+    case.db.execute("UPDATE access_log SET status = 1 WHERE sequence = 6").await;
+    let report = look(case, &evidence).await;
+    assert_names(&report, Some(&instance), 7, "does not follow where the chain begins");
+    restore(case, "access_log").await;
 }

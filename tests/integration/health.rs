@@ -11,6 +11,7 @@ tests![
     a_job_that_makes_no_progress_makes_the_gateway_unready,
     work_that_no_instance_does_makes_the_gateway_unready,
     a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
+    an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request,
 ];
 
 /// The status of `/health/ready`, and its body.
@@ -88,4 +89,21 @@ async fn a_certificate_of_the_gateway_that_has_expired_makes_it_unready(case: &C
     assert!(!body["reasons"].to_string().contains("AUTHENTICATION"), "{body}");
     case.clock.set(noon());
     assert_eq!(ready(&gateway).await.0, 200);
+}
+
+async fn an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request(case: &Case) {
+    let gateway = case
+        .gateway_with(|config| {
+            config.access_log.sign_every = Duration::from_millis(200);
+            config.database.timeout = Duration::from_secs(1);
+        })
+        .await;
+    case.db.execute("ALTER TABLE access_log RENAME TO away").await;
+    gateway.client("DE").download(case.today(), None).await.refused(503, "unavailable");
+    // From here on a load balancer sends nothing.
+    let reasons = unready_until(case, &gateway, "ALTER TABLE away RENAME TO access_log").await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].starts_with("the job log-writer has made no progress for "), "{reasons:?}");
+    assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log").await, 0);
+    gateway.client("DE").download(case.today(), None).await.expect(404);
 }

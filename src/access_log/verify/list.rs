@@ -1,0 +1,204 @@
+//! The walk along the list of statements.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    super::{Hash, Kind, ORIGIN, SignedStatement, Statement, digest, hex},
+    Evidence, Known, MOST, PAGE, Report, missing, parse,
+};
+use crate::store::{Store, StoreError, StoredStatement};
+
+/// What is said to be forgotten. It counts only when it is signed, or when an unbroken run of hashes leads from
+/// it to a statement that is: anybody who can write to the database can write a statement that is not.
+#[derive(Debug, Default)]
+struct Forgotten {
+    /// Of each chain the last record, and its hash.
+    cuts: BTreeMap<String, (i64, Hash)>,
+    /// The first statement that stays.
+    trimmed: i64,
+}
+
+impl Forgotten {
+    fn add(&mut self, statement: &Statement) {
+        match statement.kind {
+            Kind::Cut => self.cut(statement.instance.clone(), (statement.sequence, parse(&statement.hash))),
+            Kind::Trim => self.trimmed = self.trimmed.max(statement.sequence),
+            Kind::Start | Kind::Head => {}
+        }
+    }
+
+    fn cut(&mut self, instance: String, cut: (i64, Hash)) {
+        let known = self.cuts.entry(instance).or_insert(cut);
+        if cut.0 > known.0 {
+            *known = cut;
+        }
+    }
+
+    fn append(&mut self, other: &mut Self) {
+        let Self { cuts, trimmed } = std::mem::take(other);
+        self.trimmed = self.trimmed.max(trimmed);
+        for (instance, cut) in cuts {
+            self.cut(instance, cut);
+        }
+    }
+}
+
+/// Statements that are not there.
+struct Gap {
+    from: i64,
+    to: i64,
+    /// Whether the statement before them is still there. The retention deletes the first ones first.
+    inside: bool,
+}
+
+/// Walks through the list of statements; returns what it says of each chain.
+pub(super) async fn walk(
+    store: &Store,
+    evidence: &Evidence,
+    report: &mut Report,
+) -> Result<BTreeMap<String, Known>, StoreError> {
+    let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    let mut kept = kept(evidence, report);
+    // What is missing may have been forgotten because of its age: a statement further on says so.
+    let (mut gaps, mut forgotten): (Vec<Gap>, Forgotten) = (Vec::new(), Forgotten::default());
+    // What the statements since the last signed one say.
+    let mut unsigned = Forgotten::default();
+    let (mut last, mut signing): (Option<(i64, Hash)>, bool) = (None, false);
+    let mut after = i64::MIN;
+    loop {
+        let page = store.statements_after(after, PAGE).await?;
+        let Some(end) = page.last() else { break };
+        after = end.number;
+        for row in page {
+            report.statements += 1;
+            let number = row.number;
+            if number < 1 {
+                report.fault(None, number, "a statement before the beginning of the list: it was inserted");
+                continue;
+            }
+            let expected = last.map_or(1, |(before, _)| before + 1);
+            if number > expected && gaps.len() < MOST {
+                let inside = last.is_some() && exists(store, expected - 1).await?;
+                gaps.push(Gap { from: expected, to: number - 1, inside });
+            }
+            let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
+            let follows = if number == 1 { Some(ORIGIN) } else { follows };
+            last = Some((number, digest(&row.signed.statement)));
+            let signed = signature(&row.signed, number, evidence, &mut signing, report);
+            if let Some(kept) = kept.remove(&number) {
+                report.compared += 1;
+                if kept.statement != row.signed.statement {
+                    report.fault(None, number, "the statement is another one than was kept elsewhere");
+                }
+            }
+            let Some(statement) = read(&row) else {
+                report.fault(None, number, "the statement was changed");
+                unsigned = Forgotten::default();
+                continue;
+            };
+            let linked = follows.is_some_and(|previous| hex(&previous) == statement.previous);
+            if !linked {
+                unsigned = Forgotten::default();
+                if follows.is_some() {
+                    report.fault(
+                        None,
+                        number,
+                        "the statement does not follow the one before it: one of them was changed",
+                    );
+                }
+            }
+            unsigned.add(&statement);
+            if signed || evidence.keys.is_empty() {
+                forgotten.append(&mut unsigned);
+            }
+            if statement.kind != Kind::Trim {
+                let chain = known.entry(statement.instance).or_insert(Known { last: 0, cut: None });
+                chain.last = chain.last.max(statement.sequence);
+            }
+        }
+    }
+    for gap in gaps.into_iter().filter(|gap| gap.inside || gap.to >= forgotten.trimmed) {
+        let from = if gap.inside { gap.from } else { gap.from.max(forgotten.trimmed) };
+        missing(report, None, from, gap.to);
+    }
+    let newest = last.map_or(0, |(number, _)| number);
+    if report.statements > 0 && !evidence.keys.is_empty() && report.signed == 0 {
+        let what = "neither this statement nor any before it is signed with a key that is known: the signatures \
+                    were removed, or no gateway has been started with the key yet";
+        report.fault(None, newest, what);
+    }
+    for (number, _) in kept.into_iter().filter(|(number, _)| *number >= forgotten.trimmed) {
+        let what = if number > newest { "at the end of the list " } else { "" };
+        report.fault(
+            None,
+            number,
+            format!("the statement that was kept elsewhere is missing {what}in the database"),
+        );
+    }
+    for (instance, cut) in forgotten.cuts {
+        if let Some(known) = known.get_mut(&instance) {
+            known.cut = Some(cut);
+        }
+    }
+    Ok(known)
+}
+
+/// The statements that were kept elsewhere, by their number.
+fn kept<'a>(evidence: &'a Evidence, report: &mut Report) -> HashMap<i64, &'a SignedStatement> {
+    let mut kept = HashMap::new();
+    for one in &evidence.kept {
+        match Statement::parse(&one.statement) {
+            Some(statement) => drop(kept.insert(statement.number, one)),
+            None => {
+                report.fault(None, 0, format!("a line of the file is not a statement: {:?}", one.statement))
+            }
+        }
+        if !evidence.keys.is_empty() && !evidence.verifies(one) {
+            report.fault(None, 0, "a statement of the file is not signed with the key");
+        }
+    }
+    kept
+}
+
+async fn exists(store: &Store, number: i64) -> Result<bool, StoreError> {
+    Ok(store.statements_after(number - 1, 1).await?.pop().is_some_and(|row| row.number == number))
+}
+
+/// The statement of a row, if the columns beside it say the same.
+pub(super) fn read(row: &StoredStatement) -> Option<Statement> {
+    let at = row.at.map(|at| at.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+    Statement::parse(&row.signed.statement).filter(|statement| {
+        (statement.number, statement.sequence) == (row.number, row.sequence)
+            && (statement.instance.as_str(), statement.kind.as_str()) == (&row.instance, &row.kind)
+            && at.as_ref() == Some(&statement.at)
+    })
+}
+
+/// Whether a statement is signed. Those from before signing began are protected by the first signed one behind
+/// them.
+fn signature(
+    signed: &SignedStatement,
+    number: i64,
+    evidence: &Evidence,
+    signing: &mut bool,
+    report: &mut Report,
+) -> bool {
+    if evidence.keys.is_empty() {
+        return false;
+    }
+    let verified = evidence.verifies(signed);
+    if verified {
+        *signing = true;
+        report.signed += 1;
+    } else if let Some(id) = &signed.key_id {
+        let what = if evidence.keys.iter().any(|key| key.id() == id) {
+            "the signature does not verify".to_owned()
+        } else {
+            format!("the statement is signed with another key ({id}): name its public key with --public-key")
+        };
+        report.fault(None, number, what);
+    } else if *signing {
+        report.fault(None, number, "the statement is not signed, although an earlier one is");
+    }
+    verified
+}
