@@ -38,15 +38,31 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
         oldest: pending.oldest,
         newest_batch: app.store.newest_batch().await?.map(|id| id.timestamp()),
     });
-    watch.set_overdue(overdue);
     let full = pending.keys >= app.config.batching.max_keys as u64;
     if overdue.is_none() && !full {
+        watch.set_overdue(None);
         return Ok(());
     }
-    if journal::ready_for_batches(app).await.is_err() {
-        // It has been said. That nothing is formed makes the gateway unready only after three intervals.
-        return Ok(());
+    let formed = match journal::ready_for_batches(app).await {
+        Ok(()) => {
+            watch.set_overdue(overdue);
+            form_due(app, watch).await
+        }
+        failed => failed,
+    };
+    match formed {
+        // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away, however
+        // long nothing is formed.
+        Err(JournalError::Write(_)) => {
+            watch.set_overdue(None);
+            Ok(())
+        }
+        other => other,
     }
+}
+
+/// Forms what is due, unless another instance does.
+async fn form_due(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
     let Some(lease) = app.store.acquire_lease(Job::Batching).await? else {
         return Ok(());
     };

@@ -370,7 +370,7 @@ pub struct Journal {
     pub secret_key_file: Option<PathBuf>,
     /// PEM: the store's certificate must chain to one of these; without it to one that the system knows.
     pub ca: Option<PathBuf>,
-    /// Of one request to the store; then uploads are refused with 503.
+    /// Of one write to the folder or one request to the store; then uploads are refused with 503.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 }

@@ -283,6 +283,7 @@ impl App {
         if let Some(error) = self.journal.as_ref().and_then(|journal| journal.failing()) {
             readiness.warnings.push(format!("uploads are refused: {error}"));
         }
+        readiness.warnings.extend(self.journal.as_ref().and_then(|journal| journal.keeping()));
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();

@@ -2,10 +2,15 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, ErrorKind, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
 };
+
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{JournalError, s3::Bucket};
 use crate::config::{self, ConfigError};
@@ -68,8 +73,11 @@ impl Medium {
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 blocking(move || {
-                    fs::remove_file(&path)
-                        .map_err(|e| JournalError::Write(format!("{}: {e}", path.display())))?;
+                    match fs::remove_file(&path) {
+                        // Another instance was faster.
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        removed => removed.map_err(|error| failed(&path, &error))?,
+                    }
                     // The day's folder goes with its last file.
                     if let Some(day) = path.parent() {
                         drop(fs::remove_dir(day));
@@ -82,21 +90,76 @@ impl Medium {
     }
 }
 
-fn list_folder(folder: &Path) -> std::io::Result<Vec<Listed>> {
+fn list_folder(folder: &Path) -> io::Result<Vec<Listed>> {
     let mut all = Vec::new();
-    for day in fs::read_dir(folder)? {
-        let day = day?;
+    for day in entries(folder)? {
         if !day.file_type()?.is_dir() {
             continue;
         }
-        for file in fs::read_dir(day.path())? {
-            let file = file?;
+        for file in entries(&day.path())? {
+            let bytes = match file.metadata() {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                metadata => metadata?.len(),
+            };
             let name =
                 format!("{}/{}", day.file_name().to_string_lossy(), file.file_name().to_string_lossy());
-            all.push(Listed { name, bytes: file.metadata()?.len() });
+            all.push(Listed { name, bytes });
         }
     }
     Ok(all)
+}
+
+/// What is in a folder; nothing when there is none: before the first record, or when another instance has just
+/// deleted the last file of a day.
+fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.collect(),
+    }
+}
+
+/// The way to a disk that may hang, as one that dies or is behind a network does: nobody waits for it longer than
+/// `limit`.
+#[derive(Debug)]
+pub(super) struct Disk {
+    limit: Duration,
+    free: Arc<Semaphore>,
+}
+
+impl Disk {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit, free: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Does the work, one at a time, so that a disk that hangs has one thread hanging, and not one for every attempt.
+    async fn within<T: Send + 'static>(
+        &self,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let working = async {
+            let free = self.free.clone().acquire_owned().await;
+            blocking(move || {
+                let result = work();
+                drop(free);
+                result
+            })
+            .await
+        };
+        self.patiently(path, working).await
+    }
+
+    /// Waits for something to do with the disk.
+    pub(super) async fn patiently<T>(
+        &self,
+        path: &Path,
+        work: impl Future<Output = Result<T, JournalError>>,
+    ) -> Result<T, JournalError> {
+        tokio::time::timeout(self.limit, work).await.unwrap_or_else(|_| {
+            let late = format!("no answer from the disk within {} ms", self.limit.as_millis());
+            Err(failed(path, &io::Error::other(late)))
+        })
+    }
 }
 
 /// A file that is appended to.
@@ -108,34 +171,23 @@ pub(super) struct Appending {
 
 impl Appending {
     /// Makes the file; what is written and the file's name survive a power cut.
-    pub(super) async fn create(path: PathBuf, header: Vec<u8>) -> Result<Self, JournalError> {
-        blocking(move || {
-            let create = || {
-                let day = path.parent().unwrap_or(Path::new("."));
-                fs::create_dir_all(day)?;
-                let mut file = fs::OpenOptions::new().append(true).create_new(true).open(&path)?;
-                file.write_all(&header)?;
-                file.sync_all()?;
-                for folder in [Some(day), day.parent()].into_iter().flatten() {
-                    File::open(folder)?.sync_all()?;
-                }
-                Ok(file)
-            };
-            match create() {
-                Ok(file) => Ok(Self { file, path }),
-                Err(error) => Err(failed(&path, &error)),
-            }
+    pub(super) async fn create(disk: &Disk, path: PathBuf, header: Vec<u8>) -> Result<Self, JournalError> {
+        let named = path.clone();
+        disk.within(&named, move || match create(&path, &header) {
+            Ok(file) => Ok(Self { file, path }),
+            Err(error) => Err(failed(&path, &error)),
         })
         .await
     }
 
     /// Appends; returns when it is on the disk.
-    pub(super) async fn append(mut self, bytes: Vec<u8>) -> Result<Self, JournalError> {
-        blocking(move || {
+    pub(super) async fn append(mut self, disk: &Disk, bytes: Vec<u8>) -> Result<Self, JournalError> {
+        let named = self.path.clone();
+        disk.within(&named, move || {
             let mut append = || {
                 // What is written to a file that somebody has deleted is gone.
                 if self.file.metadata()?.nlink() == 0 {
-                    return Err(std::io::Error::other("the file was deleted while it was written"));
+                    return Err(io::Error::other("the file was deleted while it was written"));
                 }
                 self.file.write_all(&bytes)?;
                 self.file.sync_data()
@@ -149,15 +201,45 @@ impl Appending {
     }
 }
 
-fn failed(path: &Path, error: &std::io::Error) -> JournalError {
+fn create(path: &Path, header: &[u8]) -> io::Result<File> {
+    let day = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(day)?;
+    create_with(path, |file| {
+        file.write_all(header)?;
+        file.sync_all()?;
+        for folder in [Some(day), day.parent()].into_iter().flatten() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    })
+}
+
+/// A new file with what `fill` writes, or none: on a full disk every attempt would leave one behind.
+fn create_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
+    let mut file = fs::OpenOptions::new().append(true).create_new(true).open(path)?;
+    match fill(&mut file) {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            drop(fs::remove_file(path));
+            Err(error)
+        }
+    }
+}
+
+fn failed(path: &Path, error: &io::Error) -> JournalError {
     JournalError::Write(format!("{}: {error}", path.display()))
 }
 
+/// Works in a thread of its own: the end of the program waits for those of the runtime, and a disk may hang.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
 ) -> Result<T, JournalError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(JournalError::Write(error.to_string())),
-    }
+    let (done, outcome) = oneshot::channel();
+    // Whoever asked may wait no longer.
+    let thread = thread::Builder::new().name("journal".into()).spawn(move || drop(done.send(work())));
+    thread.map_err(|error| JournalError::Write(error.to_string()))?;
+    outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread broke".into())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use crate::{
     app::App,
     config::{self, ConfigError},
+    health::JobWatch,
     instance::Instance,
     jobs::{self, Shutdown},
     store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
@@ -42,7 +43,7 @@ mod tests;
 pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};
 
-use medium::{Appending, Medium};
+use medium::{Appending, Disk, Medium};
 use record::{CertificateRecord, Event, Group, Record, UploadRecord};
 use segment::{FIRST, Header, Writing};
 
@@ -74,6 +75,9 @@ pub enum JournalError {
     /// What it holds is not right; every text names the place.
     #[error("{0}")]
     Contents(String),
+    /// What is too old is still there.
+    #[error("files of the journal that are too old are not deleted: {0}")]
+    Prune(String),
 }
 
 impl From<StoreError> for JournalError {
@@ -89,7 +93,9 @@ pub struct Journal {
     instance: u64,
     waiting: Mutex<Vec<Entry>>,
     writer: tokio::sync::Mutex<Writer>,
+    disk: Disk,
     failing: Mutex<Option<String>>,
+    keeping: Mutex<Option<String>>,
     /// In seconds since 1970; 0 before the first one.
     last_write: AtomicI64,
 }
@@ -142,7 +148,9 @@ impl Journal {
                 certificates: None,
                 pruned: None,
             }),
+            disk: Disk::new(config.timeout),
             failing: Mutex::default(),
+            keeping: Mutex::default(),
             last_write: AtomicI64::new(0),
         })
     }
@@ -155,6 +163,11 @@ impl Journal {
     /// Why nothing could be written at the last attempt.
     pub fn failing(&self) -> Option<String> {
         lock(&self.failing).clone()
+    }
+
+    /// Why files that are too old were not deleted at the last attempt.
+    pub fn keeping(&self) -> Option<String> {
+        lock(&self.keeping).clone()
     }
 
     /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
@@ -185,6 +198,8 @@ impl Journal {
                     tracing::info!("the journal is written again");
                 }
             }
+            // The database has its own messages, and says nothing of the journal's state.
+            Err(error) if !matches!(error, JournalError::Write(_)) => {}
             Err(error) => {
                 metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
                 if failing.replace(error.to_string()).is_none() {
@@ -271,14 +286,14 @@ impl Journal {
                 let header = self.header(writer, today);
                 let bytes = header.to_bytes();
                 let size = bytes.len() as u64;
-                let file = Appending::create(folder.join(header.name()), bytes).await?;
+                let file = Appending::create(&self.disk, folder.join(header.name()), bytes).await?;
                 let writing = Writing::new(&header);
                 writer.last = (writer.number, writing.hash());
                 Open { day: today, file, writing, bytes: size }
             }
         };
         let frame = open.writing.seal(group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
-        open.file = open.file.append(frame.clone()).await?;
+        open.file = open.file.append(&self.disk, frame.clone()).await?;
         open.writing.written(&frame);
         open.bytes += frame.len() as u64;
         writer.last = (writer.number, open.writing.hash());
@@ -327,7 +342,7 @@ impl Journal {
 
     /// Deletes what is older than the retention. A day more is kept: the last uploads of a day are in a batch of
     /// the next one.
-    async fn prune(&self, app: &App) -> Result<(), JournalError> {
+    async fn prune(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
         let now = app.clock.now();
         {
             let mut writer = self.writer.lock().await;
@@ -337,16 +352,44 @@ impl Journal {
             writer.pruned = Some(now);
         }
         app.store.forget_unjournaled().await?;
-        // There is no folder before the first record.
-        let Ok(all) = self.medium.list().await else { return Ok(()) };
         let keep_from = app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN);
-        for listed in
-            all.iter().filter(|listed| segment::day_of(&listed.name).is_some_and(|day| day < keep_from))
-        {
-            self.medium.delete(&listed.name).await?;
-            tracing::info!(name = listed.name, "a file of the journal was too old and is deleted");
+        let kept = self.delete_before(keep_from, watch).await.err();
+        lock(&self.keeping).clone_from(&kept.as_ref().map(JournalError::to_string));
+        kept.map_or(Ok(()), Err)
+    }
+
+    /// Each request to a store has its own limit.
+    async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, JournalError>>,
+    ) -> Result<T, JournalError> {
+        match &self.medium {
+            Medium::Folder(folder) => self.disk.patiently(folder, work).await,
+            Medium::Bucket(_) => work.await,
         }
-        Ok(())
+    }
+
+    /// Deletes the files of earlier days: all that can be, whatever becomes of the others.
+    async fn delete_before(&self, day: NaiveDate, watch: &JobWatch) -> Result<(), JournalError> {
+        let mut kept = Vec::new();
+        let all = self.patiently(self.medium.list()).await;
+        for listed in all.map_err(|error| JournalError::Prune(error.to_string()))? {
+            // A store has an object for every group of records, and answers for each.
+            watch.progressed();
+            if segment::day_of(&listed.name).is_none_or(|of| of >= day) {
+                continue;
+            }
+            match self.patiently(self.medium.delete(&listed.name)).await {
+                Ok(()) => {
+                    tracing::info!(name = listed.name, "a file of the journal was too old and is deleted");
+                }
+                Err(error) => kept.push(error.to_string()),
+            }
+        }
+        match kept.first() {
+            None => Ok(()),
+            Some(first) => Err(JournalError::Prune(format!("{} of them; the first: {first}", kept.len()))),
+        }
     }
 }
 
@@ -435,7 +478,7 @@ impl Journal {
                 )));
             }
             let record = UploadRecord::new(row, (0..).zip(payloads).collect(), &app.keyring)
-                .map_err(|e| JournalError::Write(e.to_string()))?;
+                .map_err(|e| JournalError::Contents(format!("upload {id}: {e}")))?;
             records.push(Event::Upload(record).into());
             marks.uploads.push(id);
         }
@@ -443,7 +486,7 @@ impl Journal {
         Ok(true)
     }
 
-    async fn turn(&self, app: &App) -> Result<(), JournalError> {
+    async fn turn(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
         let certificates_are_new = {
             let mut writer = self.writer.lock().await;
             let today = app.clock.now().date_naive();
@@ -461,20 +504,20 @@ impl Journal {
             })
             .await?;
         }
-        self.prune(app).await
+        self.prune(app, watch).await
     }
 }
 
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let Some(journal) = &app.journal else { return };
-    let turn = async || match journal.turn(&app).await {
+    let watch = app.health.watch(Job::Journal.name(), PACE);
+    let turn = async || match journal.turn(&app, &watch).await {
         // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
         Err(JournalError::Write(_)) => Ok(()),
         other => other,
     };
-    let watch = app.health.watch(Job::Journal.name(), PACE);
-    jobs::repeat(watch, PACE, shutdown, std::future::pending, turn).await;
+    jobs::repeat(watch.clone(), PACE, shutdown, std::future::pending, turn).await;
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -103,7 +103,7 @@ async fn segments(
     app: &Arc<App>,
     medium: &Medium,
     listed: &[Listed],
-    mut take: impl AsyncFnMut(&Listed, Result<Segment, String>) -> Result<(), JournalError>,
+    mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let mut reading = stream::iter(listed)
         .map(async |listed| {
@@ -135,13 +135,18 @@ impl Contents {
         let mut chains: HashMap<u64, BTreeMap<u64, Link>> = HashMap::new();
         segments(app, &medium, &listed, async |listed, segment| {
             match segment {
-                Ok(segment) => {
+                Ok(None) => contents.notes.push(format!(
+                    "{}: it ends before its header does: the instance was killed or the disk was full when the file was \
+                     made; nobody was told of anything in it",
+                    listed.name
+                )),
+                Ok(Some(segment)) => {
                     let header = &segment.header;
                     let link = Link {
                         name: segment.name.clone(),
                         after: header.after,
                         previous: header.previous,
-                        hash: segment.hash,
+                        hashes: segment.hashes.clone(),
                         damaged: !segment.problems.is_empty(),
                     };
                     chains.entry(header.instance).or_default().insert(header.number, link);
@@ -235,8 +240,9 @@ impl Contents {
                         "{}: the file with the number {} before it is missing",
                         link.name, link.after
                     )),
-                    // What is wrong with that one has been said.
-                    Some(before) if before.hash != link.previous && !before.damaged => problems.push(format!(
+                    // It may go on behind that: what was written and could not be brought to the disk in time does not
+                    // count, though it is genuine. What is wrong with that one has been said.
+                    Some(before) if !before.hashes.contains(&link.previous) && !before.damaged => problems.push(format!(
                         "{}: it was cut or exchanged: its end is not what {} (number {number}) was written after",
                         before.name, link.name
                     )),
@@ -315,7 +321,7 @@ impl Contents {
         let problems = &mut self.problems;
         segments(app, &medium, &listed, async |listed, segment| {
             // What cannot be read has been said.
-            let Ok(segment) = segment else { return Ok(()) };
+            let Ok(Some(segment)) = segment else { return Ok(()) };
             let uploads = segment.events.into_iter().filter_map(|event| match event {
                 Event::Upload(upload) => Some((upload.row()?, upload)),
                 _ => None,
@@ -381,7 +387,7 @@ struct Link {
     name: String,
     after: u64,
     previous: [u8; 32],
-    hash: [u8; 32],
+    hashes: Vec<[u8; 32]>,
     damaged: bool,
 }
 

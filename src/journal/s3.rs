@@ -12,6 +12,7 @@ use rusty_s3::{
     Credentials, S3Action, UrlStyle,
     actions::{ListObjectsV2, ListObjectsV2Response},
 };
+use zeroize::Zeroizing;
 
 use super::{JournalError, medium::Listed};
 use crate::config::{self, ConfigError};
@@ -154,13 +155,14 @@ fn describe(error: &reqwest::Error) -> String {
 /// From files, or from the environment.
 fn credentials(config: &config::Journal) -> Result<Credentials, ConfigError> {
     let read = |key: &str, path: &std::path::Path| {
-        std::fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|e| {
+        std::fs::read_to_string(path).map(Zeroizing::new).map_err(|e| {
             ConfigError::Invalid(format!("`journal.{key}`: cannot read {}: {e}", path.display()))
         })
     };
     match (&config.access_key_file, &config.secret_key_file) {
         (Some(access), Some(secret)) => {
-            Ok(Credentials::new(read("access_key_file", access)?, read("secret_key_file", secret)?))
+            let (access, secret) = (read("access_key_file", access)?, read("secret_key_file", secret)?);
+            Ok(Credentials::new(access.trim(), secret.trim()))
         }
         _ => Credentials::from_env().ok_or_else(|| {
             ConfigError::Invalid(

@@ -140,23 +140,20 @@ pub(super) struct Segment {
     pub(super) ended: bool,
     /// Bytes at its end that were not written completely.
     pub(super) torn: usize,
-    /// The hash of it without them.
-    pub(super) hash: [u8; 32],
+    /// Its hash where its header ends, and where each frame does: the last one is that of the whole, without what is
+    /// torn.
+    pub(super) hashes: Vec<[u8; 32]>,
     /// The numbers of the encryption keys that it needs, ascending.
     pub(super) keys: Vec<u32>,
     /// What is wrong with it.
     pub(super) problems: Vec<String>,
 }
 
-/// Reads a segment, as far as it can be read.
-pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
-    if bytes.len() < HEADER {
-        // A crash right after the file was made.
-        return Err(if MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
-            format!("{name}: empty: it ends before its header does")
-        } else {
-            format!("{name}: it is not a file of the journal")
-        });
+/// Reads a segment, as far as it can be read; `None` when it ends before its header does, as after a crash right after
+/// the file was made.
+pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option<Segment>, String> {
+    if bytes.len() < HEADER && MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
+        return Ok(None);
     }
     let header = Header::parse(bytes).ok_or_else(|| format!("{name}: it is not a file of the journal"))?;
     let mut segment = Segment {
@@ -164,7 +161,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Segmen
         events: Vec::new(),
         ended: false,
         torn: 0,
-        hash: FIRST,
+        hashes: Vec::new(),
         keys: Vec::new(),
         problems: Vec::new(),
         header,
@@ -176,6 +173,8 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Segmen
     }
     let header_hash: [u8; 32] = Sha256::digest(&bytes[..HEADER]).into();
     let (mut at, mut frame) = (HEADER, 0);
+    let mut hash = Sha256::new_with_prefix(&bytes[..HEADER]);
+    segment.hashes.push(hash.clone().finalize().into());
     while at < bytes.len() {
         let rest = &bytes[at..];
         let Some((length, prefix)) = rest.split_first_chunk::<4>() else { break };
@@ -188,13 +187,14 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Segmen
         let length = u32::from_be_bytes(*length) as usize;
         let Some(sealed) = rest.get(PREFIX..PREFIX + length) else { break };
         segment.take_frame(&mut frame, at, sealed, &header_hash, keyring);
+        hash.update(&bytes[at..at + PREFIX + length]);
+        segment.hashes.push(hash.clone().finalize().into());
         at += PREFIX + length;
     }
     segment.torn = bytes.len() - at;
-    segment.hash = Sha256::digest(&bytes[..at]).into();
     segment.keys.sort_unstable();
     segment.keys.dedup();
-    Ok(segment)
+    Ok(Some(segment))
 }
 
 impl Segment {

@@ -2,6 +2,7 @@
 use chrono::NaiveDate;
 use proptest::prelude::*;
 use prost::Message;
+use sha2::{Digest, Sha256};
 
 use super::{
     record::{EndRecord, Event, Group},
@@ -39,7 +40,19 @@ fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
 }
 
 fn read(bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
-    segment::read(&header().name(), bytes, keyring)
+    segment::read(&header().name(), bytes, keyring).map(Option::unwrap)
+}
+
+#[test]
+fn a_file_that_ends_in_its_header_is_no_damage_and_another_file_is() {
+    let keyring = keyring(1);
+    let (bytes, ends) = file(&keyring, 1);
+    let read = |bytes: &[u8]| segment::read(&header().name(), bytes, &keyring);
+    for end in 0..ends[0] {
+        assert!(read(&bytes[..end]).unwrap().is_none(), "{end} bytes");
+    }
+    assert!(read(&bytes[..ends[0]]).unwrap().is_some());
+    assert!(read(b"EFGX").is_err() && read(b"something else").is_err());
 }
 
 #[test]
@@ -73,7 +86,8 @@ fn what_was_cut_is_torn_and_its_hash_is_that_of_the_whole_frames() {
         let segment = read(&bytes[..end], &keyring).unwrap();
         let whole = *ends.iter().rfind(|frame| **frame <= end).unwrap();
         assert_eq!((segment.torn, segment.problems.len()), (end - whole, 0), "at {end}");
-        assert_eq!(segment.hash, read(&bytes[..whole], &keyring).unwrap().hash);
+        assert_eq!(segment.hashes, read(&bytes[..whole], &keyring).unwrap().hashes);
+        assert_eq!(segment.hashes.last().unwrap().as_slice(), Sha256::digest(&bytes[..whole]).as_slice());
     }
 }
 
@@ -91,11 +105,11 @@ proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..300) {
         let keyring = keyring(1);
-        drop(read(&bytes, &keyring));
+        drop(segment::read(&header().name(), &bytes, &keyring));
         // The same inside a file that is right otherwise.
         let (mut file, _) = file(&keyring, 2);
         let at = at.min(file.len());
         file.splice(at.., bytes);
-        drop(read(&file, &keyring));
+        drop(segment::read(&header().name(), &file, &keyring));
     }
 }

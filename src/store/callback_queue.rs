@@ -113,7 +113,8 @@ impl Store {
                  WHERE s.state = 'active' AND s.next_attempt_at <= {now} \
                  AND (s.owner IS NULL OR s.lease_expires_at <= {now}) \
                  AND EXISTS (SELECT 1 FROM callback_notification n JOIN batch b ON b.id = n.batch_id \
-                 WHERE n.subscription_id = s.id) ORDER BY s.next_attempt_at, s.id"
+                 WHERE n.subscription_id = s.id{}) ORDER BY s.next_attempt_at, s.id",
+                self.served_only()
             );
             let rows = self.db.query_all_raw(self.statement(&sql, [])).await?;
             let due = |row: &QueryResult| {
@@ -173,15 +174,14 @@ impl Store {
                  ON s.country = d.country WHERE s.id = ?))";
             let values = [lease.subscription.into(), known.into(), lease.subscription.into()];
             tx.execute_raw(self.statement(sql, values)).await?;
-            let row = tx
-                .query_one_raw(self.statement(
-                    "SELECT s.url AS url, s.failures AS failures, b.id AS id, b.day AS day, \
-                     b.sequence AS sequence FROM callback_notification n \
-                     JOIN callback_subscription s ON s.id = n.subscription_id JOIN batch b ON b.id = n.batch_id \
-                     WHERE n.subscription_id = ? ORDER BY n.batch_id LIMIT 1",
-                    [lease.subscription.into()],
-                ))
-                .await?;
+            let sql = format!(
+                "SELECT s.url AS url, s.failures AS failures, b.id AS id, b.day AS day, \
+                 b.sequence AS sequence FROM callback_notification n \
+                 JOIN callback_subscription s ON s.id = n.subscription_id JOIN batch b ON b.id = n.batch_id \
+                 WHERE n.subscription_id = ?{} ORDER BY n.batch_id LIMIT 1",
+                self.served_only()
+            );
+            let row = tx.query_one_raw(self.statement(&sql, [lease.subscription.into()])).await?;
             tx.commit().await?;
             row.as_ref().map(notification).transpose()
         })

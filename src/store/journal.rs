@@ -258,6 +258,16 @@ impl Store {
         }
     }
 
+    /// For the notifications `n` that may be sent: a country that is called must find the batch.
+    pub(super) fn served_only(&self) -> &'static str {
+        match self.journal {
+            true => {
+                " AND NOT EXISTS (SELECT 1 FROM journal_pending_batch p WHERE p.hold = TRUE AND p.batch_id <= n.batch_id)"
+            }
+            false => "",
+        }
+    }
+
     /// The first batch that must not be served yet.
     pub(super) async fn first_held_batch(&self) -> Result<Option<ObjectId>, Failure> {
         if !self.journal {

@@ -33,11 +33,12 @@ pub enum Restored {
 impl Store {
     /// Whether the database is being filled from the journal.
     pub async fn replay_is_unfinished(&self) -> Result<bool, StoreError> {
-        self.repeat("replay state", || async {
-            let row = self.statement("SELECT 1 AS there FROM job WHERE name = ?", [UNFINISHED.into()]);
-            Ok(self.db.query_one_raw(row).await?.is_some())
-        })
-        .await
+        self.repeat("replay state", || self.is_marked()).await
+    }
+
+    async fn is_marked(&self) -> Result<bool, Failure> {
+        let row = self.statement("SELECT 1 AS there FROM job WHERE name = ?", [UNFINISHED.into()]);
+        Ok(self.db.query_one_raw(row).await?.is_some())
     }
 
     /// Whether there is anything that a journal would bring.
@@ -114,33 +115,45 @@ impl Store {
         withdrawals: &[PendingWithdrawal],
     ) -> Result<(), StoreError> {
         self.repeat("finish replay", || async {
-            let tx = self.begin().await?;
-            for some in batches.chunks(ROWS) {
-                let rows = some.iter().map(|row| batch::ActiveModel {
-                    id: Set(row.id.as_bytes().to_vec()),
-                    day: Set(row.day),
-                    sequence: Set(row.sequence as i32),
-                    format_major: Set(row.format_major as i16),
-                    amount: Set(row.amount as i32),
-                    formed_at: Set(row.formed_at.naive_utc()),
-                });
-                batch::Entity::insert_many(rows).exec_without_returning(&tx).await?;
+            match self.finish_once(batches, withdrawals).await {
+                // The connection broke when an earlier attempt was committed, and it was.
+                Err(Failure::Duplicate) if !self.is_marked().await? => Ok(()),
+                other => other,
             }
-            for some in withdrawals.chunks(ROWS) {
-                let rows = some.iter().map(|row| withdrawal::ActiveModel {
-                    upload_id: Set(row.upload_id),
-                    country: Set(row.country.clone()),
-                    upload_tag: Set(row.tag.as_bytes().to_vec()),
-                    amount: Set(row.amount as i32),
-                    withdrawn_at: Set(row.at.naive_utc()),
-                    withdrawn_by: Set(row.by.clone()),
-                    reason: Set(row.reason.clone()),
-                });
-                withdrawal::Entity::insert_many(rows).exec_without_returning(&tx).await?;
-            }
-            tx.execute_raw(self.statement("DELETE FROM job WHERE name = ?", [UNFINISHED.into()])).await?;
-            Ok(tx.commit().await?)
         })
         .await
+    }
+
+    async fn finish_once(
+        &self,
+        batches: &[PendingBatch],
+        withdrawals: &[PendingWithdrawal],
+    ) -> Result<(), Failure> {
+        let tx = self.begin().await?;
+        for some in batches.chunks(ROWS) {
+            let rows = some.iter().map(|row| batch::ActiveModel {
+                id: Set(row.id.as_bytes().to_vec()),
+                day: Set(row.day),
+                sequence: Set(row.sequence as i32),
+                format_major: Set(row.format_major as i16),
+                amount: Set(row.amount as i32),
+                formed_at: Set(row.formed_at.naive_utc()),
+            });
+            batch::Entity::insert_many(rows).exec_without_returning(&tx).await?;
+        }
+        for some in withdrawals.chunks(ROWS) {
+            let rows = some.iter().map(|row| withdrawal::ActiveModel {
+                upload_id: Set(row.upload_id),
+                country: Set(row.country.clone()),
+                upload_tag: Set(row.tag.as_bytes().to_vec()),
+                amount: Set(row.amount as i32),
+                withdrawn_at: Set(row.at.naive_utc()),
+                withdrawn_by: Set(row.by.clone()),
+                reason: Set(row.reason.clone()),
+            });
+            withdrawal::Entity::insert_many(rows).exec_without_returning(&tx).await?;
+        }
+        tx.execute_raw(self.statement("DELETE FROM job WHERE name = ?", [UNFINISHED.into()])).await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -3,13 +3,15 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
-use efgs_gateway::config::Journal;
+use efgs_gateway::{config::Journal, journal::Contents, store::PendingBatch};
 use efgs_protocol::wire;
+use sha2::{Digest, Sha256};
 
 use crate::{
+    callback::{batch, called, calling, quiet, subscribe},
     client::{Request, all_at_once, keys},
     harness::{Case, Running, country, tests, until},
-    journal::{app_on_other, folder, gateway, problems, replay},
+    journal::{app_on_other, folder, gateway, problems, replay, with_journal},
     object_store::{ACCESS_KEY, ObjectStore, REGION, SECRET_KEY},
     process::{Process, Sent, busy, end_leases, now, upload_until_error},
 };
@@ -18,7 +20,13 @@ tests![
     whatever_is_altered_cut_exchanged_or_missing_is_named,
     damage_can_be_accepted_and_the_rest_comes_back,
     without_its_journal_uploads_are_refused_and_downloads_go_on,
+    without_its_journal_a_gateway_stays_ready_however_long_no_batch_is_formed,
     a_file_that_is_deleted_while_it_is_written_is_noticed,
+    files_that_were_not_made_to_their_end_are_no_damage,
+    what_was_written_and_did_not_count_is_no_damage,
+    a_file_that_cannot_be_deleted_is_told_and_keeps_no_other,
+    no_country_is_called_for_a_batch_that_is_held_back,
+    the_end_of_a_replay_can_be_repeated,
     kill_9_loses_nothing_that_was_acknowledged_from_the_journal,
     the_journal_can_be_in_an_object_store,
 ];
@@ -195,6 +203,154 @@ async fn without_its_journal_uploads_are_refused_and_downloads_go_on(case: &Case
     assert_eq!(problems(case).await, Vec::<String>::new());
     let done = replay(case).await;
     assert_eq!((done.uploads, done.batches, done.withdrawals), (2, 2, 1));
+}
+
+async fn without_its_journal_a_gateway_stays_ready_however_long_no_batch_is_formed(case: &Case) {
+    let one = case
+        .gateway_with(|config| {
+            with_journal(case, config);
+            config.batching.interval = Duration::from_millis(200);
+            config.database.timeout = Duration::from_millis(1500);
+        })
+        .await;
+    one.client("DE").upload_new("a", 2, case.clock.now()).await;
+    fs::remove_dir_all(folder(case)).unwrap();
+    fs::write(folder(case), "not a folder").unwrap();
+    one.client("DE").upload("b", &keys(country("DE"), 3, case.clock.now())).await.refused(503, "unavailable");
+    // Overdue for hours.
+    case.db.execute("UPDATE job SET due_at = 1 WHERE name = 'batching'").await;
+    for _ in 0..3 {
+        let runs = one.app.health.jobs().into_iter().find(|job| job.name == "batching").unwrap();
+        until("a turn of the batching job", async || {
+            let job = one.app.health.jobs().into_iter().find(|job| job.name == "batching").unwrap();
+            (job.silent < runs.silent).then_some(())
+        })
+        .await;
+        let readiness = one.app.readiness(Duration::from_secs(5)).await;
+        assert_eq!(readiness.reasons, Vec::<String>::new());
+        assert!(readiness.warnings.iter().any(|w| w.contains("the journal cannot be written")));
+    }
+    fs::remove_file(folder(case)).unwrap();
+    until("a batch", async || (case.db.number("SELECT COUNT(*) FROM batch").await == 1).then_some(())).await;
+}
+
+async fn files_that_were_not_made_to_their_end_are_no_damage(case: &Case) {
+    two_files(case).await;
+    let path = files(case).remove(0);
+    let begun = fs::read(&path).unwrap();
+    for (number, bytes) in [&[][..], &begun[..5], &begun[..67]].into_iter().enumerate() {
+        fs::write(path.with_file_name(format!("00000000000000aa-0000000{number}.efgsj")), bytes).unwrap();
+    }
+    let app = app_on_other(case).await;
+    let contents = Contents::survey(&app, None).await.unwrap();
+    assert_eq!((contents.problems, contents.notes.len()), (Vec::new(), 3), "{:?}", contents.notes);
+    let done = replay(case).await;
+    assert_eq!((done.uploads, done.batches), (6, 2));
+}
+
+async fn what_was_written_and_did_not_count_is_no_damage(case: &Case) {
+    let one = gateway(case).await;
+    one.client("DE").upload_new("a", 2, case.clock.now()).await;
+    let path = files(case).remove(0);
+    let bytes = fs::read(&path).unwrap();
+    let whole = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    one.client("DE").upload_new("b", 2, case.clock.now()).await;
+    let written = fs::read(&path).unwrap();
+    case.stop(&one).await;
+    // As if the disk had said that the second upload was not written: the next file begins after the first one.
+    whole.set_len(written.len() as u64).unwrap();
+    let header = &bytes[..68];
+    let mut next = header.to_vec();
+    next[16..24].copy_from_slice(&2u64.to_be_bytes());
+    next[28..36].copy_from_slice(&1u64.to_be_bytes());
+    next[36..68].copy_from_slice(&Sha256::digest(&bytes));
+    let name = path.file_name().unwrap().to_str().unwrap().replace("-00000001", "-00000002");
+    fs::write(path.with_file_name(name), next).unwrap();
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    // What does count must be there.
+    let cut = frames(&bytes);
+    let problems = with_bytes(&path, &bytes[..cut[cut.len() - 2]], async || problems(case).await).await;
+    assert!(problems.iter().any(|problem| problem.contains("it was cut or exchanged")), "{problems:?}");
+}
+
+async fn a_file_that_cannot_be_deleted_is_told_and_keeps_no_other(case: &Case) {
+    let one = gateway(case).await;
+    one.client("DE").upload_new("a", 1, case.clock.now()).await;
+    let stuck = folder(case).join("2020-01-01/0000000000000001-00000001.efgsj");
+    let others = ["2020-01-01/0000000000000001-00000002.efgsj", "2020-01-02/0000000000000001-00000003.efgsj"];
+    let others = others.map(|name| folder(case).join(name));
+    // Not even root can delete a folder as if it were a file.
+    fs::create_dir_all(&stuck).unwrap();
+    fs::create_dir_all(others[1].parent().unwrap()).unwrap();
+    for other in &others {
+        fs::write(other, "old").unwrap();
+    }
+    let warning = "files of the journal that are too old are not deleted: 1 of them";
+    case.clock.set(case.clock.now() + TimeDelta::minutes(61));
+    until("it is told", async || warnings(&one).await.iter().any(|w| w.starts_with(warning)).then_some(()))
+        .await;
+    assert!(others.iter().all(|other| !other.exists()));
+    assert!(one.app.readiness(Duration::from_secs(5)).await.reasons.is_empty());
+    fs::remove_dir(&stuck).unwrap();
+    case.clock.set(case.clock.now() + TimeDelta::minutes(61));
+    until("it is done", async || {
+        (!warnings(&one).await.iter().any(|w| w.starts_with(warning))).then_some(())
+    })
+    .await;
+}
+
+async fn no_country_is_called_for_a_batch_that_is_held_back(case: &Case) {
+    let calling = calling(case);
+    let one = case
+        .gateway_with(|config| {
+            calling(config);
+            with_journal(case, config);
+        })
+        .await;
+    let server = subscribe(&one, "NL", "a").await;
+    let first = batch(&one, "1").await;
+    called(&server, std::slice::from_ref(&first)).await;
+    quiet(case).await;
+    // The batch is formed, and then the journal cannot be written.
+    one.client("IE").upload_new("2", 1, case.clock.now()).await;
+    fs::remove_dir_all(folder(case)).unwrap();
+    fs::write(folder(case), "not a folder").unwrap();
+    assert!(efgs_gateway::batching::form_now(&one.app).await.is_err());
+    assert_eq!(case.db.number("SELECT COUNT(*) FROM callback_notification").await, 1);
+    assert!(one.app.store.due_subscriptions().await.unwrap().is_empty());
+    let subscription = case.db.number("SELECT id FROM callback_subscription").await;
+    let term = Duration::from_secs(30);
+    let lease = one.app.store.acquire_callback(subscription, term).await.unwrap().unwrap();
+    assert!(one.app.store.next_notification(&lease, term, None).await.unwrap().is_none());
+    one.app.store.release_callback(lease).await.unwrap();
+    assert_eq!(server.tags(), [first]);
+    fs::remove_file(folder(case)).unwrap();
+    until("it is called", async || (server.tags().len() == 2).then_some(())).await;
+    let tag = server.tags().remove(1);
+    assert_eq!(one.client("NL").download(case.today(), Some(&tag)).await.expect(200).tag(), tag);
+}
+
+async fn the_end_of_a_replay_can_be_repeated(case: &Case) {
+    two_files(case).await;
+    replay(case).await;
+    let app = app_on_other(case).await;
+    let row = PendingBatch {
+        id: case.other_db().await.column::<String>("SELECT LOWER(HEX(id)) FROM batch ORDER BY id").await[0]
+            .parse()
+            .unwrap(),
+        day: case.today(),
+        sequence: 1,
+        format_major: 1,
+        amount: 1,
+        formed_at: case.clock.now(),
+        uploads: Vec::new(),
+    };
+    // The mark is gone: an earlier attempt was committed.
+    app.store.finish_replay(std::slice::from_ref(&row), &[]).await.unwrap();
+    app.store.begin_replay(&[]).await.unwrap();
+    assert!(app.store.finish_replay(&[row], &[]).await.is_err());
+    assert!(app.store.replay_is_unfinished().await.unwrap());
+    app.store.clone().close().await;
 }
 
 async fn a_file_that_is_deleted_while_it_is_written_is_noticed(case: &Case) {
