@@ -1,7 +1,7 @@
 //! What commands keep in the state folder.
 
 use std::{
-    fs::{File, TryLockError, create_dir_all, rename},
+    fs::{DirBuilder, File, OpenOptions, TryLockError, rename},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -40,12 +40,11 @@ impl StateError {
 pub(crate) struct Lock(#[expect(dead_code, reason = "the file is locked as long as it is open")] File);
 
 impl Lock {
-    /// Takes the lock `name`, in a folder that is made if need be.
+    /// Takes the lock `name`, in a folder that is made if need be, for its owner alone.
     pub(crate) fn take(folder: &Path, name: &str) -> Result<Self, StateError> {
-        create_dir_all(folder).map_err(StateError::io(folder))?;
+        make_private(folder).map_err(StateError::io(folder))?;
         let path = folder.join(name);
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(StateError::io(&path))?;
+        let file = options(PRIVATE).truncate(false).open(&path).map_err(StateError::io(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
             Err(TryLockError::WouldBlock) => Err(StateError::InUse(folder.to_owned())),
@@ -54,10 +53,42 @@ impl Lock {
     }
 }
 
-/// Replaces a file as a whole: after a crash it has either the old content or the new one.
+/// The mode of what only its owner may read: secrets, and keys that are not published.
+const PRIVATE: u32 = 0o600;
+/// The mode of what a web server serves, under an account of its own.
+const PUBLIC: u32 = 0o644;
+
+/// Makes a folder, and those above it, for their owner alone. Those that are there stay as they are.
+fn make_private(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
+}
+
+/// To write a file that gets this mode if it is new.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "only Unix has modes"))]
+fn options(mode: u32) -> OpenOptions {
+    let mut options = File::options();
+    options.create(true).write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+    options
+}
+
+/// Replaces a file of the state as a whole: after a crash it has either the old content or the new one.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    swap(path, content, PRIVATE)
+}
+
+/// The same for a file that everybody may read.
+pub(crate) fn publish(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    swap(path, content, PUBLIC)
+}
+
+fn swap(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
     let temporary = path.with_added_extension("tmp");
-    write_durably(&temporary, content)?;
+    write(&temporary, content, mode)?;
     rename(&temporary, path).map_err(StateError::io(path))?;
     sync_folder_of(path)
 }
@@ -69,10 +100,15 @@ pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StateError> {
     sync_folder(folder.unwrap_or(Path::new(".")))
 }
 
-/// Writes a new file, and waits until it is on the disk. Its name is there for certain after [`sync_folder`].
+/// Writes a new file for its owner alone, and waits until it is on the disk. Its name is there for certain after
+/// [`sync_folder`].
 pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), StateError> {
+    write(path, content, PRIVATE)
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
     let write = || {
-        let mut file = File::create(path)?;
+        let mut file = options(mode).truncate(true).open(path)?;
         file.write_all(content)?;
         file.sync_all()
     };

@@ -265,7 +265,7 @@ impl Exporter {
         if let Some(deepest) = new.first() {
             fs::create_dir_all(deepest).map_err(StateError::io(deepest))?;
         }
-        state::replace(&path, content)?;
+        state::publish(&path, content)?;
         new.into_iter().try_for_each(state::sync_folder_of)
     }
 

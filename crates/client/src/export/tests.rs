@@ -482,6 +482,31 @@ fn what_cannot_work_is_named() {
     assert!(open(ExportSettings::new([], vec![signer()])).contains("keys-1 is damaged"));
 }
 
+#[cfg(unix)]
+#[test]
+fn the_state_is_private_and_archives_are_public() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let backend = Backend::new(|settings| (settings.minimum, settings.padding) = (10, true));
+    let published = backend.run(now(), &many(0..5, "DE"));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&backend.state()), 0o700);
+    let mut names: Vec<_> = fs::read_dir(backend.state())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .inspect(|entry| assert_eq!(mode(&entry.path()), 0o600, "{entry:?}"))
+        .map(|entry| entry.file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["export.json", "export.lock", "keys-1", "padding-secret"]);
+    // As far as this process's umask lets it: 022 as a rule.
+    let probe = backend.folders.path().join("probe");
+    fs::write(&probe, "").unwrap();
+    for path in [&*published.added[0].index.path, "index.json", "DE/index.json", "DE/index.txt"] {
+        assert_eq!(mode(&backend.folder().join(path)), mode(&probe) & 0o644, "{path}");
+    }
+}
+
 proptest! {
     // Each case is many runs that write to the disk.
     #![proptest_config(ProptestConfig::with_cases(8))]

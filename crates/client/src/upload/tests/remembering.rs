@@ -213,3 +213,19 @@ async fn a_file_that_grows_for_weeks_is_sent_every_day() {
     }
     assert_eq!(backend.fake.stored(), (0..120).collect::<Vec<_>>());
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_state_is_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let backend = Backend::new();
+    // It is made by the first run.
+    std::fs::remove_dir(backend.state.path()).unwrap();
+    backend.upload(&keys(0..5)).await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(backend.state.path()), 0o700);
+    for name in ["upload.journal", "upload.lock"] {
+        assert_eq!(mode(&backend.state.path().join(name)), 0o600, "{name}");
+    }
+}
