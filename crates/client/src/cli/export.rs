@@ -38,7 +38,7 @@ const NAMED: usize = 20;
     after_long_help = format!("{EXAMPLE}\n\n\
         Takes the batches that `efgs download` stored and the country's own keys from FILES: JSON, protobuf or GAEN export zips, as `efgs upload` takes them. Each key goes once into the archive of its origin, of each country visited and of all countries, in the last hour or day that has ended, once its rolling period and a margin have passed. The section [export] of the profile says how; docs/export.md says why.\n\n\
         Run it as often as you like, with the same files or others: what is published stays as it is, and what was taken need not be given again. Killed at any moment, it leaves the index as it was; run it again.\n\n\
-        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder, or the bucket cannot be reached: the folder has everything, run it again.")
+        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder, or the bucket cannot be reached or is overloaded: the folder has everything, run it again.")
 )]
 pub(super) struct ExportArgs {
     /// The country's own keys, which the gateway does not send back
@@ -135,7 +135,9 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     let (mut report, exporter) = worked.map_err(failure)?;
     if let Some(bucket) = bucket.filter(|_| !args.dry_run) {
         // The folder has all of it, and what is missing in the bucket the next run puts there.
-        let mirrored = exporter.mirror(&bucket).await.map_err(|error| Failure::new(Exit::Later, error))?;
+        let mirrored = exporter.mirror(&bucket).await.map_err(|error| {
+            Failure::new(if error.is_temporary() { Exit::Later } else { Exit::Failed }, error)
+        })?;
         report.bucket = Some(mirrored);
     }
     context.console.result(&report, text(&report))?;

@@ -5,7 +5,7 @@
 //! one does: it looks at what is there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -27,10 +27,19 @@ use serde::Serialize;
 use super::{Exporter, Period};
 use crate::connection;
 
+#[cfg(test)]
+mod tests;
+
 /// How long a signed request may take to arrive.
 const SIGNED_FOR: Duration = Duration::from_secs(300);
 /// How many objects are on their way at once.
 const AT_ONCE: usize = 4;
+/// The longest page of a list that is read: 1000 names of 1024 characters are a few MiB.
+const MAX_PAGE: usize = 16 << 20;
+/// The most pages of a list: ten million objects.
+const MAX_PAGES: usize = 10_000;
+/// The longest refusal that is read.
+const MAX_REFUSAL: usize = 64 << 10;
 
 /// Where a bucket is, and who writes to it.
 pub struct BucketSettings {
@@ -64,17 +73,41 @@ pub enum BucketError {
     Store {
         /// What was asked of the store.
         what: String,
-        /// What came of it.
+        /// What came of it, and what to do about it.
         reason: String,
+        /// Whether the same may succeed later without anybody mending anything.
+        temporary: bool,
     },
     /// A file of the archives' folder cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}; `efgs export` must be able to read the whole folder", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+}
+
+impl BucketError {
+    /// Whether the same may succeed later without anybody mending anything: the store did not answer, or is
+    /// overloaded (408, 429, 5xx).
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Store { temporary: true, .. })
+    }
+
+    /// For good, until somebody mends it.
+    fn store(what: &str, reason: String) -> Self {
+        Self::Store { what: what.to_owned(), reason, temporary: false }
+    }
+
+    fn answer(what: &str, error: crate::Error) -> Self {
+        let temporary = error.is_temporary();
+        let reason = match error {
+            crate::Error::NoAnswer { reason, .. } => format!("no answer from the store: {reason}"),
+            other => other.to_string(),
+        };
+        Self::Store { what: what.to_owned(), reason, temporary }
+    }
 }
 
 /// What a mirroring did.
@@ -162,6 +195,7 @@ impl Bucket {
         let what = format!("listing the bucket {}", self.bucket.name());
         let mut all = BTreeMap::new();
         let mut token: Option<String> = None;
+        let mut tokens = BTreeSet::new();
         loop {
             let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
             action.with_prefix(&*self.prefix);
@@ -169,20 +203,25 @@ impl Bucket {
                 action.with_continuation_token(token);
             }
             let page = answer(&what, self.http.get(action.sign(SIGNED_FOR)).send().await).await?;
-            let failed = |reason: String| BucketError::Store { what: what.clone(), reason };
-            let page = page.text().await.map_err(|e| failed(crate::Error::from(e).to_string()))?;
-            let page: ListObjectsV2Response =
-                ListObjectsV2::parse_response(&page).map_err(|e| failed(e.to_string()))?;
+            let page = connection::read_up_to(page, MAX_PAGE).await;
+            let page = page.map_err(|error| BucketError::answer(&what, error))?;
+            let page: ListObjectsV2Response = ListObjectsV2::parse_response(&String::from_utf8_lossy(&page))
+                .map_err(|error| BucketError::store(&what, format!("{error}; {CHECK}")))?;
             all.extend(page.contents.into_iter().filter_map(|object| {
                 Some((object.key.strip_prefix(&self.prefix)?.to_owned(), object.size.unwrap_or_default()))
             }));
-            match page.next_continuation_token {
-                Some(next) => token = Some(next),
-                None => return Ok(all),
+            let Some(next) = page.next_continuation_token else { return Ok(all) };
+            if tokens.len() == MAX_PAGES || !tokens.insert(next.clone()) {
+                let reason = format!("the list does not end; {CHECK}, or give the archives a `prefix`");
+                return Err(BucketError::store(&what, reason));
             }
+            token = Some(next);
         }
     }
 }
+
+/// What to do when the store seems to be another one.
+const CHECK: &str = "check `endpoint`, `name`, `region` and `path_style` in [export.bucket]";
 
 /// A tenth of the time until the next archive: phones may look a little late, but not for ever.
 fn cache_of_index(period: Period) -> &'static str {
@@ -194,17 +233,31 @@ fn cache_of_index(period: Period) -> &'static str {
 
 /// Waits for a good answer.
 async fn answer(what: &str, sent: reqwest::Result<Response>) -> Result<Response, BucketError> {
-    let failed = |reason: String| BucketError::Store { what: what.to_owned(), reason };
     // The cause alone: the rest of the text has the signed URL.
-    let response = sent.map_err(|e| failed(crate::Error::from(e).to_string()))?;
+    let response = sent.map_err(|error| BucketError::answer(what, error.into()))?;
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
-    let text = response.text().await.unwrap_or_default();
+    let text = connection::read_up_to(response, MAX_REFUSAL).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     let code: String = code.map_or("", |(code, _)| code).chars().take(64).collect();
-    Err(failed(format!("the store answered {status} {code}").trim_end().to_owned()))
+    let said = format!("the store answered {status} {code}");
+    let said = said.trim_end();
+    Err(match status.as_u16() {
+        408 | 429 | 500.. => {
+            BucketError::Store { what: what.to_owned(), reason: said.to_owned(), temporary: true }
+        }
+        401 | 403 => BucketError::store(
+            what,
+            format!(
+                "{said}; check the credentials, whether they may list, put and delete under the prefix, and this \
+                 machine's clock"
+            ),
+        ),
+        _ => BucketError::store(what, format!("{said}; {CHECK}")),
+    })
 }
 
 impl Exporter {
