@@ -261,7 +261,7 @@ async fn answer(what: &str, sent: reqwest::Result<Response>) -> Result<Response,
 }
 
 impl Exporter {
-    /// Makes a bucket like the folder: see the [module](self).
+    /// Makes a bucket like the folder: every archive and every index that is not there yet, the indexes last.
     ///
     /// # Errors
     /// See [`BucketError`]. The index in the bucket is then the old one or the new one, and all archives that
