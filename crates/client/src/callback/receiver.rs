@@ -28,6 +28,8 @@ use crate::connection;
 const MAX_CONNECTIONS: usize = 32;
 /// From a connection to its end, TLS included.
 const MAX_TIME: Duration = Duration::from_secs(15);
+/// For the TLS handshake. Short: whoever only connects must not keep the gateway out.
+const MAX_HANDSHAKE: Duration = Duration::from_secs(3);
 /// The head of a request. The gateway's has some hundred bytes.
 const MAX_HEAD: usize = 8 << 10;
 
@@ -132,7 +134,10 @@ async fn serve(
     path: Arc<str>,
     on_event: &Arc<dyn Fn(Event) + Send + Sync>,
 ) -> Result<(), String> {
-    let stream = tls.accept(tcp).await.map_err(|error| error.to_string())?;
+    let stream = match timeout(MAX_HANDSHAKE, tls.accept(tcp)).await {
+        Ok(accepted) => accepted.map_err(|error| error.to_string())?,
+        Err(_) => return Err(format!("the TLS handshake took longer than {}s", MAX_HANDSHAKE.as_secs())),
+    };
     let service = service_fn(|request: Request<Incoming>| {
         let answer = match judge(&request, &path) {
             Ok(announcement) => {
