@@ -2,7 +2,7 @@
 //!
 //! Nothing is changed and nothing is stored, neither here nor at the gateway.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
@@ -90,7 +90,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
         let (detail, remedy) = warning.split_once(": ").unwrap_or((&warning, "chmod 600"));
         Check::warning("permissions", detail, remedy)
     }));
-    checks.push(state_folder(&profile.state()));
+    checks.push(folder("state", &profile.state()));
     let now = clock.now();
     match profile.authentication() {
         Ok(identity) => {
@@ -131,6 +131,14 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
         }
         Err(ProfileError::Missing { .. }) => {}
         Err(error) => checks.push(Check::failed("callback", error, "mend it, or leave out `[callback]`")),
+    }
+    match profile.export() {
+        Ok(export) => {
+            checks.push(Check::ok("export", "the signing key is there, on the curve P-256"));
+            checks.push(folder("export.folder", &export.folder));
+        }
+        Err(ProfileError::Missing { .. }) => {}
+        Err(error) => checks.push(Check::failed("export", error, "mend it, or leave out `[export]`")),
     }
     checks.push(match profile.anchor() {
         Ok(anchor) => anchor_check(anchor.certificate(), now),
@@ -182,22 +190,21 @@ pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
     checks
 }
 
-fn state_folder(path: &Path) -> Check {
+/// Whether this user can write in a folder, found out by trying; the file has no name and is gone at once.
+fn folder(check: &str, path: &Path) -> Check {
     let shown = path.display();
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() && !metadata.permissions().readonly() => Check::ok("state", shown),
-        Ok(metadata) if metadata.is_dir() => {
-            Check::failed("state", format_args!("{shown} is read-only"), "let this user write there")
-        }
-        Ok(_) => {
-            Check::failed("state", format_args!("{shown} is not a folder"), "name another one in `state`")
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Check::ok("state", format_args!("{shown} is made by the first command that needs it"))
-        }
-        Err(error) => {
-            Check::failed("state", format_args!("{shown}: {error}"), "let this user read and write there")
-        }
+    let remedy = "let this user write there, or name another folder in the profile";
+    if path.exists() {
+        return match tempfile::tempfile_in(path) {
+            Ok(_) => Check::ok(check, shown),
+            Err(error) => Check::failed(check, format_args!("{shown} cannot be written to: {error}"), remedy),
+        };
+    }
+    // A relative path ends in the working directory.
+    let above = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(above) {
+        Ok(_) => Check::ok(check, format_args!("{shown} is made by the first command that needs it")),
+        Err(error) => Check::failed(check, format_args!("{shown} cannot be made: {error}"), remedy),
     }
 }
 

@@ -118,3 +118,34 @@ fn files_are_judged_by_the_rules_of_the_operator() {
     let checks = at(&weak.self_signed().unwrap(), Clock::system());
     assert!(checks.contains(&("signing.key-size".into(), State::Warning)), "{checks:?}");
 }
+
+#[test]
+fn the_export_and_the_folders_are_looked_at() {
+    let server = Server::start("");
+    let (folder, _) = profile(&server.settings());
+    let path = folder.path().join("profile.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    // A file is where the state folder should be.
+    let more = "\n[export]\nsigning_key = \"export.key\"\nkey_id = \"204\"\nfolder = \"c.pem/phones\"\n";
+    fs::write(&path, format!("state = \"c.pem\"\n{text}{more}")).unwrap();
+    let checks = || {
+        let checks = examine_files(&Profile::load(&path).unwrap(), &Clock::system());
+        move |name: &str| checks.iter().find(|c| c.check == name).cloned().unwrap()
+    };
+    says(&checks()("state"), "c.pem cannot be written to", "let this user write there");
+    says(&checks()("export"), "export.key", "leave out `[export]`");
+    let key = |name: &str| {
+        let arguments = ["ecparam", "-name", name, "-genkey", "-noout", "-out", "export.key"];
+        let made = std::process::Command::new("openssl").args(arguments).current_dir(folder.path()).status();
+        assert!(made.unwrap().success());
+    };
+    key("secp384r1");
+    says(&checks()("export"), "P-256", "leave out `[export]`");
+    key("prime256v1");
+    assert_eq!(checks()("export").state, State::Ok);
+    says(&checks()("export.folder"), "phones cannot be made", "let this user write there");
+    fs::write(&path, format!("state = \"new/state\"\n{text}{}", more.replace("c.pem/", ""))).unwrap();
+    assert_eq!(checks()("state").state, State::Ok);
+    assert_eq!(checks()("export.folder").state, State::Ok);
+    assert!(!folder.path().join("new").exists(), "nothing was made");
+}
