@@ -25,6 +25,7 @@ use crate::harness::{Case, PKI, Running, country, participant, tests, until};
 tests![
     callbacks_are_registered_listed_and_deleted,
     an_upload_is_withdrawn_by_its_tag,
+    the_command_withdraws_and_a_dry_run_does_not,
     a_probe_needs_no_registered_certificate,
     the_doctor_finds_nothing_and_leaves_nothing,
     the_doctor_says_what_the_operator_has_to_register,
@@ -122,6 +123,23 @@ async fn an_upload_is_withdrawn_by_its_tag(case: &Case) {
     assert_eq!(backend(&gateway, nl).withdraw(&tag).await, Ok(true));
     assert_eq!(backend(&gateway, nl).withdraw(&tag).await, Ok(true));
     assert_eq!(gateway.app.store.pending().await.unwrap().keys, 0);
+}
+
+async fn the_command_withdraws_and_a_dry_run_does_not(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("NL").upload_new("nl-1", 1, case.clock.now()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    profile(&gateway, folder, participant("NL"));
+    let (code, said, _) = run(folder, &["withdraw", "nl-1", "--dry-run"]);
+    assert_eq!((code, said.as_str()), (0, "nl-1 would be withdrawn\n"));
+    assert_eq!(gateway.app.store.pending().await.unwrap().keys, 1);
+    let (code, said, _) = run(folder, &["withdraw", "nl-1", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &json["tag"], &json["dryRun"]), (0, &"nl-1".into(), &false.into()), "{said}");
+    assert_eq!(gateway.app.store.pending().await.unwrap().keys, 0);
+    let (code, _, why) = run(folder, &["withdraw", "nl-2"]);
+    assert!(code == 1 && why.contains("the gateway has no upload nl-2 of NL"), "{why}");
 }
 
 async fn a_probe_needs_no_registered_certificate(case: &Case) {

@@ -17,6 +17,7 @@ mod output;
 mod sign;
 mod stop;
 mod upload;
+mod withdraw;
 
 use output::{Console, Exit};
 
@@ -66,6 +67,7 @@ enum Command {
     Callback(callback::CallbackCommand),
     Export(export::ExportArgs),
     Upload(upload::UploadArgs),
+    Withdraw(withdraw::WithdrawArgs),
     Download(download::DownloadArgs),
     Audit(audit::AuditArgs),
     Completions(generate::CompletionsArgs),
@@ -118,6 +120,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Callback(command) => callback::run(context, command).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Upload(args) => upload::run(context, args).await,
+        Command::Withdraw(args) => withdraw::run(context, &args).await,
         Command::Download(args) => download::run(context, args).await,
         Command::Audit(args) => audit::run(context, &args).await,
         Command::Completions(args) => generate::completions(context, &args),
