@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Gateway,
-    download::{Stored, StoredError},
+    download::{ChainError, Stored, StoredError, Tag},
 };
 
 /// Against what a batch is audited.
@@ -77,6 +77,9 @@ pub enum AuditError {
     /// The gateway did not answer, or said no.
     #[error(transparent)]
     Gateway(#[from] Error),
+    /// The gateway answered with another batch.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// There is no such batch.
     #[error("the gateway has no batch {tag} on or after {date}")]
     NoBatch {
@@ -190,13 +193,19 @@ impl Auditor {
         tag: &str,
     ) -> Result<Report, AuditError> {
         let no_batch = || AuditError::NoBatch { tag: tag.to_owned(), date };
+        let asked = Tag::new(tag).map_err(|_| no_batch())?;
         let download =
             gateway.download(date, Some(tag), crate::Format::Protobuf).await?.ok_or_else(no_batch)?;
+        let answered = Tag::new(&download.batch_tag)?;
+        if !asked.may_be(&answered) {
+            let answered = download.batch_tag;
+            return Err(ChainError::OtherBatch { asked: tag.to_owned(), answered }.into());
+        }
         let answer = gateway.ask_audit(date, tag).await?;
         let uploads = answer.entries().map_err(|e| Error::Unexpected(e.to_string()))?;
         let audited = Audited {
             batch_tag: download.batch_tag,
-            date,
+            date: asked.date().unwrap_or(date),
             country: self.country,
             withdrawn_uploads: answer.withdrawn,
             uploads,

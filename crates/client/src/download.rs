@@ -43,8 +43,9 @@ use tokio::{sync::Notify, time};
 
 use crate::{Gateway, audit::Auditor, state::Lock, upload::Retry};
 use cursor::Cursor;
-use order::Tag;
 use target::Open;
+
+pub(crate) use order::Tag;
 
 pub use error::DownloadError;
 pub use order::ChainError;

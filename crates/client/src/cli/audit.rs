@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::NaiveDate;
 use clap::Args;
+use serde_json::json;
 
 use super::{
     Context, Outcome,
@@ -20,7 +21,7 @@ use crate::{
     after_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\nExit code 3 when something does not verify.",
     after_long_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\n\
         The batch and its audit are fetched from the gateway; with --stored, what `efgs download` has stored is audited again without the gateway. The uploads stand in the order of their keys; `operator` says whether the trust anchor vouches for the uploader's and the signer's certificate, as of the time of the upload. Of the country's own uploads, whose keys are not in its downloads, only the certificates are checked.\n\n\
-        Exit codes: 0 everything verifies; 1 it failed; 3 something does not verify; 5 not now, run it again."
+        Exit codes: 0 everything verifies; 1 it failed, or a stored batch cannot be read (the others are audited all the same); 3 something does not verify; 5 not now, run it again."
 )]
 pub(super) struct AuditArgs {
     /// The day of the batch, or an earlier one
@@ -43,18 +44,41 @@ pub(super) async fn run(context: &Context, args: &AuditArgs) -> Outcome {
     }
     let mut exit = Exit::Done;
     for path in &args.stored {
-        for batch in batches(path).map_err(failure)? {
-            let report = auditor.audit_stored(&batch).map_err(failure)?;
-            if show(context, &report)? == Exit::Unverified {
-                exit = Exit::Unverified;
+        for batch in batches(path)? {
+            match auditor.audit_stored(&batch) {
+                Ok(report) if show(context, &report)? == Exit::Unverified => exit = Exit::Unverified,
+                Ok(_) => {}
+                Err(error) => {
+                    unreadable(context, &batch, &error)?;
+                    if exit == Exit::Done {
+                        exit = Exit::Failed;
+                    }
+                }
             }
         }
     }
     Ok(exit)
 }
 
-fn batches(path: &Path) -> Result<Vec<Stored>, AuditError> {
-    Ok(if path.is_dir() { Stored::batches(path)? } else { vec![Stored::open(path)?] })
+fn batches(path: &Path) -> Result<Vec<Stored>, Failure> {
+    let read =
+        if path.is_dir() { Stored::batches(path) } else { Stored::open(path).map(|batch| vec![batch]) };
+    let batches = read.map_err(|error| failure(error.into()))?;
+    if batches.is_empty() {
+        let text = format!("there is no batch in {}: is it a folder of `efgs download`?", path.display());
+        return Err(Failure::new(Exit::Failed, text));
+    }
+    Ok(batches)
+}
+
+/// Tells of a batch that cannot be audited; the others still are.
+fn unreadable(context: &Context, batch: &Stored, error: &AuditError) -> Outcome {
+    context.console.fail(error);
+    if !context.console.wants_json() {
+        return Ok(Exit::Failed);
+    }
+    let json = json!({"batchTag": batch.batch_tag, "date": batch.date, "error": error.to_string()});
+    context.console.json(&json)
 }
 
 fn show(context: &Context, report: &Report) -> Outcome {
@@ -64,6 +88,7 @@ fn show(context: &Context, report: &Report) -> Outcome {
 
 fn failure(error: AuditError) -> Failure {
     let exit = match &error {
+        AuditError::Chain(_) => Exit::Unverified,
         AuditError::Gateway(error) if error.is_temporary() => Exit::Later,
         _ => Exit::Failed,
     };

@@ -31,6 +31,19 @@ pub enum ChainError {
         /// The one that it must be greater than.
         after: String,
     },
+    /// A name that tells a day to come.
+    #[error(
+        "the gateway names a batch {tag} of {date}, but this machine's clock says that it is {today}: is the \
+         clock right?"
+    )]
+    Future {
+        /// The name.
+        tag: String,
+        /// Its day.
+        date: NaiveDate,
+        /// The day of this machine's clock.
+        today: NaiveDate,
+    },
     /// A name that was there before.
     #[error("the chain is a loop: the gateway names {tag} as a batch that follows, but it was there before")]
     Loop {
@@ -73,7 +86,7 @@ pub enum ChainError {
 /// A batch's name, which is safe in a file name and in a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Tag(String);
+pub(crate) struct Tag(String);
 
 impl TryFrom<String> for Tag {
     type Error = ChainError;
@@ -84,7 +97,7 @@ impl TryFrom<String> for Tag {
 }
 
 impl Tag {
-    pub(super) fn new(text: &str) -> Result<Self, ChainError> {
+    pub(crate) fn new(text: &str) -> Result<Self, ChainError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_+=~".contains(&byte);
         if (1..=LONGEST).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
@@ -98,15 +111,26 @@ impl Tag {
     }
 
     /// The day on which the batch was formed, if the name tells.
-    pub(super) fn date(&self) -> Option<NaiveDate> {
+    pub(crate) fn date(&self) -> Option<NaiveDate> {
         match self.0.parse().ok()? {
             BatchTag::ObjectId(id) => Some(id.timestamp().date_naive()),
             BatchTag::DayName(name) => Some(name.day),
         }
     }
 
+    /// Refuses a name of a day to come: once it was passed, no batch could follow it until then. One day is
+    /// left for clocks and time zones.
+    pub(super) fn check_day(&self, today: NaiveDate) -> Result<(), ChainError> {
+        match self.date() {
+            Some(date) if date > today.succ_opt().unwrap_or(today) => {
+                Err(ChainError::Future { tag: self.0.clone(), date, today })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether `answered` can be the same batch: names of different forms may be.
-    pub(super) fn may_be(&self, answered: &Self) -> bool {
+    pub(crate) fn may_be(&self, answered: &Self) -> bool {
         match (self.0.parse(), answered.0.parse()) {
             (Ok(BatchTag::ObjectId(_)), Ok(BatchTag::DayName(_)))
             | (Ok(BatchTag::DayName(_)), Ok(BatchTag::ObjectId(_))) => true,

@@ -164,7 +164,7 @@ impl Downloader {
             if tag.date().is_none() && cursor.passed.check(&tag).is_err() {
                 continue;
             }
-            let (tag, next) = check(&head, None, cursor)?;
+            let (tag, next) = check(&head, None, cursor, today)?;
             let date = tag.date().unwrap_or(day);
             if date < day {
                 let answered = tag.as_str().to_owned();
@@ -193,7 +193,10 @@ impl Downloader {
             return Err(other_batch(&last.tag, &answered).into());
         }
         let next = head.next_batch_tag.as_deref().map(Tag::new).transpose()?;
-        next.as_ref().map_or(Ok(()), |next| cursor.passed.check(next))?;
+        if let Some(next) = &next {
+            next.check_day(self.today())?;
+            cursor.passed.check(next)?;
+        }
         if head.etag != last.etag {
             // The batch has lost an upload since. What matters here is the link.
             let expected = last.tag.clone();
@@ -215,7 +218,7 @@ impl Downloader {
         let cursor = self.with_place(|place| Ok(place.cursor.clone())).await?;
         match self.ask(date, Some(tag)).await {
             Ok(Some((head, body))) => {
-                let (tag, next) = check(&head, Some(tag), &cursor)?;
+                let (tag, next) = check(&head, Some(tag), &cursor, self.today())?;
                 Ok(Known::Here(Found { tag, date, etag: head.etag, next, body }))
             }
             Ok(None) => self.unknown(tag, date),
@@ -359,16 +362,23 @@ impl Downloader {
 }
 
 /// Whether the gateway may answer so: the batch that was asked for, after all before it, and before the next.
-fn check(head: &Head, asked: Option<&Tag>, cursor: &Cursor) -> Result<(Tag, Option<Tag>), ChainError> {
+fn check(
+    head: &Head,
+    asked: Option<&Tag>,
+    cursor: &Cursor,
+    today: NaiveDate,
+) -> Result<(Tag, Option<Tag>), ChainError> {
     let tag = Tag::new(&head.batch_tag)?;
     if let Some(asked) = asked
         && !asked.may_be(&tag)
     {
         return Err(other_batch(asked, &tag));
     }
+    tag.check_day(today)?;
     cursor.passed.check(&tag)?;
     let Some(next) = &head.next_batch_tag else { return Ok((tag, None)) };
     let next = Tag::new(next)?;
+    next.check_day(today)?;
     let mut passed = cursor.passed.clone();
     passed.pass(&tag, cursor.last.as_ref().map_or_else(NaiveDate::default, |last| last.date));
     passed.check(&next)?;

@@ -50,6 +50,16 @@ async fn what_is_wrong_is_told_upload_by_upload() {
 }
 
 #[tokio::test]
+async fn the_audit_is_of_the_batch_that_was_asked_for() {
+    let scene = Scene::new();
+    assert_eq!(online(&scene, "20261123-1").await.unwrap().date, day("2026-11-23"), "its own day");
+    scene.script.lock().unwrap().misname = Some(("20261122-2".into(), "20261122-1".into()));
+    let error = online(&scene, "20261122-2").await.unwrap_err();
+    assert!(error.to_string().contains("asked for batch 20261122-2 and answered with 20261122-1"), "{error}");
+    assert!(matches!(online(&scene, "../x").await, Err(AuditError::NoBatch { .. })));
+}
+
+#[tokio::test]
 async fn a_stored_batch_is_audited_without_the_gateway() {
     let scene = Scene::new();
     all(&mut scene.open()).await;
