@@ -5,7 +5,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::Arc,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     unbuffered::{ConnectionState, UnbufferedStatus},
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 
@@ -85,7 +86,15 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects to a port of this machine; returns when the handshake is over.
     pub(crate) fn open(port: u16, config: &Arc<ClientConfig>) -> Outcome<Self> {
-        let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Self::open_from(Ipv4Addr::LOCALHOST, port, config)
+    }
+
+    /// The same from another address of this machine.
+    pub(crate) fn open_from(source: Ipv4Addr, port: u16, config: &Arc<ClientConfig>) -> Outcome<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+        let tcp = TcpStream::from(socket);
         tcp.set_nodelay(true)?;
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;
@@ -99,6 +108,11 @@ impl Connection {
     /// Whether the handshake resumed an earlier session.
     pub(crate) fn was_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Sends bytes without waiting for an answer.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Outcome {
+        self.drive(bytes)
     }
 
     /// Sends a request and reads the answer, whose body goes piece by piece to `body`.

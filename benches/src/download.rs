@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub(crate) const PROTOBUF: &str = "application/protobuf; version=1.0";
-const JSON: &str = "application/json; version=1.0";
+pub(crate) const JSON: &str = "application/json; version=1.0";
 /// Full batches to serve.
 const BATCHES: usize = 24;
 /// Uploads in a batch, each of another country.
@@ -76,7 +76,7 @@ pub(crate) async fn measure(
 }
 
 /// Uploads batches of several countries.
-async fn fill(site: &Site, gateway: &Gateway) -> Outcome {
+pub(crate) async fn fill(site: &Site, gateway: &Gateway) -> Outcome {
     // The batching job's first turn forms a batch of whatever waits, full or not: let it find nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut open = Vec::new();
@@ -93,7 +93,7 @@ async fn fill(site: &Site, gateway: &Gateway) -> Outcome {
 }
 
 /// The names of all batches, once they are formed. Nothing is read: each answer is 304.
-async fn chain(site: &Site, gateway: &Gateway, day: NaiveDate) -> Outcome<Vec<String>> {
+pub(crate) async fn chain(site: &Site, gateway: &Gateway, day: NaiveDate) -> Outcome<Vec<String>> {
     let mut connection = Connection::open(gateway.port, &site.reader(true)?)?;
     let patience = Instant::now() + PATIENCE;
     loop {
@@ -318,7 +318,7 @@ fn expect(status: u16, head: &Head) -> Outcome {
     if head.status() == status { Ok(()) } else { Err(format!("unexpected answer: {head:?}").into()) }
 }
 
-fn download(day: NaiveDate, tag: &str, accept: &str) -> Vec<u8> {
+pub(crate) fn download(day: NaiveDate, tag: &str, accept: &str) -> Vec<u8> {
     get(&format!("{}/{day}", wire::DOWNLOAD_PATH), &[("Accept", accept), (wire::BATCH_TAG, tag)])
 }
 

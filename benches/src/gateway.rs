@@ -23,6 +23,10 @@ use crate::{
 /// The repository's root.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
+/// What is measured is how fast the gateway is, not how much it lets one country have.
+const UNLIMITED: &str = "[limits]\nrequests_per_second = 1000000\nburst = 1000000\nhandshakes_per_second = 1000000\n\
+                         bytes_per_day = \"1TB\"\nkeys_per_day = 1000000000\n";
+
 /// Builds the gateway of this repository as it is released.
 pub(crate) fn build() -> Outcome<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -80,16 +84,18 @@ impl Site {
         Ok(site)
     }
 
-    /// Writes a configuration with the gateway's defaults and, at its end, `more`.
+    /// Writes a configuration with the gateway's defaults and, at its end, `more`. The limits are wide unless
+    /// `more` has its own.
     fn config(&self, name: &str, schema: &Schema, more: &str) -> Outcome<String> {
         let path = self.folder.path().join(name);
+        let unlimited = if more.contains("[limits]") { "" } else { UNLIMITED };
         let tls_ca = schema.tls_ca.as_ref().map(|ca| format!("tls_ca = {ca:?}\n")).unwrap_or_default();
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n\
              [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
              [database]\nurl = \"{}\"\n{tls_ca}\
              [trust]\nanchor = \"trust-anchor.pem\"\n\
-             [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n{more}",
+             [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n{unlimited}{more}",
             schema.url
         );
         fs::write(&path, text)?;

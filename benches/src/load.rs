@@ -101,6 +101,12 @@ pub(crate) struct Figures {
     pub(crate) memory: Memory,
 }
 
+/// The latency that this share of the requests kept to, in milliseconds.
+pub(crate) fn percentile_ms(latencies: &mut [f64], share: f64) -> f64 {
+    latencies.sort_unstable_by(f64::total_cmp);
+    latencies.get((latencies.len().saturating_sub(1) as f64 * share) as usize).map_or(f64::NAN, |it| it * 1e3)
+}
+
 impl Side {
     pub(crate) fn new(processes: Processes) -> Self {
         Self { processes, rounds: Vec::new() }
@@ -123,8 +129,6 @@ impl Side {
     pub(crate) fn figures(&self) -> Figures {
         let mut latencies: Vec<f64> =
             self.counted().iter().flat_map(|round| round.latencies.iter().copied()).collect();
-        latencies.sort_unstable_by(f64::total_cmp);
-        let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] * 1e3;
         let seconds: f64 = self.counted().iter().map(|round| round.seconds).sum();
         let requests = latencies.len();
         let cpu_ms = [0, 1]
@@ -132,8 +136,8 @@ impl Side {
         Figures {
             requests,
             requests_per_second: requests as f64 / seconds,
-            p50_ms: at(0.5),
-            p99_ms: at(0.99),
+            p50_ms: percentile_ms(&mut latencies, 0.5),
+            p99_ms: percentile_ms(&mut latencies, 0.99),
             server_cpu_ms: cpu_ms[0],
             database_cpu_ms: self.processes.database.map(|_| cpu_ms[1]),
             memory: Memory::of(self.processes.server),

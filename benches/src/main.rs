@@ -10,6 +10,7 @@ mod bare;
 mod connection;
 mod database;
 mod download;
+mod flood;
 mod gateway;
 mod journal;
 mod load;
@@ -61,6 +62,8 @@ enum Part {
     Audit,
     /// Uploads with a journal, and filling an empty database from it
     Journal,
+    /// One country floods, another one downloads
+    Flood,
 }
 
 fn main() -> ExitCode {
@@ -116,6 +119,9 @@ async fn run(args: &Args) -> Outcome {
     }
     if wanted(Part::Journal) {
         journal::measure(&program, first, seconds, args.journal_keys, &mut report).await?;
+    }
+    if wanted(Part::Flood) {
+        flood::measure(&program, first, seconds, &mut report).await?;
     }
     println!("{report}");
     if let Some(path) = &args.json {

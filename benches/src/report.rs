@@ -14,7 +14,27 @@ use crate::{
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     measurements: Vec<Line>,
+    floods: Vec<FloodLine>,
     memory: Vec<MemoryLine>,
+}
+
+/// What another country notices of a flood.
+#[derive(Debug, Serialize)]
+pub(crate) struct FloodLine {
+    pub(crate) name: String,
+    pub(crate) quiet: Latency,
+    pub(crate) flooded: Latency,
+    /// Requests, or handshakes, of the flood that were served, and others.
+    pub(crate) served: usize,
+    pub(crate) refused: usize,
+}
+
+/// How long requests took.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) requests: usize,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
 }
 
 /// One measurement, and what it is compared with.
@@ -76,6 +96,14 @@ impl Report {
         self.measurements.push(line);
     }
 
+    pub(crate) fn flood(&mut self, line: FloodLine) {
+        self.progress(format!(
+            "{}: p99 {:.1} ms, quiet {:.1} ms",
+            line.name, line.flooded.p99_ms, line.quiet.p99_ms
+        ));
+        self.floods.push(line);
+    }
+
     pub(crate) fn memory(&mut self, when: String, memory: Memory) {
         self.memory.push(MemoryLine { when, memory });
     }
@@ -92,6 +120,31 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.floods.is_empty() {
+            writeln!(
+                f,
+                "{:<50} {:>8} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8}",
+                "another country, while one floods with",
+                "requests",
+                "p50 ms",
+                "p99 ms",
+                "quiet p50",
+                "quiet p99",
+                "served",
+                "refused"
+            )?;
+        }
+        for FloodLine { name, quiet, flooded, served, refused } in &self.floods {
+            writeln!(
+                f,
+                "{name:<50} {:>8} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {served:>8} {refused:>8}",
+                flooded.requests, flooded.p50_ms, flooded.p99_ms, quiet.p50_ms, quiet.p99_ms
+            )?;
+        }
+        if self.measurements.is_empty() {
+            writeln!(f)?;
+            return self.memory_table(f);
+        }
         writeln!(
             f,
             "{:<44} {:>4} {:>10} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>6}",
@@ -119,6 +172,12 @@ impl fmt::Display for Report {
             f,
             "\nServer CPU and database: processor time per request, in ms, of the gateway (nginx, or the program\nthat inserts) and of the database server. Ratio: gateway to baseline, median of neighbouring rounds.\n"
         )?;
+        self.memory_table(f)
+    }
+}
+
+impl Report {
+    fn memory_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<60} {:>9} {:>9}", "memory of the gateway", "now", "peak")?;
         for MemoryLine { when, memory } in &self.memory {
             writeln!(f, "{when:<60} {:>9} {:>9}", mebibytes(memory.resident), mebibytes(memory.peak))?;
