@@ -127,11 +127,8 @@ impl Store {
     pub async fn try_log(&self, instance: &str) -> Result<(), StoreError> {
         let record = Record::new(instance, 0, ORIGIN, Entry::default());
         let mut delete =
-            Literals::new(self.backend(), "DELETE FROM access_log WHERE (sequence, instance) = ");
-        delete.open_row();
-        delete.integer(record.sequence);
+            Literals::new(self.backend(), "DELETE FROM access_log WHERE sequence = 0 AND instance = ");
         delete.text(instance);
-        delete.close_row();
         let sql = [insert(self.backend(), &[record]), delete.into_text()];
         self.repeat("try the access log", || self.all_or_nothing(&sql)).await
     }

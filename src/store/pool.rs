@@ -7,7 +7,7 @@ use super::{Store, bulk::Bulk};
 /// One pool of connections to the database, now.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolState {
-    /// `control` (sea-orm), or `bulk` (mysql_async).
+    /// `control` (sea-orm), `bulk` or `log` (mysql_async).
     pub name: &'static str,
     /// Connections that are used.
     pub busy: usize,
@@ -18,7 +18,7 @@ pub struct PoolState {
 }
 
 impl Store {
-    /// The pools: one on SQLite, two on MySQL and MariaDB.
+    /// The pools: one on SQLite, three on MySQL and MariaDB.
     pub fn pools(&self) -> Vec<PoolState> {
         let (size, idle, max) = match &self.bulk {
             Bulk::Sqlite => {
@@ -32,11 +32,12 @@ impl Store {
         };
         let (size, max) = (size as usize, max as usize);
         let mut pools = vec![PoolState { name: "control", busy: size.saturating_sub(idle), idle, max }];
-        if let Bulk::MySql { pool, max } = &self.bulk {
+        for (name, pool) in [("bulk", &self.bulk), ("log", &self.log)] {
+            let Bulk::MySql { pool, max } = pool else { continue };
             let metrics = pool.metrics();
             let size = metrics.connection_count.load(Ordering::Relaxed);
             let idle = metrics.connections_in_pool.load(Ordering::Relaxed);
-            pools.push(PoolState { name: "bulk", busy: size.saturating_sub(idle), idle, max: *max });
+            pools.push(PoolState { name, busy: size.saturating_sub(idle), idle, max: *max });
         }
         pools
     }
