@@ -60,8 +60,8 @@ const MYSQL: &[&str] = &[
         signature VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NULL,
         KEY access_log_head_instance (instance, sequence)
     ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
-    // Totals of a day (UTC). Each instance has rows of its own, so that instances never wait for each other's
-    // locks; a report adds them up. The country '--' stands for callers who were not let in.
+    // Totals of a day (UTC). Each instance has rows of its own, and so has the batching, which one instance does
+    // at a time, so that nobody waits for another's locks; a report adds them up. The country '--' stands for callers who were not let in.
     "CREATE TABLE IF NOT EXISTS statistic (
         day DATE NOT NULL,
         country CHAR(2) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
@@ -72,6 +72,7 @@ const MYSQL: &[&str] = &[
         upload_bytes BIGINT NOT NULL DEFAULT 0,
         withdrawals BIGINT NOT NULL DEFAULT 0,
         withdrawn_keys BIGINT NOT NULL DEFAULT 0,
+        batches BIGINT NOT NULL DEFAULT 0,
         downloads BIGINT NOT NULL DEFAULT 0,
         unchanged BIGINT NOT NULL DEFAULT 0,
         download_keys BIGINT NOT NULL DEFAULT 0,
@@ -135,6 +136,7 @@ const SQLITE: &[&str] = &[
         upload_bytes INTEGER NOT NULL DEFAULT 0,
         withdrawals INTEGER NOT NULL DEFAULT 0,
         withdrawn_keys INTEGER NOT NULL DEFAULT 0,
+        batches INTEGER NOT NULL DEFAULT 0,
         downloads INTEGER NOT NULL DEFAULT 0,
         unchanged INTEGER NOT NULL DEFAULT 0,
         download_keys INTEGER NOT NULL DEFAULT 0,

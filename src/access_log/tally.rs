@@ -24,6 +24,8 @@ pub struct Tally {
     pub withdrawals: u64,
     /// Keys in them.
     pub withdrawn_keys: u64,
+    /// Batches that were formed on the day and have keys of the country.
+    pub batches: u64,
     /// Batches that were sent to the country.
     pub downloads: u64,
     /// Answers that it has the batch already (304).
@@ -50,7 +52,7 @@ pub struct Tally {
 
 impl Tally {
     /// The counters with their names in the database.
-    pub fn counters(&mut self) -> [(&'static str, &mut u64); 15] {
+    pub fn counters(&mut self) -> [(&'static str, &mut u64); 16] {
         [
             ("requests", &mut self.requests),
             ("uploads", &mut self.uploads),
@@ -58,6 +60,7 @@ impl Tally {
             ("upload_bytes", &mut self.upload_bytes),
             ("withdrawals", &mut self.withdrawals),
             ("withdrawn_keys", &mut self.withdrawn_keys),
+            ("batches", &mut self.batches),
             ("downloads", &mut self.downloads),
             ("unchanged", &mut self.unchanged),
             ("download_keys", &mut self.download_keys),

@@ -95,11 +95,23 @@ fn csv(rows: &mut [(NaiveDate, String, Tally)]) -> Outcome {
 }
 
 fn table(rows: &[(NaiveDate, String, Tally)]) -> Outcome {
-    let line = |day: &str, country: &str, cells: [String; 11]| {
-        let [uploads, keys, taken_back, downloads, unchanged, got, bytes, audits, calls, failed, errors] =
-            cells;
+    let line = |day: &str, country: &str, cells: [String; 12]| {
+        let [
+            uploads,
+            keys,
+            taken_back,
+            batches,
+            downloads,
+            unchanged,
+            got,
+            bytes,
+            audits,
+            calls,
+            failed,
+            errors,
+        ] = cells;
         say(format!(
-            "{day:<10} {country:<3} {uploads:>8} {keys:>10} {taken_back:>9} {downloads:>9} {unchanged:>9} {got:>10} \
+            "{day:<10} {country:<3} {uploads:>8} {keys:>10} {taken_back:>9} {batches:>7} {downloads:>9} {unchanged:>9} {got:>10} \
              {bytes:>13} {audits:>6} {calls:>9} {failed:>6}  {errors}"
         ))
     };
@@ -107,6 +119,7 @@ fn table(rows: &[(NaiveDate, String, Tally)]) -> Outcome {
         "UPLOADS",
         "KEYS IN",
         "WITHDRAWN",
+        "BATCHES",
         "DOWNLOADS",
         "UNCHANGED",
         "KEYS OUT",
@@ -122,6 +135,7 @@ fn table(rows: &[(NaiveDate, String, Tally)]) -> Outcome {
             tally.uploads.to_string(),
             tally.upload_keys.to_string(),
             tally.withdrawals.to_string(),
+            tally.batches.to_string(),
             tally.downloads.to_string(),
             tally.unchanged.to_string(),
             tally.download_keys.to_string(),

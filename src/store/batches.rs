@@ -225,6 +225,8 @@ impl Store {
                 tx.execute_raw(pending).await?;
             }
             self.queue_notifications(&tx, id).await?;
+            let countries = uploads.iter().map(|upload| upload.country);
+            tx.execute_unprepared(&self.count_batch(day, countries)).await?;
             tx.commit().await?;
             Ok(Some(BatchRecord {
                 id,

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
+use efgs_protocol::country::Country;
 use sea_orm::{ConnectionTrait, DatabaseBackend, Value};
 
 use super::{Store, StoreError, callback_queue::Counted, error::Failure, sql::Literals};
 use crate::access_log::{Entry, Tally, tallies};
+
+/// Instead of an instance: batches are formed by one at a time.
+const BATCHING: &str = "batching";
 
 /// When a country was last served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +74,13 @@ impl Store {
         let tally = Tally { callbacks_delivered: one, callbacks_failed: 1 - one, ..Tally::default() };
         let row = (call.at.date_naive(), call.country.to_string());
         add(self.backend(), call.instance, BTreeMap::from([(row, tally)]))
+    }
+
+    /// Statement that counts a batch for the countries that have keys in it.
+    pub(super) fn count_batch(&self, day: NaiveDate, countries: impl IntoIterator<Item = Country>) -> String {
+        let tally = || Tally { batches: 1, ..Tally::default() };
+        let rows = countries.into_iter().map(|country| ((day, country.to_string()), tally())).collect();
+        add(self.backend(), BATCHING, rows)
     }
 
     /// The totals of every country and day from `from` to `to`, both included, over all instances.

@@ -276,7 +276,7 @@ async fn the_totals_are_the_sum_of_the_log(case: &Case) {
     let day = today.to_string();
     let output = run(case, &["report", "--from", &day, "--to", &day, "--country", "DE", "--json"]);
     let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_says(&rows[0], json!({"country": "DE", "withdrawals": 1, "withdrawnKeys": 3}));
+    assert_says(&rows[0], json!({"country": "DE", "withdrawals": 1, "withdrawnKeys": 3, "batches": 1}));
     let text =
         String::from_utf8(run(case, &["report", "--from", &day, "--to", &day, "--csv"]).stdout).unwrap();
     assert!(
@@ -313,6 +313,14 @@ async fn assert_totals(case: &Case) {
             );
             assert_eq!(case.db.number(&total).await, 0, "{column} of {country}");
         }
+    }
+    // Batches are not in the log.
+    for country in ["DE", "NL", "IT", "IE"] {
+        let of = |sql: &str| format!("{sql} WHERE country = '{country}'");
+        let counted =
+            case.db.number(&of("SELECT CAST(COALESCE(SUM(batches), 0) AS SIGNED) FROM statistic")).await;
+        let formed = case.db.number(&of("SELECT COUNT(DISTINCT batch_id) FROM upload")).await;
+        assert_eq!(counted, formed, "batches of {country}");
     }
 }
 

@@ -21,10 +21,10 @@ flock 9 # two runs at once: the second one waits and finds everything there
 
 root=()
 if [ "$(id -u)" != 0 ]; then root=(sudo); fi
-if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-db && command -v openssl; } >/dev/null; then
+if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-db && command -v mariadb-dump && command -v openssl; } >/dev/null; then
   "${root[@]}" apt-get -qq update
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq install -y --no-install-recommends mariadb-server-core mariadb-client-core openssl >/dev/null
+    apt-get -qq install -y --no-install-recommends mariadb-server-core mariadb-client-core mariadb-client openssl >/dev/null
 fi
 
 tried=()

@@ -47,6 +47,9 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Outcome {
         }
         Err(error) => return Err(format!("cannot write {}: {error}", path.display()).into()),
     }
+    if context.console.wants_json() {
+        return context.console.json(&serde_json::json!({ "profile": path }));
+    }
     context.console.note(format_args!(
         "written to {}; put the files that it names beside it, then: efgs doctor",
         path.display()

@@ -130,9 +130,13 @@ impl Console {
         self.note(format_args!("warning: {line}"));
     }
 
-    /// Why the command failed.
+    /// Why the command failed; on standard error also as JSON, so that a result is never mistaken for it.
     pub(super) fn fail(&self, error: &dyn Error) {
-        to_stderr(format_args!("efgs: {error}"));
+        if self.json {
+            to_stderr(serde_json::json!({ "error": clean(&error.to_string()) }));
+        } else {
+            to_stderr(format_args!("efgs: {error}"));
+        }
     }
 
     /// A progress bar that counts `unit` (such as `keys`) up to `total`, or without a total. It is drawn on a
