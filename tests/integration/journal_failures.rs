@@ -382,8 +382,11 @@ async fn kill_9_loses_nothing_that_was_acknowledged_from_the_journal(case: &Case
         let uploading = all_at_once(
             clients.iter().zip(&names).map(|(client, name)| upload_until_error(client, name, now())),
         );
+        let before = case.db.counts().await[0];
         let killing = async {
-            tokio::time::sleep(Duration::from_millis(rand::random_range(200..700))).await;
+            // Each of the four waits for its answer before it sends again: at least two were answered.
+            until("six uploads", async || (case.db.counts().await[0] >= before + 6).then_some(())).await;
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..500))).await;
             process.kill();
         };
         let (sent, ()) = futures_util::future::join(uploading, killing).await;
