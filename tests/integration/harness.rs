@@ -355,7 +355,8 @@ impl Running {
 
 /// Asks again and again until there is an answer; fails when that takes too long.
 pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    // Longer than the lease of a holder that could not give it back, because the database was away.
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = ask().await {
             return answer;
