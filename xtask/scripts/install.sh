@@ -6,6 +6,7 @@
 #   - nginx with its JavaScript module, HAProxy and Prometheus, in the same way, for the tests of deploy/; their services are
 #     switched off;
 #   - Chromium with its driver and a font, in the same way, for the tests of the operator's page;
+#   - protoc, zip and unzip, which make and read the export files in the tests of the national backend;
 #   - MySQL 9.7, server and client, from Debian's unstable suite, unpacked with all its libraries into a private FOLDER.
 #     The system's own packages stay as they are. The folder is the cache: a second run returns at once.
 #
@@ -28,7 +29,7 @@ if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-d
 fi
 
 tried=()
-for package in nginx libnginx-mod-http-js haproxy prometheus; do
+for package in nginx libnginx-mod-http-js haproxy prometheus protobuf-compiler unzip zip; do
   dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || tried+=("$package")
 done
 if [ ${#tried[@]} -gt 0 ]; then
