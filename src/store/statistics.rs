@@ -6,7 +6,12 @@ use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::country::Country;
 use sea_orm::{ConnectionTrait, DatabaseBackend, Value};
 
-use super::{Store, StoreError, callback_queue::Counted, error::Failure, sql::Literals};
+use super::{
+    Store, StoreError,
+    callback_queue::Counted,
+    error::Failure,
+    sql::{self, Literals},
+};
 use crate::access_log::{Entry, Tally, tallies};
 
 /// Instead of an instance: batches are formed by one at a time.
@@ -91,7 +96,7 @@ impl Store {
         country: Option<&str>,
     ) -> Result<BTreeMap<(NaiveDate, String), Tally>, StoreError> {
         self.repeat("statistics", || async {
-            let integer = if self.backend() == DatabaseBackend::Sqlite { "INTEGER" } else { "SIGNED" };
+            let integer = sql::integer(self.backend());
             let sums = Tally::default()
                 .counters()
                 .map(|(name, _)| format!("CAST(SUM({name}) AS {integer}) AS {name}"));
