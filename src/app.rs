@@ -33,7 +33,7 @@ use crate::{
     reload::Reload,
     rotation::{self, RotationError},
     store::{Store, StoreError},
-    trust::{Caller, ExpiryWatch, TlsError, TlsSetup, Trust},
+    trust::{Caller, TlsError, TlsSetup, Trust},
 };
 
 /// What every feature shares.
@@ -70,7 +70,6 @@ pub struct App {
     pub health: Health,
     /// What the operator sees.
     pub overview: overview::Cache,
-    watch: ExpiryWatch,
     /// What countries may take of this instance.
     pub limits: Arc<Limits>,
     metrics: Option<PrometheusHandle>,
@@ -167,7 +166,6 @@ impl App {
             wake_callbacks: Notify::new(),
             overview: overview::Cache::default(),
             health: Health::new(clock.clone(), config.database.timeout),
-            watch: ExpiryWatch::default(),
             limits: Limits::new(&config, storing, reading),
             runtime: Handle::current(),
             store,
@@ -217,13 +215,6 @@ impl App {
         let app = self.clone();
         self.clone().background(async move { app.chain.refresh().await }).await??;
         Ok(self.chain.look(date, tag, end)?)
-    }
-
-    /// Looks at the ends of all certificates.
-    pub(crate) fn look_at_certificates(&self) {
-        if let Ok(registry) = self.trust.registry() {
-            self.health.set_certificates(self.watch.look(&registry, &self.config, self.clock.now()));
-        }
     }
 
     /// Metrics in the text format of Prometheus.
@@ -289,7 +280,7 @@ impl Gateway {
             tokio::spawn(expiry::run(app.clone(), shutdown.clone())),
             tokio::spawn(access_log::run(app.clone(), shutdown.clone())),
             tokio::spawn(access_log::run_retention(app.clone(), shutdown.clone())),
-            tokio::spawn(watch_certificates(app.clone(), shutdown.clone())),
+            tokio::spawn(watch_certificates(reload.clone(), shutdown.clone())),
             tokio::spawn(callback::run(app.clone(), shutdown.clone())),
             tokio::spawn(overview::run(app.clone(), shutdown.clone())),
             tokio::spawn(reload.clone().watch(shutdown.clone())),
@@ -349,13 +340,13 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
     jobs::repeat(watch, app.trust.pace(), shutdown, std::future::pending, load).await;
 }
 
-async fn watch_certificates(app: Arc<App>, shutdown: Shutdown) {
+async fn watch_certificates(reload: Arc<Reload>, shutdown: Shutdown) {
     const PACE: Duration = Duration::from_secs(60);
     let look = || async {
-        app.look_at_certificates();
+        reload.look_at_certificates();
         Ok::<(), StoreError>(())
     };
-    let watch = app.health.watch("certificates", PACE);
+    let watch = reload.app().health.watch("certificates", PACE);
     jobs::repeat(watch, PACE, shutdown, std::future::pending, look).await;
 }
 

@@ -4,6 +4,7 @@
 //! Progress is measured by the monotonic clock, so that setting the machine's clock makes no job look stuck.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use chrono::{DateTime, Utc};
 use efgs_protocol::{certificate::Thumbprint, country::Country};
 use tokio::time::Instant;
 
-use crate::{app::App, clock::Clock, trust};
+use crate::{app::App, clock::Clock, store::LEASE_TERM, trust};
 
 /// After so many of its intervals a job without progress makes the gateway unready.
 const INTERVALS: u32 = 3;
@@ -30,6 +31,7 @@ pub struct Health {
     jobs: Mutex<Vec<JobWatch>>,
     certificates: RwLock<Arc<[WatchedCertificate]>>,
     waiting: RwLock<Waiting>,
+    refused: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// Keeps the record of one job; clones share it.
@@ -117,6 +119,7 @@ impl Health {
             jobs: Mutex::default(),
             certificates: RwLock::new([].into()),
             waiting: RwLock::default(),
+            refused: Mutex::default(),
         }
     }
 
@@ -162,6 +165,21 @@ impl Health {
         if let Ok(mut current) = self.certificates.write() {
             *current = all.into();
         }
+    }
+
+    /// New certificates or keys that could not be taken over, and why.
+    pub fn refused(&self) -> BTreeMap<&'static str, String> {
+        self.refused.lock().map(|all| all.clone()).unwrap_or_default()
+    }
+
+    /// Notes that something new was not taken over, or, with `None`, that it was; whether that is news.
+    pub fn set_refused(&self, what: &'static str, why: Option<String>) -> bool {
+        let Ok(mut all) = self.refused.lock() else { return true };
+        let before = match &why {
+            Some(why) => all.insert(what, why.clone()),
+            None => all.remove(what),
+        };
+        before != why
     }
 
     /// What waits for a batch.
@@ -214,7 +232,8 @@ impl JobWatch {
         let name = self.name;
         let stalled = if silent > self.patience * INTERVALS {
             Some(format!("the job {name} has made no progress for {}{cause}", short(silent)))
-        } else if overdue > self.patience * (INTERVALS - 1) {
+        } else if overdue > (self.patience * (INTERVALS - 1)).max(self.patience + LEASE_TERM) {
+            // An instance that dies at work leaves its lease behind, and the others have to wait for its end.
             let since = short(overdue);
             Some(format!("no instance has done the job {name}, which is overdue by {since}{cause}"))
         } else {
@@ -284,6 +303,9 @@ impl App {
             readiness.warnings.push(format!("uploads are refused: {error}"));
         }
         readiness.warnings.extend(self.journal.as_ref().and_then(|journal| journal.keeping()));
+        for (what, why) in self.health.refused() {
+            readiness.warnings.push(format!("{what} not taken over, the old stays in use: {why}"));
+        }
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();

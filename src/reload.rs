@@ -18,11 +18,15 @@ use crate::{
     encryption::Keyring,
     jobs::Shutdown,
     rotation::{self, RotationError},
-    trust::TlsSetup,
+    trust::{ExpiryWatch, TlsSetup},
 };
 
 /// How often the files of `[tls]` and `[callback]` are looked at.
 const PACE: Duration = Duration::from_secs(30);
+
+const TLS: &str = "the TLS certificate was";
+const CALLBACK: &str = "the certificate for callbacks was";
+const KEYS: &str = "the encryption keys were";
 
 /// What can be exchanged in a gateway that runs.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub struct Reload {
     tls: Option<(Tls, Arc<TlsSetup>)>,
     tls_files: FileWatch,
     callback_files: FileWatch,
+    expiry: ExpiryWatch,
 }
 
 impl Reload {
@@ -50,29 +55,48 @@ impl Reload {
             None => Vec::new(),
         };
         let (tls_files, callback_files) = (FileWatch::new(tls_files), FileWatch::new(callback_files));
-        Self { app, tls, tls_files, callback_files }
+        Self { app, tls, tls_files, callback_files, expiry: ExpiryWatch::default() }
+    }
+
+    pub(crate) fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Looks at the ends of all certificates.
+    pub fn look_at_certificates(&self) {
+        let Ok(registry) = self.app.trust.registry() else { return };
+        let in_use = [
+            ("TLS", self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
+            ("CALLBACK-CLIENT", self.app.guard.certificate()),
+        ];
+        let in_use: Vec<_> =
+            in_use.into_iter().filter_map(|(kind, certificate)| Some((kind, certificate?))).collect();
+        let now = self.app.clock.now();
+        self.app.health.set_certificates(self.expiry.look(&registry, &self.app.config, &in_use, now));
     }
 
     /// Reads the certificates, the encryption keys of `new` (other settings need a restart) and the registry.
     pub async fn all(&self, new: &Config) {
         self.tls();
         self.callback();
-        match self.keys(&new.encryption).await {
-            Ok(ids) => tracing::info!(?ids, "the encryption keys were read again"),
-            Err(error) => tracing::error!(%error, "the encryption keys stay as they were"),
+        let keys = self.keys(&new.encryption).await;
+        if let Ok(ids) = &keys {
+            tracing::info!(?ids, "the encryption keys were read again");
         }
+        self.note(KEYS, keys);
         if let Err(error) = self.app.trust.load(&self.app.store).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
         }
-        self.app.look_at_certificates();
+        self.look_at_certificates();
     }
 
-    /// Takes over certificates whose files have changed since they were last looked at.
+    /// Takes over certificates whose files have changed since they were last looked at, or could not be taken over then.
     pub fn changed_files(&self) {
-        if self.tls_files.changed() {
+        let refused = self.app.health.refused();
+        if self.tls_files.changed() || refused.contains_key(TLS) {
             self.tls();
         }
-        if self.callback_files.changed() {
+        if self.callback_files.changed() || refused.contains_key(CALLBACK) {
             self.callback();
         }
     }
@@ -91,19 +115,30 @@ impl Reload {
     }
 
     fn tls(&self) {
-        match self.tls.as_ref().map(|(files, tls)| tls.reload(files)) {
-            None => {}
-            Some(Ok(())) => tracing::info!("the TLS certificate was read again"),
-            Some(Err(error)) => tracing::error!(%error, "the TLS certificate stays as it was"),
+        let Some((files, tls)) = &self.tls else { return };
+        let read = tls.reload(files);
+        if read.is_ok() {
+            tracing::info!("the TLS certificate was read again");
         }
+        self.note(TLS, read);
     }
 
     fn callback(&self) {
-        let config = self.app.config.callback.as_ref();
-        match self.app.guard.reload(config) {
-            Ok(()) if config.is_none() => {}
-            Ok(()) => tracing::info!("the certificate for callbacks was read again"),
-            Err(error) => tracing::error!(%error, "the certificate for callbacks stays as it was"),
+        let Some(config) = &self.app.config.callback else { return };
+        let read = self.app.guard.reload(config);
+        if read.is_ok() {
+            tracing::info!("the certificate for callbacks was read again");
+        }
+        self.note(CALLBACK, read);
+    }
+
+    /// Has `ready` warn of what was not taken over, as long as it is so; says it once.
+    fn note<T>(&self, what: &'static str, read: Result<T, impl std::fmt::Display>) {
+        let why = read.err().map(|error| error.to_string());
+        if self.app.health.set_refused(what, why.clone())
+            && let Some(error) = why
+        {
+            tracing::error!(error, "{what} not taken over: the old stays in use");
         }
     }
 

@@ -45,6 +45,16 @@ async fn work_that_no_instance_has_done_is_noticed_by_those_that_stand_by() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_a_dead_instance_left_behind_is_waited_for() {
+    let health = health();
+    let watch = health.watch("batching", SECOND);
+    watch.set_overdue(Some(31 * SECOND));
+    assert_eq!(job(&health).stalled, None);
+    tokio::time::advance(SECOND).await;
+    assert!(job(&health).stalled.is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_interval_is_never_shorter_than_one_operation_on_the_database() {
     let health = health();
     let _watch = health.watch("callbacks", SECOND / 10);

@@ -14,7 +14,7 @@ use sea_orm::{
 
 use tokio::sync::Semaphore;
 
-use super::{Store, bulk::Bulk, sql::MYSQL_SESSION};
+use super::{Store, bulk::Bulk, lease::Names, sql::MYSQL_SESSION};
 use crate::config::{ConfigError, Database, Secret};
 
 /// Connections for everything but bulk work; a few are enough, and the trust registry never waits for uploads.
@@ -60,6 +60,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
         timeout: config.timeout,
         journal: false,
         lookups: lookups(),
+        lease_names: Names::default(),
     }
 }
 
@@ -139,5 +140,6 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         timeout: config.timeout,
         journal: false,
         lookups: lookups(),
+        lease_names: Names::default(),
     })
 }

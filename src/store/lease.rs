@@ -3,8 +3,15 @@
 //! A lease is a row with an owner, a token and an expiry, taken with one conditional UPDATE whose count
 //! decides. Locks of the database would not do: on a Galera cluster they are local to a node. The token
 //! fences: whatever a job writes, it writes in a transaction that first proves that its lease still holds.
+//!
+//! A database that dies while a lease is taken or given back leaves it unknown whether that was done. So an owner
+//! is a name that this process uses again once nobody in it works under that name, and a lease can be taken from
+//! its own name: otherwise a job would rest for a whole [`LEASE_TERM`] after a failover.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use sea_orm::{ConnectionTrait, Statement, Value};
 
@@ -41,47 +48,83 @@ impl Job {
 /// Proof that this instance may do a job, until it is released or expires.
 #[derive(Debug)]
 pub struct Lease {
-    job: Job,
-    owner: String,
+    owner: Name,
     token: i64,
 }
 
 /// After this long without a sign of life another instance takes over. Every step of a job prolongs it.
-const TERM: Duration = Duration::from_secs(30);
+pub const LEASE_TERM: Duration = Duration::from_secs(30);
+
+/// The names under which this process holds leases or has tried to, without those that are in use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names(Arc<Mutex<Vec<(Job, String)>>>);
+
+impl Names {
+    /// A name for a job that nobody else in this process has while it lives.
+    fn lend(&self, job: Job) -> Name {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match free.iter().position(|(of, _)| *of == job) {
+            Some(at) => free.swap_remove(at).1,
+            None => format!("{:032x}", rand::random::<u128>()),
+        };
+        Name { job, text, names: self.clone() }
+    }
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct Name {
+    job: Job,
+    text: String,
+    names: Names,
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let mut free = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push((self.job, std::mem::take(&mut self.text)));
+    }
+}
+
+impl Lease {
+    /// What proves it: the values of `name = ? AND owner = ? AND token = ?`.
+    fn key(&self) -> [Value; 3] {
+        [self.owner.job.name().into(), self.owner.text.as_str().into(), self.token.into()]
+    }
+}
 
 impl Store {
-    /// Takes the lease of a job, or says `None` when another instance has it.
+    /// Takes the lease of a job, or says `None` when somebody else has it.
     pub async fn acquire_lease(&self, job: Job) -> Result<Option<Lease>, StoreError> {
-        self.repeat("acquire lease", || async {
-            // The owner is new each time, so that reading the token back cannot find another holder's.
-            let owner = format!("{:032x}", rand::random::<u128>());
-            let now = sql::now_ms(self.backend());
-            let taken = self
-                .db
-                .execute_raw(self.statement(
-                    &format!(
-                        "UPDATE job SET owner = ?, token = token + 1, expires_at = {now} + ? \
-                         WHERE name = ? AND (owner IS NULL OR expires_at <= {now})"
-                    ),
-                    [owner.as_str().into(), term_ms(), job.name().into()],
-                ))
-                .await?;
-            if taken.rows_affected() == 0 {
-                return Ok(None);
-            }
-            let row = self
-                .db
-                .query_one_raw(self.statement(
-                    "SELECT token FROM job WHERE name = ? AND owner = ?",
-                    [job.name().into(), owner.as_str().into()],
-                ))
-                .await?;
-            match row {
-                Some(row) => Ok(Some(Lease { job, owner, token: row.try_get("", "token")? })),
-                None => Ok(None),
-            }
-        })
-        .await
+        let owner = self.lease_names.lend(job);
+        let name = owner.text.as_str();
+        let token = self
+            .repeat("acquire lease", || async {
+                let now = sql::now_ms(self.backend());
+                let taken = self
+                    .db
+                    .execute_raw(self.statement(
+                        &format!(
+                            "UPDATE job SET owner = ?, token = token + 1, expires_at = {now} + ? \
+                             WHERE name = ? AND (owner IS NULL OR owner = ? OR expires_at <= {now})"
+                        ),
+                        [name.into(), term_ms(), job.name().into(), name.into()],
+                    ))
+                    .await?;
+                if taken.rows_affected() == 0 {
+                    return Ok(None);
+                }
+                let row = self
+                    .db
+                    .query_one_raw(self.statement(
+                        "SELECT token FROM job WHERE name = ? AND owner = ?",
+                        [job.name().into(), name.into()],
+                    ))
+                    .await?;
+                Ok(row.map(|row| row.try_get("", "token")).transpose()?)
+            })
+            .await?;
+        Ok(token.map(|token| Lease { owner, token }))
     }
 
     /// Gives the lease back; another instance can take it at once.
@@ -90,7 +133,7 @@ impl Store {
             self.db
                 .execute_raw(self.statement(
                     "UPDATE job SET owner = NULL, expires_at = 0 WHERE name = ? AND owner = ? AND token = ?",
-                    [lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()],
+                    lease.key(),
                 ))
                 .await?;
             Ok(())
@@ -127,8 +170,7 @@ impl Store {
                 sql::now_ms(self.backend())
             );
             let interval = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX / 2);
-            let values =
-                [interval.into(), lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()];
+            let values = std::iter::once(interval.into()).chain(lease.key());
             self.db.execute_raw(self.statement(&sql, values)).await?;
             Ok(())
         })
@@ -142,7 +184,7 @@ impl Store {
             "UPDATE job SET expires_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
             sql::now_ms(self.backend())
         );
-        let values = [term_ms(), lease.job.name().into(), lease.owner.as_str().into(), lease.token.into()];
+        let values = std::iter::once(term_ms()).chain(lease.key());
         match on.execute_raw(self.statement(&sql, values)).await?.rows_affected() {
             0 => Err(Failure::LeaseLost),
             _ => Ok(()),
@@ -159,5 +201,5 @@ impl Store {
 }
 
 fn term_ms() -> Value {
-    i64::try_from(TERM.as_millis()).unwrap_or(i64::MAX).into()
+    i64::try_from(LEASE_TERM.as_millis()).unwrap_or(i64::MAX).into()
 }

@@ -56,7 +56,7 @@ pub use certificates::{Imported, NewCertificate, StoredCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use journal::{JournalUpload, Journaled, PendingBatch, PendingWithdrawal};
-pub use lease::{Job, Lease};
+pub use lease::{Job, LEASE_TERM, Lease};
 pub use overview::{Hour, KnownInstance};
 pub use participants::Traffic;
 pub use pool::PoolState;
@@ -88,6 +88,7 @@ pub struct Store {
     /// Leave to look up what stands in an upload's way: it must not take all the connections that everything
     /// but bulk work shares.
     lookups: Arc<Semaphore>,
+    lease_names: lease::Names,
 }
 
 impl std::fmt::Debug for Store {

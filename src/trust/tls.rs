@@ -75,6 +75,11 @@ impl TlsSetup {
         Ok(config)
     }
 
+    /// The certificate that new connections get.
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.files.read().ok().and_then(|files| files.identity.cert.first().cloned())
+    }
+
     fn chain(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.files.read().ok().and_then(|files| files.chain.clone())
     }

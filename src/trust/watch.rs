@@ -8,6 +8,8 @@ use efgs_protocol::{
     country::Country,
 };
 
+use rustls::pki_types::CertificateDer;
+
 use super::Registry;
 use crate::{config::Config, health::WatchedCertificate};
 
@@ -19,9 +21,15 @@ const DAYS: [i64; 5] = [60, 30, 14, 7, 0];
 pub struct ExpiryWatch(Mutex<HashMap<Thumbprint, i64>>);
 
 impl ExpiryWatch {
-    /// Looks at every registered certificate that is not revoked, the trust anchor, and the gateway's own; says which
-    /// there are.
-    pub fn look(&self, registry: &Registry, config: &Config, now: DateTime<Utc>) -> Vec<WatchedCertificate> {
+    /// Looks at every registered certificate that is not revoked, at those that the gateway has `in_use` (not at their
+    /// files: what was not taken over from there does not count), and at its authorities; says which there are.
+    pub fn look(
+        &self,
+        registry: &Registry,
+        config: &Config,
+        in_use: &[(&'static str, CertificateDer<'static>)],
+        now: DateTime<Utc>,
+    ) -> Vec<WatchedCertificate> {
         let watched = |country, kind, certificate: &Certificate| WatchedCertificate {
             country,
             kind,
@@ -32,20 +40,18 @@ impl ExpiryWatch {
         let mut all: Vec<_> = registered
             .map(|entry| watched(Some(entry.country), entry.kind.as_str(), &entry.certificate))
             .collect();
+        let own = in_use.iter().filter_map(|(kind, der)| Some((*kind, Certificate::from_der(der).ok()?)));
+        all.extend(own.map(|(kind, certificate)| watched(None, kind, &certificate)));
         let (tls, callback) = (config.tls.as_ref(), config.callback.as_ref());
-        let own = [
+        let authorities = [
             ("TRUST-ANCHOR", Some(&config.trust.anchor)),
-            ("TLS", tls.map(|tls| &tls.certificate)),
             ("TLS-CLIENT-CA", tls.and_then(|tls| tls.client_ca.as_ref())),
-            ("CALLBACK-CLIENT", callback.map(|callback| &callback.certificate)),
             ("CALLBACK-CA", callback.and_then(|callback| callback.ca.as_ref())),
             ("DATABASE-CA", config.database.tls_ca.as_ref()),
         ];
-        for (kind, path) in own {
+        for (kind, path) in authorities {
             let certificates = path.map(|path| read(path)).unwrap_or_default();
-            // The first of a chain is the gateway's; those behind it are its issuer's to look after.
-            let count = if kind.ends_with("CA") { certificates.len() } else { 1 };
-            all.extend(certificates.iter().take(count).map(|certificate| watched(None, kind, certificate)));
+            all.extend(certificates.iter().map(|certificate| watched(None, kind, certificate)));
         }
         for certificate in &all {
             self.warn(certificate, now);

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
+use efgs_protocol::certificate::CertificateType;
+use efgs_test_ca::Request as CertificateRequest;
 use serde_json::Value;
 
-use crate::harness::{Case, Running, noon, tests, until};
+use crate::harness::{Case, PKI, Running, noon, tests, until};
 
 tests![
     a_job_that_makes_no_progress_makes_the_gateway_unready,
     work_that_no_instance_does_makes_the_gateway_unready,
     a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
+    a_certificate_that_is_not_taken_over_is_warned_of_until_it_is,
     an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request,
 ];
 
@@ -89,6 +92,36 @@ async fn a_certificate_of_the_gateway_that_has_expired_makes_it_unready(case: &C
     assert!(!body["reasons"].to_string().contains("AUTHENTICATION"), "{body}");
     case.clock.set(noon());
     assert_eq!(ready(&gateway).await.0, 200);
+}
+
+async fn a_certificate_that_is_not_taken_over_is_warned_of_until_it_is(case: &Case) {
+    let gateway = case.gateway().await;
+    let tls = || {
+        gateway.files.look_at_certificates();
+        let watched = gateway.app.health.certificates();
+        watched.iter().find(|certificate| certificate.kind == "TLS").unwrap().thumbprint
+    };
+    let warned = async || {
+        let (status, body) = ready(&gateway).await;
+        assert_eq!(status, 200);
+        texts(&body, "warnings").iter().any(|text| text.starts_with("the TLS certificate was not taken over"))
+    };
+    let old = tls();
+    let new = PKI.server_ca.issue(&CertificateRequest {
+        common_name: "localhost".into(),
+        ..CertificateRequest::new(CertificateType::Callback, "EU")
+    });
+    let new = new.unwrap();
+    let write = |name: &str, text: &str| std::fs::write(case.folder.path().join(name), text).unwrap();
+    // Somebody forgot the key: what is watched is what callers get, not what lies there.
+    write("server.pem", new.certificate.pem());
+    gateway.files.changed_files();
+    assert!(warned().await && tls() == old);
+    gateway.files.changed_files();
+    assert!(warned().await, "it is so still");
+    write("server.key", &new.key_pem);
+    gateway.files.changed_files();
+    assert!(!warned().await && tls() == new.certificate.thumbprint());
 }
 
 async fn an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request(case: &Case) {

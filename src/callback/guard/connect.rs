@@ -8,6 +8,7 @@ use rustls::{
     CertificateError, ClientConfig, OtherError,
     client::{Resumption, WebPkiServerVerifier},
     crypto::CryptoProvider,
+    pki_types::CertificateDer,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::{
@@ -41,6 +42,10 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    pub(super) fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.identity.cert.first().cloned()
+    }
+
     pub(super) fn load(config: &Callback) -> Result<Self, GuardError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let identity = load_identity(

@@ -14,6 +14,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use efgs_protocol::country::Country;
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
 
 use crate::{
     config::{self, ConfigError},
@@ -150,14 +151,20 @@ impl Guard {
     }
 
     /// Reads the files again; when they are not right nothing changes.
-    pub fn reload(&self, config: Option<&config::Callback>) -> Result<(), GuardError> {
-        if let (Some(config), Some(current)) = (config, &self.outgoing) {
+    pub fn reload(&self, config: &config::Callback) -> Result<(), GuardError> {
+        if let Some(current) = &self.outgoing {
             let new = Arc::new(Outgoing::load(config)?);
             if let Ok(mut current) = current.write() {
                 *current = new;
             }
         }
         Ok(())
+    }
+
+    /// The certificate that the gateway shows when it calls.
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let outgoing = self.outgoing.as_ref()?.read().ok()?;
+        outgoing.certificate()
     }
 
     /// Looks at a URL, and at all addresses of its host: one that is not public is one too many.
