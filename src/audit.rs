@@ -6,7 +6,7 @@ use efgs_protocol::{audit::AuditEntry, batch_tag::BatchTag, certificate::Thumbpr
 
 use crate::{
     app::App,
-    chain::ChainError,
+    chain::{self, ChainError},
     http::{self, Error, ErrorBody, reply},
     store::AuditRow,
     trust::Caller,
@@ -58,7 +58,7 @@ pub async fn audit(
     let app = app.into_inner();
     let runner = app.clone();
     let (date, tag) = path.into_inner();
-    http::note(&request, |facts| facts.date = date.parse().ok());
+    http::note(&request, |facts| facts.date = chain::parse_date(&date));
     let date = app.chain.date(&date)?;
     let tag: BatchTag = tag.parse().map_err(|_| ChainError::Unknown)?;
     http::note(&request, |facts| facts.tag = Some(tag.to_string()));

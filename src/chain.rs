@@ -84,6 +84,16 @@ pub struct Chain {
     answered: tokio::sync::Mutex<u64>,
 }
 
+/// Reads a date of the form `yyyy-MM-dd`, and no other: chrono also takes signs and more digits.
+pub fn parse_date(text: &str) -> Option<NaiveDate> {
+    let shape = text.len() == 10
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+    text.parse().ok().filter(|_| shape)
+}
+
 impl Chain {
     /// An empty chain; it fills itself when it is asked.
     pub fn new(store: Store, clock: Clock, retention_days: u16) -> Self {
@@ -106,12 +116,7 @@ impl Chain {
     /// Reads a date and checks it against the retention.
     pub fn date(&self, text: &str) -> Result<NaiveDate, ChainError> {
         let invalid = || ChainError::InvalidDate { found: text.chars().take(32).collect() };
-        let shape = text.len() == 10
-            && text
-                .bytes()
-                .enumerate()
-                .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
-        let date = Some(text).filter(|_| shape).and_then(|text| text.parse().ok()).ok_or_else(invalid)?;
+        let date = parse_date(text).ok_or_else(invalid)?;
         let oldest = self.oldest();
         if date < oldest { Err(ChainError::TooOld { date, oldest }) } else { Ok(date) }
     }

@@ -292,7 +292,7 @@ pub async fn download(
     let app = app.into_inner();
     let media = accepted(&request)?;
     let encoding = encoding::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
-    http::note(&request, |facts| facts.date = date.parse().ok());
+    http::note(&request, |facts| facts.date = chain::parse_date(&date));
     let date = app.chain.date(&date)?;
     let tag = match http::header(&request, wire::BATCH_TAG).map_err(DownloadError::from)? {
         None => None,

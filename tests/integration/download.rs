@@ -142,9 +142,17 @@ async fn dates_are_checked(case: &Case) {
     let gateway = case.gateway().await;
     let client = gateway.client("DE");
     let get = |date: &str| Request::get(format!("/diagnosiskeys/download/{date}")).header("Accept", PROTOBUF);
-    for date in
-        ["22.11.2026", "2026-13-01", "2026-02-30", "20261122", "2026-1-2", "today", "2026-11-22T00:00"]
-    {
+    for date in [
+        "22.11.2026",
+        "2026-13-01",
+        "2026-02-30",
+        "20261122",
+        "2026-1-2",
+        "today",
+        "2026-11-22T00:00",
+        "+99999-01-01",
+        "-0001-01-01",
+    ] {
         let message = client.send(get(date)).await.refused(400, "invalid-date");
         assert!(message.contains(date), "{message}");
     }
