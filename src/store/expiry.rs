@@ -39,9 +39,9 @@ impl Store {
         self.repeat("expire", || async {
             let tx = self.begin().await?;
             self.fence(&tx, lease).await?;
-            let too_old: Option<(i64, i32, Option<Vec<u8>>)> = upload::Entity::find()
+            let too_old: Option<(i64, Option<Vec<u8>>)> = upload::Entity::find()
                 .select_only()
-                .columns([upload::Column::Id, upload::Column::Amount, upload::Column::BatchId])
+                .columns([upload::Column::Id, upload::Column::BatchId])
                 .filter(
                     Condition::any()
                         .add(
@@ -65,7 +65,7 @@ impl Store {
                 .await?;
             let mut step = ExpiryStep::default();
             match too_old {
-                Some((id, _, None)) => {
+                Some((id, None)) => {
                     // All at once, and only if no batch has taken it in the meantime: a batch never loses keys.
                     let waiting = upload::Entity::delete_many()
                         .filter(upload::Column::Id.eq(id))
@@ -78,7 +78,7 @@ impl Store {
                         diagnosis_key::Entity::delete_many().filter(diagnosis_key::Column::UploadId.eq(id));
                     step.keys = keys.exec(&tx).await?.rows_affected;
                 }
-                Some((id, amount, Some(_))) => {
+                Some((id, Some(_))) => {
                     // From the end, so that the first remaining position tells how much is left.
                     let left = diagnosis_key::Entity::find()
                         .select_only()
@@ -88,7 +88,7 @@ impl Store {
                         .one(&tx)
                         .await?
                         .flatten();
-                    let from = left.unwrap_or(amount).saturating_sub(STEP - 1);
+                    let from = left.unwrap_or(0).saturating_sub(STEP - 1);
                     step.keys = diagnosis_key::Entity::delete_many()
                         .filter(diagnosis_key::Column::UploadId.eq(id))
                         .filter(diagnosis_key::Column::Position.gte(from))

@@ -98,7 +98,7 @@ impl Store {
             let row = NewRow { upload, known: Some((id, batch)), pending: false, quota: Usage::UNLIMITED };
             match self.insert_row(&row).await? {
                 Attempt::Stored(_) => Ok(Restored::Stored),
-                Attempt::TagTaken => match self.same_tag(upload).await? {
+                Attempt::TagTaken => match self.same_tag(upload, false).await? {
                     Some(UploadOutcome::Repeated(there)) if there == id => Ok(Restored::AlreadyThere),
                     _ => Ok(Restored::Conflict),
                 },

@@ -1,6 +1,9 @@
 //! Storing uploads and reading their keys.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::{
@@ -77,18 +80,21 @@ impl Store {
         upload: &VerifiedUpload,
         quota: Usage,
     ) -> Result<UploadOutcome, StoreError> {
+        // After an attempt whose outcome is not known, what stands under the tag may be this very upload.
+        let unsure = AtomicBool::new(false);
         self.repeat("upload", || async {
             if !upload.repeats().is_empty() {
                 // It cannot be stored; what is left to say is which of its keys are in the way.
-                return match self.same_tag(upload).await? {
+                return match self.same_tag(upload, false).await? {
                     Some(outcome) => Ok(outcome),
                     None => Ok(UploadOutcome::Conflicts(self.conflicts(upload).await?)),
                 };
             }
+            let earlier = unsure.swap(true, Ordering::Relaxed);
             match self.insert_row(&NewRow { upload, known: None, pending: self.journal, quota }).await? {
                 Attempt::Stored(id) => Ok(UploadOutcome::Stored(id)),
                 Attempt::OverQuota(used) => Ok(UploadOutcome::OverQuota(used)),
-                Attempt::TagTaken => self.same_tag(upload).await?.ok_or_else(vanished),
+                Attempt::TagTaken => self.same_tag(upload, earlier).await?.ok_or_else(vanished),
                 Attempt::KeyTaken => match self.conflicts(upload).await? {
                     conflicts if conflicts.is_empty() => Err(vanished()),
                     conflicts => Ok(UploadOutcome::Conflicts(conflicts)),
@@ -108,10 +114,15 @@ impl Store {
 
     /// What stands under this upload's tag already.
     pub async fn find_upload(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, StoreError> {
-        self.repeat("find upload", || self.same_tag(new)).await
+        self.repeat("find upload", || self.same_tag(new, false)).await
     }
 
-    pub(super) async fn same_tag(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, Failure> {
+    /// What stands under this upload's tag; it itself, if it `may_be` stored already and came at the same microsecond.
+    pub(super) async fn same_tag(
+        &self,
+        new: &VerifiedUpload,
+        may_be: bool,
+    ) -> Result<Option<UploadOutcome>, Failure> {
         let _lookup = self.lookups.acquire().await;
         let there = upload::Entity::find()
             .filter(upload::Column::Country.eq(new.country().as_str()))
@@ -127,6 +138,8 @@ impl Store {
         let withdrawn = withdrawal::Entity::find_by_id(there.id).one(&self.db).await?;
         Ok(Some(if withdrawn.is_some() {
             UploadOutcome::Withdrawn
+        } else if may_be && there.uploaded_at == new.uploaded_at().naive_utc() {
+            UploadOutcome::Stored(there.id)
         } else {
             UploadOutcome::Repeated(there.id)
         }))

@@ -1,6 +1,9 @@
 //! Withdrawing uploads, and what an operator may see of them.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::country::Country;
@@ -76,7 +79,10 @@ impl Store {
         reason: &str,
         now: DateTime<Utc>,
     ) -> Result<Withdrawal, StoreError> {
+        // After an attempt whose outcome is not known, what stands there may be this very withdrawal.
+        let unsure = AtomicBool::new(false);
         self.repeat("withdraw", || async {
+            let earlier = unsure.swap(true, Ordering::Relaxed);
             let found = upload::Entity::find()
                 .filter(upload::Column::Country.eq(country.as_str()))
                 .filter(upload::Column::UploadTag.eq(tag.as_bytes().to_vec()))
@@ -98,7 +104,9 @@ impl Store {
                 Ok(_) => {}
                 Err(Failure::Duplicate) => {
                     tx.rollback().await?;
-                    return Ok(Withdrawal::Already);
+                    let there = withdrawal::Entity::find_by_id(found.id).one(&self.db).await?;
+                    let ours = earlier && there.is_some_and(|there| there.withdrawn_at == now.naive_utc());
+                    return Ok(if ours { Withdrawal::Done { keys } } else { Withdrawal::Already });
                 }
                 Err(failure) => return Err(failure),
             }

@@ -13,6 +13,7 @@ tests![
     an_upload_that_a_batch_takes_is_not_expired_beside_it,
     what_is_too_old_is_not_served_from_the_first_moment,
     expiry_deletes_all_rows_in_steps_and_keeps_the_newest_batch,
+    an_upload_whose_keys_are_gone_does_not_stop_what_comes_behind_it,
     what_was_never_in_a_batch_expires_too,
     what_is_young_enough_stays_while_older_is_deleted,
     the_same_keys_can_be_uploaded_again_after_they_expired,
@@ -71,6 +72,19 @@ async fn expiry_deletes_all_rows_in_steps_and_keeps_the_newest_batch(case: &Case
     client.upload_new("e", 1, case.clock.now()).await;
     let next = gateway.form().await.remove(0);
     assert!(names.iter().all(|name| *name < next), "{names:?} {next}");
+}
+
+async fn an_upload_whose_keys_are_gone_does_not_stop_what_comes_behind_it(case: &Case) {
+    let gateway = case.gateway().await;
+    for (tag, amount) in [("a", 1500), ("b", 3)] {
+        gateway.client("DE").upload_new(tag, amount, case.clock.now()).await;
+        gateway.form().await;
+    }
+    let gone = "DELETE FROM diagnosis_key WHERE upload_id = (SELECT MIN(id) FROM upload)";
+    assert_eq!(case.db.execute(gone).await, 1500);
+    case.clock.set(end_of_life(case));
+    assert_eq!(expire_now(&gateway.app).await.unwrap(), ExpiryStep { keys: 3, uploads: 2, batches: 1 });
+    assert_eq!(case.db.counts().await, [0, 0, 1]);
 }
 
 async fn what_was_never_in_a_batch_expires_too(case: &Case) {
