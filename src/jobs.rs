@@ -1,7 +1,8 @@
 //! Work that is done again and again beside the requests, by one instance at a time. Knows no feature.
 
-use std::{fmt::Display, future::Future, time::Duration};
+use std::{fmt::Display, future::Future, panic::AssertUnwindSafe, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 
 use crate::{
@@ -50,10 +51,14 @@ pub async fn repeat<F, Fut, E, W>(
     let name = watch.name();
     let mut failing = false;
     loop {
-        let outcome = step().await;
+        // A panic is a defect, and has been logged; it must not end the job for good.
+        let outcome = match AssertUnwindSafe(async { step().await }).catch_unwind().await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err("a panic: please report it".to_owned()),
+        };
         match &outcome {
             Ok(()) => watch.progressed(),
-            Err(error) => watch.failed(error.to_string()),
+            Err(error) => watch.failed(error.clone()),
         }
         metrics::counter!(telemetry::JOB_RUNS, "job" => name, "outcome" => if outcome.is_ok() { "ok" } else { "failed" }).increment(1);
         match outcome {
@@ -99,4 +104,35 @@ pub async fn under_lease<T, E>(
         tracing::warn!(%error, "a lease could not be given back");
     }
     result
+}
+
+#[cfg(test)]
+#[expect(clippy::panic, reason = "it is what is tested")]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::{clock::Clock, health::Health};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_does_not_end_a_job() {
+        let health = Health::new(Clock::system(), Duration::from_secs(1));
+        let watch = health.watch("expiry", Duration::from_secs(1));
+        let (stop, shutdown) = Shutdown::new();
+        let turns = AtomicU32::new(0);
+        repeat(watch, Duration::from_secs(1), shutdown, std::future::pending::<()>, || async {
+            match turns.fetch_add(1, Ordering::Relaxed) {
+                0 => panic!("a defect"),
+                1 => {
+                    let error = health.jobs().pop().and_then(|job| job.last_error);
+                    assert_eq!(error.as_deref(), Some("a panic: please report it"));
+                    stop.send_replace(true);
+                    Ok::<(), StoreError>(())
+                }
+                _ => Ok(()),
+            }
+        })
+        .await;
+        assert_eq!(turns.load(Ordering::Relaxed), 2);
+    }
 }

@@ -20,14 +20,14 @@ pub enum RotationError {
     /// The database did not do its part.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A payload does not open.
-    #[error("upload {upload}: {source}")]
-    Payload {
-        /// Whose payload.
-        upload: i64,
-        /// What is wrong with it.
-        source: EncryptionError,
-    },
+    /// Payloads do not open: somebody has changed them in the database.
+    #[error(
+        "{} uploads do not open, because rows of them were altered in the database ({}). Everything else is sealed with \
+         the first key now; these are left until they expire, and hold on to their key in `encryption.keys` until then",
+        .0.len(),
+        .0.iter().map(|(upload, why)| format!("upload {upload}: {why}")).collect::<Vec<_>>().join("; ")
+    )]
+    Altered(Vec<(i64, EncryptionError)>),
     /// Payloads need a key that is not configured.
     #[error(transparent)]
     MissingKey(#[from] MissingKey),
@@ -64,7 +64,8 @@ pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError
     }
 }
 
-/// Seals with the first key all that is sealed with others; `progress` is told after each upload. Gateways may
+/// Seals with the first key all that is sealed with others, also behind what does not open; `progress` is told after
+/// each upload. Gateways may
 /// serve meanwhile, and what they still seal with another key is left; a second rotation waits for the lease.
 pub async fn rotate(app: &Arc<App>, mut progress: impl FnMut(Rotated)) -> Result<Rotated, RotationError> {
     check(&app.store, &app.keyring).await?;
@@ -84,17 +85,20 @@ async fn rotate_all(
     progress: &mut impl FnMut(Rotated),
 ) -> Result<Rotated, RotationError> {
     let Some(newest) = app.keyring.ids().first().copied() else { return Ok(Rotated::default()) };
-    let (mut total, mut at) = (Rotated::default(), 0);
+    let (mut total, mut at, mut altered) = (Rotated::default(), 0, Vec::new());
     while let Some(upload) = app.store.next_to_rotate(newest, at).await? {
+        at = upload;
         let mut payloads = app.store.payloads(&[upload]).await?;
-        reseal(&app.keyring, &mut payloads).map_err(|source| RotationError::Payload { upload, source })?;
+        if let Err(why) = reseal(&app.keyring, &mut payloads) {
+            altered.push((upload, why));
+            continue;
+        }
         app.store.replace_payloads(lease, &payloads).await?;
         total.uploads += 1;
         total.keys += payloads.len() as u64;
         progress(total);
-        at = upload;
     }
-    Ok(total)
+    if altered.is_empty() { Ok(total) } else { Err(RotationError::Altered(altered)) }
 }
 
 fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<(), EncryptionError> {

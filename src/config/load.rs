@@ -75,7 +75,7 @@ pub(super) fn parse(
     let config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
         ConfigError::Invalid(format!(
             "the configuration is not complete or not right: {}",
-            e.to_string().trim()
+            without_value(e.to_string().trim())
         ))
     })?;
     check(&config)?;
@@ -86,6 +86,17 @@ pub(super) fn parse(
 fn syntax(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     format!("line {}: {}", before.matches('\n').count() + 1, error.message())
+}
+
+/// What is of the wrong type may be a password or a key in the wrong place: the type is said, not the value.
+fn without_value(error: &str) -> String {
+    const FOUND: &str = "invalid type: ";
+    let parts = error.split_once(FOUND).and_then(|(before, rest)| {
+        let (found, expected) = rest.rsplit_once(", expected ")?;
+        let kind = found.split_once(' ').map_or(found, |(kind, _)| kind);
+        Some(format!("{before}{FOUND}{kind}, expected {expected}"))
+    });
+    parts.unwrap_or_else(|| error.to_owned())
 }
 
 /// `EFGS__SERVER__LISTEN=…` sets `server.listen`; the value is TOML, or else a plain text.
@@ -328,6 +339,16 @@ impl Config {
             warnings.push(format!(
                 "`limits.keys_per_day` ({}) is less than `upload.max_keys` ({}): a full upload is never accepted",
                 self.limits.keys_per_day, self.upload.max_keys
+            ));
+        }
+        let uploads = self.participants.values().filter_map(|own| own.concurrent_uploads);
+        if let Some(uploads) = uploads.chain([self.limits.concurrent_uploads]).max()
+            && uploads >= self.limits.queue
+        {
+            warnings.push(format!(
+                "`limits.queue` ({}) is not greater than `concurrent_uploads` ({uploads}): one country can fill it, and \
+                 the uploads of all others are refused then",
+                self.limits.queue
             ));
         }
         if self.server.auth == AuthMode::Mtls && self.limits.connections >= self.server.max_connections {

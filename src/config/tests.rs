@@ -200,12 +200,25 @@ fn secrets_do_not_show() {
 }
 
 #[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    for (variable, value) in [
+        ("EFGS__DATABASE", "mysql://u:hunter2@h/d"),
+        ("EFGS__ENCRYPTION__KEYS", "\"hunter2, expected nothing\""),
+        ("EFGS__UPLOAD__MAX_KEYS", "hunter2"),
+    ] {
+        let error = parsed(MINIMAL, &[(variable, value)]).unwrap_err().to_string();
+        assert!(!error.contains("hunter2") && error.contains("invalid type: string, expected"), "{error}");
+    }
+}
+
+#[test]
 fn what_works_but_is_probably_not_meant_is_warned_of() {
     let warnings = |more: &str| with(more).unwrap().warnings();
     let quiet = warnings("").len();
     for (more, named) in [
         ("[upload]\nmax_keys = 9000", "upload.max_keys"),
         ("[server]\nadmin_listen = \"0.0.0.0:8081\"", "server.admin_listen"),
+        ("[participants.IE]\nconcurrent_uploads = 64", "limits.queue"),
         ("[participants.IE]\nallow_sha1_signatures = true", "participants.IE.allow_sha1_signatures"),
     ] {
         let warnings = warnings(more);

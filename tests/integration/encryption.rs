@@ -28,6 +28,7 @@ tests![
     a_new_key_seals_what_comes_and_the_old_one_still_opens,
     keys_are_rotated_under_load_and_the_old_one_can_go,
     an_interrupted_rotation_is_continued,
+    a_rotation_goes_on_behind_a_payload_that_does_not_open,
     the_operator_rotates_with_the_command,
     a_payload_moved_to_another_row_is_not_served,
 ];
@@ -213,6 +214,27 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
     assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
     gateway.form().await;
     gateway.client("NL").download(case.today(), None).await.expect(200);
+}
+
+async fn a_rotation_goes_on_behind_a_payload_that_does_not_open(case: &Case) {
+    let gateway = case.gateway().await;
+    for tag in ["a", "b", "c"] {
+        gateway.client("DE").upload_new(tag, 2, case.clock.now()).await;
+    }
+    let broken = case.db.number("SELECT id FROM upload ORDER BY id LIMIT 1 OFFSET 1").await;
+    let break_it = "UPDATE diagnosis_key SET payload_hash = X'00' WHERE position = 1 AND upload_id =";
+    assert_eq!(case.db.execute(&format!("{break_it} {broken}")).await, 1);
+    let mut config = case.config();
+    newest_first(&mut config);
+    gateway.files.all(&config).await;
+    let error = rotation::rotate(&gateway.app, |_| {}).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("1 uploads do not open") && error.contains(&format!("upload {broken}:")),
+        "{error}"
+    );
+    let mut sealed = sealed_with(case).await;
+    sealed.sort_unstable();
+    assert_eq!(sealed, [1, 1, 2, 2, 2, 2]);
 }
 
 async fn the_operator_rotates_with_the_command(case: &Case) {
