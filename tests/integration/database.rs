@@ -63,47 +63,62 @@ impl Server {
     }
 }
 
-/// A server of a test's own, which it may stop and kill. It ends with this value, and also when the tests are
-/// killed: the process that removes it waits for the end of its input.
+/// What starts servers: see the scripts' heads.
+#[derive(Clone, Copy)]
+pub(crate) enum Script {
+    /// One server.
+    Single,
+    /// Three of them behind a proxy: Galera of MariaDB, Group Replication of MySQL.
+    Cluster,
+}
+
+impl Script {
+    pub(crate) fn is_there(self) -> bool {
+        std::env::var_os("EFGS_TEST_DB_SCRIPT").is_some()
+    }
+
+    fn command(self) -> Command {
+        let single = PathBuf::from(std::env::var_os("EFGS_TEST_DB_SCRIPT").unwrap());
+        let mut command = Command::new("bash");
+        command.arg(match self {
+            Self::Single => single,
+            Self::Cluster => single.with_file_name("cluster.sh"),
+        });
+        command
+    }
+}
+
+/// A server of a test's own, or a cluster of them, which it may stop and kill. It ends with this value, and also when
+/// the tests are killed: the process that removes it waits for the end of its input.
 pub(crate) struct PrivateServer {
     pub(crate) server: Server,
+    script: Script,
     folder: PathBuf,
     reaper: Child,
 }
 
 impl PrivateServer {
-    /// Whether the script that starts servers is there.
-    pub(crate) fn is_possible() -> bool {
-        std::env::var_os("EFGS_TEST_DB_SCRIPT").is_some()
-    }
-
-    fn script() -> Command {
-        let mut command = Command::new("bash");
-        command.arg(std::env::var_os("EFGS_TEST_DB_SCRIPT").unwrap());
-        command
-    }
-
-    pub(crate) fn start(kind: Kind) -> Self {
+    pub(crate) fn start(kind: Kind, script: Script) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let parent = tempfile::tempdir().unwrap().keep();
         // The server runs under an account of its own.
         std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let reaper = Self::script().arg("reap").arg(&parent).stdin(Stdio::piped()).spawn().unwrap();
+        let reaper = script.command().arg("reap").arg(&parent).stdin(Stdio::piped()).spawn().unwrap();
         let folder = parent.join("server");
         // Below the range that the kernel takes for outgoing connections: nobody takes it while the server is down.
         let ports = std::iter::repeat_with(|| 10_000 + rand::random::<u16>() % 20_000);
         let port = ports.take(100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
         let arguments = [kind.name(), folder.to_str().unwrap(), &port.to_string()].map(str::to_owned);
-        let output = Self::script().arg("create").args(arguments).output().unwrap();
+        let output = script.command().arg("create").args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let url = format!("mysql://app:app-secret@127.0.0.1:{port}");
         let server = Server { url, tls_ca: Some(folder.join("ca.pem")) };
-        Self { server, folder, reaper }
+        Self { server, script, folder, reaper }
     }
 
-    /// `kill9`, `start` or `stop`.
+    /// A command of the script: `kill9`, `start`, `stop`, `freeze`.
     pub(crate) async fn tell(&self, what: &str) {
-        let mut command = Self::script();
+        let mut command = self.script.command();
         command.arg(what).arg(&self.folder);
         let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));

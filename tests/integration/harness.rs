@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 use crate::{
     client::Client,
-    database::{Database, Kind, PrivateServer},
+    database::{Database, Kind, PrivateServer, Script},
 };
 
 /// A test: its name is what must hold.
@@ -48,8 +48,8 @@ pub(crate) use tests;
 pub(crate) struct File {
     pub(crate) name: &'static str,
     pub(crate) tests: &'static [Test],
-    /// Whether they stop and kill the database server, which needs one that they start themselves.
-    pub(crate) own_server: bool,
+    /// If they stop and kill the database server: what they start for it, each for itself.
+    pub(crate) own_server: Option<Script>,
 }
 
 /// Runs all tests that the command line asks for.
@@ -58,10 +58,10 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
     let mut trials = Vec::new();
     for kind in Kind::ALL {
         for &File { name: file, tests, own_server } in files {
-            if own_server && kind == Kind::Sqlite {
+            if own_server.is_some() && kind == Kind::Sqlite {
                 continue;
             }
-            let is_there = kind.is_there() && (!own_server || PrivateServer::is_possible());
+            let is_there = kind.is_there() && own_server.is_none_or(Script::is_there);
             for test in tests {
                 let name = format!("{}::{file}::{}", kind.name(), test.name);
                 trials.push(Trial::ignorable_test(name, move || match is_there {
@@ -78,7 +78,7 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-fn run_one(kind: Kind, test: &Test, own_server: bool) {
+fn run_one(kind: Kind, test: &Test, own_server: Option<Script>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut case = runtime.block_on(Case::new(kind, own_server));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -140,9 +140,9 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    async fn new(kind: Kind, own_server: bool) -> Self {
+    async fn new(kind: Kind, own_server: Option<Script>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let server = own_server.then(|| PrivateServer::start(kind));
+        let server = own_server.map(|script| PrivateServer::start(kind, script));
         let db = match &server {
             Some(server) => Database::create_on(kind, server.server.clone()).await,
             None => Database::create(kind, folder.path()).await,

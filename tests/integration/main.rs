@@ -24,6 +24,7 @@ mod download;
 mod downloader;
 mod encryption;
 mod expiry;
+mod failover;
 mod gaen_tools;
 mod harness;
 mod health;
@@ -50,6 +51,7 @@ mod withdrawal;
 
 use std::process::ExitCode;
 
+use database::Script;
 use harness::File;
 
 fn main() -> ExitCode {
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
     // The tests' own client and the server must agree on one TLS library.
     rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
     efgs_gateway::telemetry::init_logs("off");
-    let file = |name, tests| File { name, tests, own_server: false };
+    let file = |name, tests| File { name, tests, own_server: None };
     harness::run(&[
         file("access_log", access_log::TESTS),
         file("access_log_proof", access_log_proof::TESTS),
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         file("uploader", uploader::TESTS),
         file("validation", validation::TESTS),
         file("withdrawal", withdrawal::TESTS),
-        File { name: "outage", tests: outage::TESTS, own_server: true },
+        File { name: "outage", tests: outage::TESTS, own_server: Some(Script::Single) },
+        File { name: "failover", tests: failover::TESTS, own_server: Some(Script::Cluster) },
     ])
 }

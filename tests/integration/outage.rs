@@ -5,16 +5,26 @@ use std::{
     time::Duration,
 };
 
+use efgs_gateway::store::{Job, Store};
+
 use crate::{
     client::{all_at_once, keys},
     harness::{Case, Running, tests, until},
-    process::{Sent, download_all, sorted, verify},
+    process::{Sent, all_in_batches, download_all, sorted, verify},
 };
 
-tests![a_killed_database_server_loses_no_acknowledged_upload];
+tests![
+    a_killed_database_server_loses_no_acknowledged_upload,
+    a_lease_that_could_not_be_given_back_is_taken_again_at_once,
+];
 
 /// Uploads one after another until told to stop. An outage may be told as 503, and as nothing else.
-async fn upload_through_outages(gateway: &Running, code: &str, name: &str, stop: &AtomicBool) -> Vec<Sent> {
+pub(crate) async fn upload_through_outages(
+    gateway: &Running,
+    code: &str,
+    name: &str,
+    stop: &AtomicBool,
+) -> Vec<Sent> {
     let client = gateway.client(code);
     let mut sent = Vec::new();
     for i in 0.. {
@@ -30,7 +40,7 @@ async fn upload_through_outages(gateway: &Running, code: &str, name: &str, stop:
     sent
 }
 
-async fn readiness(gateway: &Running) -> u16 {
+pub(crate) async fn readiness(gateway: &Running) -> u16 {
     let url = format!("http://127.0.0.1:{}/health/ready", gateway.admin);
     reqwest::Client::new().get(url).send().await.unwrap().status().as_u16()
 }
@@ -68,11 +78,28 @@ async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
         all.extend(sent);
     }
     assert!(all.iter().filter(|sent| sent.acknowledged).count() > 10, "{} uploads", all.len());
-    until("everything is in a batch", async || {
-        let waiting = case.db.number("SELECT COUNT(*) FROM upload WHERE batch_id IS NULL").await;
-        (waiting == 0).then_some(())
-    })
-    .await;
+    all_in_batches(case).await;
     let downloaded = download_all(&gateway.client("NL"), case.today()).await;
     assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys)), "{} keys", downloaded.len());
+}
+
+async fn a_lease_that_could_not_be_given_back_is_taken_again_at_once(case: &Case) {
+    let server = case.server.as_ref().unwrap();
+    let gateway = || case.gateway_with(|config| config.database.timeout = Duration::from_secs(1));
+    let (gateway, other) = (gateway().await, gateway().await);
+    let [store, other] = [&gateway, &other].map(|gateway| &gateway.app.store);
+    let acquired = async |store: &Store| {
+        until("the database answers", async || store.acquire_lease(Job::Batching).await.ok()).await
+    };
+    let lease = acquired(store).await.unwrap();
+    server.tell("kill9").await;
+    store.release_lease(lease).await.unwrap_err();
+    store.acquire_lease(Job::Batching).await.unwrap_err();
+    server.tell("start").await;
+    assert!(acquired(other).await.is_none(), "it is still held");
+    let lease = acquired(store).await.unwrap();
+    assert!(acquired(store).await.is_none(), "now somebody does");
+    store.release_lease(lease).await.unwrap();
+    let lease = acquired(other).await.unwrap();
+    other.release_lease(lease).await.unwrap();
 }

@@ -196,7 +196,7 @@ pub(crate) fn sorted<'a>(uploads: impl IntoIterator<Item = &'a KeyBatch>) -> Vec
     all
 }
 
-async fn all_in_batches(case: &Case) {
+pub(crate) async fn all_in_batches(case: &Case) {
     until("everything is in a batch", async || {
         let waiting = case.db.number("SELECT COUNT(*) FROM upload WHERE batch_id IS NULL").await;
         (waiting == 0).then_some(())

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Installs what db.sh needs, where it is missing, on Debian 12:
+# Installs what db.sh and cluster.sh need, where it is missing, on Debian 12:
 #   - MariaDB 10.11, server and client, from Debian's packages (as root or through sudo; no system service is set up);
+#   - Galera in the same way; of the package that holds its scripts for copying a server's data, and that would set up a
+#     service, only these scripts, into FOLDER/galera;
 #   - nginx with its JavaScript module, HAProxy and Prometheus, in the same way, for the tests of deploy/; their services are
 #     switched off;
 #   - Chromium with its driver and a font, in the same way, for the tests of the operator's page;
 #   - protoc, zip and unzip, which make and read the export files in the tests of the national backend;
-#   - MySQL 9.7, server and client, from Debian's unstable suite, unpacked with all its libraries into a private FOLDER.
+#   - MySQL 9.7, server, client and router, from Debian's unstable suite, unpacked with all its libraries into a private FOLDER.
 #     The system's own packages stay as they are. The folder is the cache: a second run returns at once.
 #
 #   install.sh FOLDER      (the account that runs the server must be able to read it: not below /root)
@@ -29,7 +31,7 @@ if ! { command -v mariadbd && command -v mariadb && command -v mariadb-install-d
 fi
 
 tried=()
-for package in nginx libnginx-mod-http-js haproxy prometheus protobuf-compiler unzip zip; do
+for package in nginx libnginx-mod-http-js haproxy prometheus protobuf-compiler unzip zip galera-4 rsync iproute2; do
   dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || tried+=("$package")
 done
 if [ ${#tried[@]} -gt 0 ]; then
@@ -50,7 +52,7 @@ if ! { command -v chromium && command -v chromedriver; } >/dev/null; then
     apt-get -qq install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null
 fi
 
-if [ -f "$prefix/.ok" ]; then exit 0; fi
+if [ -x "$prefix/galera/wsrep_sst_rsync" ] && [ -x "$prefix/bin/mysqlrouter" ]; then exit 0; fi
 rm -rf "$part" "$prefix"
 mkdir -p "$part"/apt/{lists/partial,cache/archives/partial,etc/{parts,preferences.d,trusted.gpg.d}} "$part/root" "$part/bin"
 
@@ -68,6 +70,16 @@ if [ -z "$debian" ]; then
   "${root[@]}" apt-get -qq update
   debian=$(mirror)
 fi
+# Of this package only the scripts: `apt-get install` would set up a service.
+(
+  cd "$part/apt"
+  get() { apt-get -qq download -o APT::Sandbox::User= mariadb-server; }
+  get 2>/dev/null || { "${root[@]}" apt-get -qq update && get; }
+  dpkg-deb -x mariadb-server_*.deb server
+  mkdir "$part/galera"
+  cp server/usr/bin/wsrep_sst_{common,rsync} "$part/galera/"
+)
+
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian sid main" >"$part/apt/etc/sources.list"
 # A mirror that lags serves an index past its date; the signature is still checked, and these servers hold test data only.
 cat >"$part/apt/conf" <<CONF
@@ -79,7 +91,7 @@ APT::Sandbox::User ""; Acquire::Languages "none"; Acquire::Retries "3"; Acquire:
 CONF
 export APT_CONFIG=$part/apt/conf
 apt-get -qq update
-apt-get -qq -y --download-only install mysql-server-core mysql-client-core >/dev/null
+apt-get -qq -y --download-only install mysql-server-core mysql-client-core mysql-router >/dev/null
 for deb in "$part"/apt/cache/archives/*.deb; do dpkg-deb -x "$deb" "$part/root"; done
 version=$(dpkg-deb -f "$part"/apt/cache/archives/mysql-server-core_*.deb Version)
 case $version in 9.7.*) ;; *) echo "warning: Debian's unstable suite moved on to MySQL $version" >&2 ;; esac
@@ -88,15 +100,14 @@ rm -rf "$part/apt" "$part"/root/usr/share/{doc,man,locale,perl*} "$part/root/usr
 # Wrappers: the unpacked loader and libraries, not the system's older ones.
 libraries=$(cd "$part/root" && ls -d usr/lib/*-linux-gnu)
 loader=$(cd "$part/root" && find usr -type f -name 'ld-linux-*.so.*' | sed -n 1p)
-for program in usr/sbin/mysqld usr/bin/mysql; do
+for program in usr/sbin/mysqld usr/bin/{mysql,mysqldump,mysqlrouter,mysqlrouter_keyring}; do
   wrapper=$part/bin/$(basename "$program")
   cat >"$wrapper" <<WRAPPER
 #!/bin/sh
 R=\$(dirname "\$(dirname "\$(readlink -f "\$0")")")/root
 export OPENSSL_MODULES=\$R/$libraries/ossl-modules GCONV_PATH=\$R/$libraries/gconv
-exec "\$R/$loader" --library-path "\$R/$libraries" --argv0 "\$R/$program" "\$R/$program" "\$@"
+exec "\$R/$loader" --library-path "\$R/$libraries:\$R/usr/lib/mysql-router" --argv0 "\$R/$program" "\$R/$program" "\$@"
 WRAPPER
   chmod 755 "$wrapper"
 done
-echo "$version" >"$part/.ok"
 mv "$part" "$prefix"
