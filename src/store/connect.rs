@@ -13,6 +13,7 @@ use sea_orm::{
 };
 
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use super::{Store, bulk::Bulk, lease::Names, sql::MYSQL_SESSION};
 use crate::config::{ConfigError, Database, Secret};
@@ -71,7 +72,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
             "`database.url` is not usable: {reason}; write `mysql://user:password@host:3306/name`"
         ))
     };
-    let url = format!("mysql://{}", url.split_once("://").map_or("", |(_, rest)| rest));
+    let url = Zeroizing::new(format!("mysql://{}", url.split_once("://").map_or("", |(_, rest)| rest)));
     let bulk = Opts::from_url(&url).map_err(|_| invalid("it cannot be read"))?;
     if bulk.db_name().is_none_or(str::is_empty) {
         return Err(invalid("it names no database"));

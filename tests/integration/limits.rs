@@ -1,5 +1,7 @@
 //! What a country may take: quotas of a day, pace, connections, memory; and that others are served meanwhile.
 
+use std::time::Duration;
+
 use bytesize::ByteSize;
 use chrono::{DateTime, Days, NaiveTime, TimeDelta, Utc};
 use efgs_gateway::{
@@ -187,18 +189,29 @@ async fn a_country_waits_for_its_own_uploads_and_nobody_else_does(case: &Case) {
     let (raw, cut) = unfinished(&client, "slow", 3, case.clock.now());
     let mut slow = client.connect();
     slow.write(&raw[..cut]).unwrap();
-    let second = gateway.client("DE");
     let now = case.clock.now();
-    let waiting = tokio::spawn(async move { second.upload_new("second", 1, now).await });
+    // As soon as the slow one has the place, the next waits behind it.
+    let mut before = 0;
+    let waiting = loop {
+        let next = gateway.client("DE");
+        let mut uploading =
+            tokio::spawn(async move { next.upload_new(&format!("next-{before}"), 1, now).await });
+        match tokio::time::timeout(Duration::from_millis(500), &mut uploading).await {
+            Ok(done) => drop(done.unwrap()),
+            Err(_) => break uploading,
+        }
+        before += 1;
+        assert!(before < 50, "nobody waits");
+    };
     for _ in 0..5 {
         client.download(case.today(), None).await.refused(404, "batch-not-found");
         gateway.client("NL").upload_new(&format!("{:x}", rand::random::<u64>()), 1, now).await;
     }
-    // One of the two waits for the other; which one came first does not matter.
+    assert!(!waiting.is_finished());
     slow.write(&raw[cut..]).unwrap();
     slow.answer().expect(201);
     waiting.await.unwrap();
-    assert_eq!(case.db.counts().await[0], 7);
+    assert_eq!(case.db.counts().await[0], before + 7);
 }
 
 async fn uploads_are_shed_before_memory_is_full_and_downloads_are_served(case: &Case) {
