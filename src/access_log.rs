@@ -38,7 +38,7 @@ use crate::{
     config::{self, ConfigError},
     health::JobWatch,
     jobs::Shutdown,
-    store::{ChainEnd, StoreError},
+    store::{ChainEnd, Place, Store, StoreError},
 };
 
 /// Records in one commit.
@@ -101,6 +101,8 @@ pub struct AccessLog {
     queue: Mutex<Option<Queue>>,
     incoming: Mutex<Option<mpsc::Receiver<Waiting>>>,
     signer: Option<Signer>,
+    /// The newest statement that this instance has put into the list.
+    newest: tokio::sync::Mutex<Option<Place>>,
 }
 
 impl AccessLog {
@@ -110,7 +112,7 @@ impl AccessLog {
         let signer = config.signing_key.as_deref().map(Signer::read).transpose();
         let signer = signer.map_err(|e| ConfigError::Invalid(format!("`access_log.signing_key`: {e}")))?;
         let queue = Mutex::new(Some(Queue { sender, patience }));
-        Ok(Self { queue, incoming: Mutex::new(Some(incoming)), signer })
+        Ok(Self { queue, incoming: Mutex::new(Some(incoming)), signer, newest: Default::default() })
     }
 
     /// Where requests leave their entries; none when the gateway has stopped.
@@ -121,6 +123,36 @@ impl AccessLog {
     /// Who signs, if anybody does.
     pub fn signer(&self) -> Option<&Signer> {
         self.signer.as_ref()
+    }
+
+    /// Puts a statement into the list, and says when what is there is not what should be there. It is recorded
+    /// nevertheless: `verify` finds the fault where it is, and what comes after it stays provable.
+    async fn append(&self, store: &Store, statement: &Statement) -> Result<(), StoreError> {
+        let mut newest = self.newest.lock().await;
+        let appended = store.append_statement(self.signer(), statement, *newest).await?;
+        *newest = Some(appended.place);
+        let number = appended.place.number;
+        if appended.broken {
+            tracing::error!(
+                number,
+                "statements about the access log are not in the database any more: they were removed, or the database \
+                 has lost them; run `efgs-gateway access-log verify`"
+            );
+        }
+        match (appended.behind_signed, self.signer()) {
+            (Some(false), Some(_)) => tracing::warn!(
+                number,
+                "the statement about the access log before this one is not signed: either signing begins with this one, \
+                 then tell `access-log verify --signed-from` its number, or signatures were removed"
+            ),
+            (Some(true), None) => tracing::warn!(
+                number,
+                "this statement about the access log is not signed, although the one before it is: set \
+                 `access_log.signing_key`, or `access-log verify` finds a fault here"
+            ),
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -133,7 +165,7 @@ pub async fn begin(app: &App) -> Result<(), StoreError> {
 async fn state(app: &App, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> {
     let host = (kind == Kind::Start).then(|| app.instance.host.clone());
     let statement = Statement { host, ..Statement::new(kind, &app.instance.id, end, app.clock.now()) };
-    app.store.append_statement(app.access_log.signer(), &statement).await
+    app.access_log.append(&app.store, &statement).await
 }
 
 /// Writes down what comes in, until the gateway stops and nothing is left.

@@ -63,7 +63,7 @@ async fn forget(app: &App, lease: &Lease) -> Result<Forgotten, StoreError> {
         let said = app.store.newest_cut(&instance).await?.is_some_and(|cut| cut.sequence >= end.sequence);
         if !said {
             let statement = Statement::new(Kind::Cut, &instance, &end, app.clock.now());
-            app.store.append_statement(app.access_log.signer(), &statement).await?;
+            app.access_log.append(&app.store, &statement).await?;
         }
         loop {
             match app.store.forget_records(lease, &instance, end.sequence).await? {
@@ -107,7 +107,7 @@ async fn trim(app: &App, lease: &Lease, before: DateTime<Utc>) -> Result<u64, St
     }
     let statement = Statement::new(Kind::Trim, &app.instance.id, &ChainEnd::default(), app.clock.now());
     let statement = Statement { sequence: first, ..statement };
-    app.store.append_statement(app.access_log.signer(), &statement).await?;
+    app.access_log.append(&app.store, &statement).await?;
     let mut deleted = 0;
     loop {
         match app.store.forget_statements(lease, first).await? {

@@ -32,6 +32,17 @@ pub struct Finding {
     pub what: String,
 }
 
+/// Records of a chain that no statement covers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Uncovered {
+    /// Whose chain.
+    pub instance: String,
+    /// The first of them.
+    pub from: i64,
+    /// The last of them, where the chain ends.
+    pub to: i64,
+}
+
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +57,9 @@ pub struct Report {
     pub signed: u64,
     /// Statements kept elsewhere that were compared.
     pub compared: u64,
+    /// Records behind the last statement about their chain. Their gateway has not made one yet, or was killed: nothing
+    /// proves that they are its own.
+    pub uncovered: Vec<Uncovered>,
     /// How much is not as it was written.
     pub faults: u64,
     /// The first of them.
@@ -59,12 +73,20 @@ pub struct Evidence {
     pub keys: Vec<Key>,
     /// Statements that were kept elsewhere.
     pub kept: Vec<SignedStatement>,
+    /// The first statement that must be signed, if there are keys. Those before it are from a time without a key, and
+    /// only somebody who remembers that time can say so: the database cannot, because signatures can be removed.
+    pub signed_from: i64,
 }
 
 impl Evidence {
     /// Whether one of the keys has signed a statement.
     fn verifies(&self, signed: &SignedStatement) -> bool {
         self.keys.iter().any(|key| key.verifies(signed))
+    }
+
+    /// Whether the statement with this number must be signed.
+    fn demands(&self, number: i64) -> bool {
+        !self.keys.is_empty() && number >= self.signed_from
     }
 }
 
@@ -182,7 +204,12 @@ impl Walk<'_> {
         }
         let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
         let last = before.map(|before| before.sequence);
-        self.gap(last, self.known.last.max(cut) + 1).await
+        let covered = self.known.last.max(cut);
+        if let Some(to) = last.filter(|last| *last > covered && self.report.uncovered.len() < MOST) {
+            let instance = self.instance.to_owned();
+            self.report.uncovered.push(Uncovered { instance, from: covered + 1, to });
+        }
+        self.gap(last, covered + 1).await
     }
 
     /// Looks whether records are missing between one and the next.

@@ -12,7 +12,10 @@ use efgs_protocol::country::Country;
 
 use super::{ConfigFile, Outcome, WorkArgs, clean, open_current, print, say};
 use crate::{
-    access_log::{self, Key, SignedStatement, verify::Evidence},
+    access_log::{
+        self, Key, SignedStatement,
+        verify::{Evidence, Uncovered},
+    },
     store::RecordFilter,
 };
 
@@ -53,6 +56,9 @@ pub(super) struct VerifyArgs {
     /// Statements that were kept elsewhere, as `access-log heads` writes them
     #[arg(long, value_name = "FILE")]
     heads: Option<PathBuf>,
+    /// The first statement that must be signed, when the log was begun without a key; the gateway's log names it
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    signed_from: i64,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -102,7 +108,7 @@ async fn verify(args: &VerifyArgs) -> Outcome {
         keys.push(Key::read(path)?);
     }
     let kept = args.heads.as_deref().map(read_heads).transpose()?.unwrap_or_default();
-    let evidence = Evidence { keys, kept };
+    let evidence = Evidence { keys, kept, signed_from: args.signed_from };
     let report = access_log::verify::verify(&app.store, &evidence).await?;
     let whole = report.faults == 0;
     if args.json {
@@ -123,6 +129,13 @@ async fn verify(args: &VerifyArgs) -> Outcome {
             "{} records in {} chains; {} statements, {} signatures verified, {} compared with those kept elsewhere",
             report.records, report.chains, report.statements, report.signed, report.compared
         ))?;
+        for Uncovered { instance, from, to } in &report.uncovered {
+            say(format!(
+                "instance {} records {from} to {to}: no statement covers them yet; if that gateway does not run any more, \
+                 it was killed before it could make one, or others have added them",
+                clean(instance)
+            ))?;
+        }
         if evidence.keys.is_empty() {
             say("no key is known, so no signature was verified: name it with --public-key")?;
         }

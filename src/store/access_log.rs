@@ -1,6 +1,6 @@
-//! Records of the access log, and the statements about them.
+//! Records of the access log.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
@@ -12,10 +12,10 @@ use super::{
     sql::Literals,
     statistics,
 };
-use crate::access_log::{Entry, Hash, ORIGIN, Record, SignedStatement, Signer, Statement, digest, hex};
+use crate::access_log::{Entry, Hash, ORIGIN, Record, hex};
 
 /// Rows that one statement of the retention deletes.
-const STEP: i64 = 5000;
+pub(super) const STEP: i64 = 5000;
 
 /// Where a chain of records ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,13 +24,30 @@ pub struct ChainEnd {
     pub sequence: i64,
     /// Its hash.
     pub hash: Hash,
-    /// Whether no attempt to write is open whose outcome is not known.
-    certain: bool,
+    /// Hashes of the last records of attempts to write whose outcome is not known.
+    open: Vec<Hash>,
 }
 
 impl Default for ChainEnd {
     fn default() -> Self {
-        Self { sequence: 0, hash: ORIGIN, certain: true }
+        Self { sequence: 0, hash: ORIGIN, open: Vec::new() }
+    }
+}
+
+impl ChainEnd {
+    fn new(sequence: i64, hash: Hash) -> Self {
+        Self { sequence, hash, open: Vec::new() }
+    }
+
+    /// Where to go on when `found` is the end in the database. It counts only when it was written by this instance:
+    /// what others have put there is not built upon, and what is missing is not written again under its numbers, so
+    /// that either stays visible.
+    fn or_what_was_written(&self, found: Self, open: &[Hash]) -> Self {
+        if found.hash == self.hash || open.contains(&found.hash) {
+            found
+        } else {
+            Self::new(self.sequence.max(found.sequence), self.hash)
+        }
     }
 }
 
@@ -45,23 +62,6 @@ pub struct StoredRecord {
     pub at: Option<i64>,
     /// The record; none when the row is not one that a gateway writes.
     pub record: Option<Record>,
-}
-
-/// A row of the statements.
-#[derive(Clone, Debug)]
-pub struct StoredStatement {
-    /// Columns that repeat what the statement says.
-    pub number: i64,
-    /// See [`Self::number`].
-    pub instance: String,
-    /// See [`Self::number`].
-    pub sequence: i64,
-    /// See [`Self::number`].
-    pub kind: String,
-    /// See [`Self::number`].
-    pub at: Option<DateTime<Utc>>,
-    /// The statement.
-    pub signed: SignedStatement,
 }
 
 /// Which records are wanted.
@@ -86,14 +86,14 @@ impl Store {
     ) -> Result<(), StoreError> {
         let before = end.clone();
         let expected = chain(instance, &before, entries);
-        let certain = AtomicBool::new(before.certain);
-        end.certain = false;
-        *end = self
+        let open = Mutex::new(before.open.clone());
+        let attempts = || open.lock().map(|open| open.clone()).unwrap_or_default();
+        let written = self
             .repeat("access log", || async {
                 // An attempt whose outcome is not known may have been committed.
-                let from = match certain.swap(false, Ordering::Relaxed) {
-                    true => before.clone(),
-                    false => self.chain_end(instance).await?,
+                let from = match &attempts()[..] {
+                    [] => before.clone(),
+                    open => before.or_what_was_written(self.chain_end(instance).await?, open),
                 };
                 let moved;
                 let records = if (from.sequence, from.hash) == (before.sequence, before.hash) {
@@ -104,6 +104,11 @@ impl Store {
                     moved = chain(instance, &from, entries);
                     &moved
                 };
+                if let (Ok(mut open), Some(last)) = (open.lock(), records.last())
+                    && !open.contains(&last.hash)
+                {
+                    open.push(last.hash);
+                }
                 let backend = self.backend();
                 let sql = [insert(backend, records), statistics::upsert(backend, instance, entries)];
                 match self.all_or_nothing(&sql).await {
@@ -115,11 +120,18 @@ impl Store {
                     Err(failure) => return Err(failure),
                 }
                 Ok(match records.last() {
-                    Some(last) => ChainEnd { sequence: last.sequence, hash: last.hash, certain: true },
+                    Some(last) => ChainEnd::new(last.sequence, last.hash),
                     None => from,
                 })
             })
-            .await?;
+            .await;
+        match written {
+            Ok(moved) => *end = moved,
+            Err(error) => {
+                end.open = attempts();
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -155,7 +167,7 @@ impl Store {
                 let hash: Vec<u8> = row.try_get("", "hash")?;
                 let hash =
                     hash.try_into().map_err(|_| Failure::Permanent("a hash has another length".into()))?;
-                Ok(ChainEnd { sequence: row.try_get("", "sequence")?, hash, certain: true })
+                Ok(ChainEnd::new(row.try_get("", "sequence")?, hash))
             }
         }
     }
@@ -223,92 +235,6 @@ impl Store {
         .await
     }
 
-    /// Puts a statement at the end of the list, signed if there is somebody to sign.
-    pub async fn append_statement(&self, signer: Option<&Signer>, new: &Statement) -> Result<(), StoreError> {
-        self.repeat("state of the access log", || async {
-            let newest = "SELECT number, statement FROM access_log_head ORDER BY number DESC LIMIT 1";
-            let mut new = new.clone();
-            new.number = 1;
-            if let Some(newest) = self.db.query_one_raw(self.statement(newest, [])).await? {
-                new.number = newest.try_get::<i64>("", "number")? + 1;
-                new.previous = hex(&digest(&newest.try_get::<String>("", "statement")?));
-            }
-            let text = new.text();
-            let signed = match signer {
-                Some(signer) => signer.sign(text).map_err(|e| Failure::Permanent(e.to_string()))?,
-                None => SignedStatement { statement: text, key_id: None, signature: None },
-            };
-            let at: Option<DateTime<Utc>> = new.at.parse().ok();
-            let sql = "INSERT INTO access_log_head (number, instance, sequence, kind, at, statement, key_id, signature) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
-            let values = [
-                new.number.into(),
-                new.instance.as_str().into(),
-                new.sequence.into(),
-                new.kind.as_str().into(),
-                at.map_or(0, |at| at.timestamp_micros()).into(),
-                signed.statement.into(),
-                signed.key_id.into(),
-                signed.signature.into(),
-            ];
-            match self.db.execute_raw(self.statement(sql, values)).await.map_err(Failure::from) {
-                Ok(_) => Ok(()),
-                Err(Failure::Duplicate) => {
-                    Err(Failure::Transient("another instance has just taken that place".into()))
-                }
-                Err(failure) => Err(failure),
-            }
-        })
-        .await
-    }
-
-    /// The next statements behind number `after`.
-    pub async fn statements_after(&self, after: i64, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE number > ? ORDER BY number LIMIT ?";
-        self.statements(sql, &[after.into(), limit.into()]).await
-    }
-
-    /// The next starts and heads of an instance, of records from `from` on.
-    pub async fn heads_of(
-        &self,
-        instance: &str,
-        from: i64,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'head' AND \
-                   (sequence > ? OR (sequence = ? AND number > ?)) ORDER BY sequence, number LIMIT ?";
-        self.statements(sql, &[instance.into(), from.into(), from.into(), after.into(), limit.into()]).await
-    }
-
-    /// The newest cut of an instance's chain.
-    pub async fn newest_cut(&self, instance: &str) -> Result<Option<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT 1";
-        Ok(self.statements(sql, &[instance.into()]).await?.pop())
-    }
-
-    async fn statements(&self, sql: &str, values: &[Value]) -> Result<Vec<StoredStatement>, StoreError> {
-        self.repeat("read statements of the access log", || async {
-            let rows = self.db.query_all_raw(self.statement(sql, values.to_vec())).await?;
-            let row = |row: &QueryResult| {
-                Ok::<_, Failure>(StoredStatement {
-                    number: row.try_get("", "number")?,
-                    instance: row.try_get("", "instance")?,
-                    sequence: row.try_get("", "sequence")?,
-                    kind: row.try_get("", "kind")?,
-                    at: DateTime::from_timestamp_micros(row.try_get("", "at")?),
-                    signed: SignedStatement {
-                        statement: row.try_get("", "statement")?,
-                        key_id: row.try_get("", "key_id")?,
-                        signature: row.try_get("", "signature")?,
-                    },
-                })
-            };
-            rows.iter().map(row).collect()
-        })
-        .await
-    }
-
     /// The last record of an instance that is older than `before` together with all records in front of it;
     /// none when the chain has no such record.
     pub async fn last_outdated(
@@ -335,7 +261,7 @@ impl Store {
             let (mut taken, mut newest) = (0, None);
             for (sequence, _, hash) in outdated {
                 taken += 1;
-                newest = hash.try_into().ok().map(|hash| ChainEnd { sequence, hash, certain: true });
+                newest = hash.try_into().ok().map(|hash| ChainEnd::new(sequence, hash));
             }
             last = newest.or(last);
             if taken < read || read < STEP as usize {
@@ -358,27 +284,6 @@ impl Store {
                 let end = up_to.min(first.saturating_add(STEP - 1));
                 deleted =
                     tx.execute_raw(self.statement(sql, [instance.into(), end.into()])).await?.rows_affected();
-            }
-            tx.commit().await?;
-            Ok(deleted)
-        })
-        .await
-    }
-
-    /// Deletes some of the statements before a number, the first ones first. Call it until it says 0.
-    pub async fn forget_statements(&self, lease: &Lease, before: i64) -> Result<u64, StoreError> {
-        self.repeat("forget statements", || async {
-            let tx = self.begin().await?;
-            self.fence(&tx, lease).await?;
-            let row = tx
-                .query_one_raw(self.statement("SELECT MIN(number) AS first FROM access_log_head", []))
-                .await?;
-            let first: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
-            let mut deleted = 0;
-            if let Some(first) = first.filter(|first| *first < before) {
-                let sql = "DELETE FROM access_log_head WHERE number < ?";
-                let end = before.min(first.saturating_add(STEP));
-                deleted = tx.execute_raw(self.statement(sql, [end.into()])).await?.rows_affected();
             }
             tx.commit().await?;
             Ok(deleted)
@@ -484,4 +389,25 @@ fn record(row: &QueryResult) -> Option<Record> {
             duration_micros: u64::try_from(number("duration_us")?).ok()?,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ChainEnd;
+
+    #[test]
+    fn only_what_was_written_here_is_built_upon() {
+        let before = ChainEnd::new(10, [1; 32]);
+        let end = |sequence, hash: u8| ChainEnd::new(sequence, [hash; 32]);
+        let resume = |found: ChainEnd| before.or_what_was_written(found, &[[2; 32], [3; 32]]);
+        // Nothing has come of the attempts, or one of them has succeeded.
+        assert_eq!(resume(end(10, 1)), end(10, 1));
+        assert_eq!(resume(end(12, 3)), end(12, 3));
+        // Others have put something there: it keeps its numbers, and nothing follows it.
+        assert_eq!(resume(end(12, 9)), end(12, 1));
+        assert_eq!(resume(end(10, 9)), end(10, 1));
+        // The end is missing, or everything.
+        assert_eq!(resume(end(7, 9)), end(10, 1));
+        assert_eq!(resume(ChainEnd::default()), end(10, 1));
+    }
 }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod access_log;
+mod access_log_head;
 mod batches;
 mod bulk;
 mod callback_queue;
@@ -46,7 +47,8 @@ mod statistics;
 mod uploads;
 mod withdrawals;
 
-pub use access_log::{ChainEnd, RecordFilter, StoredRecord, StoredStatement};
+pub use access_log::{ChainEnd, RecordFilter, StoredRecord};
+pub use access_log_head::{Appended, Place, StoredStatement};
 pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
 pub use callback_queue::{
     CallbackBacklog, CallbackLease, Counted, DueSubscription, FailedCall, Notification,

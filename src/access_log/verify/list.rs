@@ -8,8 +8,8 @@ use super::{
 };
 use crate::store::{Store, StoreError, StoredStatement};
 
-/// What is said to be forgotten. It counts only when it is signed, or when an unbroken run of hashes leads from
-/// it to a statement that is: anybody who can write to the database can write a statement that is not.
+/// What is said to be forgotten. It counts only when it is signed, or, from before signing began, when an unbroken run
+/// of hashes leads from it to a statement that is: anybody who can write to the database can write one that is not.
 #[derive(Debug, Default)]
 struct Forgotten {
     /// Of each chain the last record, and its hash.
@@ -63,7 +63,8 @@ pub(super) async fn walk(
     let (mut gaps, mut forgotten): (Vec<Gap>, Forgotten) = (Vec::new(), Forgotten::default());
     // What the statements since the last signed one say.
     let mut unsigned = Forgotten::default();
-    let (mut last, mut signing): (Option<(i64, Hash)>, bool) = (None, false);
+    let mut bare = Bare::default();
+    let mut last: Option<(i64, Hash)> = None;
     let mut after = i64::MIN;
     loop {
         let page = store.statements_after(after, PAGE).await?;
@@ -84,7 +85,7 @@ pub(super) async fn walk(
             let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
             let follows = if number == 1 { Some(ORIGIN) } else { follows };
             last = Some((number, digest(&row.signed.statement)));
-            let signed = signature(&row.signed, number, evidence, &mut signing, report);
+            let signed = signature(&row.signed, number, evidence, &mut bare, report);
             if let Some(kept) = kept.remove(&number) {
                 report.compared += 1;
                 if kept.statement != row.signed.statement {
@@ -107,7 +108,9 @@ pub(super) async fn walk(
                     );
                 }
             }
-            unsigned.add(&statement);
+            if signed || !evidence.demands(number) {
+                unsigned.add(&statement);
+            }
             if signed || evidence.keys.is_empty() {
                 forgotten.append(&mut unsigned);
             }
@@ -117,14 +120,14 @@ pub(super) async fn walk(
             }
         }
     }
+    bare.end(report);
     for gap in gaps.into_iter().filter(|gap| gap.inside || gap.to >= forgotten.trimmed) {
         let from = if gap.inside { gap.from } else { gap.from.max(forgotten.trimmed) };
         missing(report, None, from, gap.to);
     }
     let newest = last.map_or(0, |(number, _)| number);
-    if report.statements > 0 && !evidence.keys.is_empty() && report.signed == 0 {
-        let what = "neither this statement nor any before it is signed with a key that is known: the signatures \
-                    were removed, or no gateway has been started with the key yet";
+    if report.statements > 0 && !evidence.keys.is_empty() && !evidence.demands(newest) {
+        let what = "the list ends before the first statement that should be signed (--signed-from)";
         report.fault(None, newest, what);
     }
     for (number, _) in kept.into_iter().filter(|(number, _)| *number >= forgotten.trimmed) {
@@ -174,13 +177,42 @@ pub(super) fn read(row: &StoredStatement) -> Option<Statement> {
     })
 }
 
-/// Whether a statement is signed. Those from before signing began are protected by the first signed one behind
-/// them.
+/// Statements without a signature where there should be one, as long as they follow each other.
+#[derive(Default)]
+struct Bare(Option<(i64, i64)>);
+
+impl Bare {
+    fn add(&mut self, number: i64, report: &mut Report) {
+        match &mut self.0 {
+            Some((_, to)) if *to + 1 == number => *to = number,
+            _ => {
+                self.end(report);
+                self.0 = Some((number, number));
+            }
+        }
+    }
+
+    fn end(&mut self, report: &mut Report) {
+        let Some((from, to)) = self.0.take() else { return };
+        let which = match to - from {
+            0 => "this statement is not signed".to_owned(),
+            _ => format!("the statements from this one to {to} are not signed"),
+        };
+        let what = format!(
+            "{which}: the signatures were removed, or a gateway ran without the key; if signing began only afterwards, \
+             say so with --signed-from {}",
+            to + 1
+        );
+        report.fault(None, from, what);
+    }
+}
+
+/// Whether a statement is signed, as it must be.
 fn signature(
     signed: &SignedStatement,
     number: i64,
     evidence: &Evidence,
-    signing: &mut bool,
+    bare: &mut Bare,
     report: &mut Report,
 ) -> bool {
     if evidence.keys.is_empty() {
@@ -188,7 +220,6 @@ fn signature(
     }
     let verified = evidence.verifies(signed);
     if verified {
-        *signing = true;
         report.signed += 1;
     } else if let Some(id) = &signed.key_id {
         let what = if evidence.keys.iter().any(|key| key.id() == id) {
@@ -197,8 +228,8 @@ fn signature(
             format!("the statement is signed with another key ({id}): name its public key with --public-key")
         };
         report.fault(None, number, what);
-    } else if *signing {
-        report.fault(None, number, "the statement is not signed, although an earlier one is");
+    } else if evidence.demands(number) {
+        bare.add(number, report);
     }
     verified
 }

@@ -1,0 +1,159 @@
+//! What somebody can do who writes to the database and has no key, while gateways sign.
+
+use efgs_gateway::access_log::{
+    Entry, ORIGIN, Record, Statement, digest, hex,
+    verify::{Evidence, Uncovered},
+};
+
+use crate::{
+    access_log::{evidence, look, places, run},
+    access_log_proof::{assert_names, insert_record, logged},
+    harness::{Case, Running, tests},
+};
+
+tests![
+    a_log_without_any_signature_is_no_proof,
+    signatures_that_were_removed_are_missed_also_behind_a_gateway_that_signs,
+    a_gateway_does_not_sign_over_a_list_that_was_cut_off_while_it_ran,
+    nor_when_others_have_taken_the_numbers_that_were_free,
+    a_gateway_does_not_build_upon_records_of_others,
+    records_behind_the_last_statement_are_named,
+];
+
+async fn a_log_without_any_signature_is_no_proof(case: &Case) {
+    logged(case).await;
+    let evidence = evidence(case);
+    case.db.execute("UPDATE access_log_head SET signature = NULL, key_id = NULL").await;
+    let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(None, 1)], "{report:?}");
+    assert!(report.findings[0].what.contains("the signatures were removed"), "{report:?}");
+    let output = run(case, &["access-log", "verify"]);
+    assert!(!output.status.success(), "{output:?}");
+    // Nor is it one when somebody says that it was to be signed from later on.
+    let report = look(case, &Evidence { signed_from: newest + 1, ..evidence }).await;
+    assert_eq!(places(&report), [(None, newest)], "{report:?}");
+}
+
+/// Writes the first statements anew, without signatures, as whoever has the database and not the key can.
+async fn rewrite_unsigned(case: &Case, up_to: i64) {
+    let texts: Vec<String> = case.db.column("SELECT statement FROM access_log_head ORDER BY number").await;
+    let mut previous = ORIGIN;
+    for (number, text) in (1..=up_to).zip(texts) {
+        let statement = Statement { previous: hex(&previous), ..Statement::parse(&text).unwrap() };
+        let text = Statement { host: None, ..statement }.text();
+        previous = digest(&text);
+        let sql = "UPDATE access_log_head SET signature = NULL, key_id = NULL, statement";
+        case.db.execute(&format!("{sql} = '{text}' WHERE number = {number}")).await;
+    }
+}
+
+async fn signatures_that_were_removed_are_missed_also_behind_a_gateway_that_signs(case: &Case) {
+    logged(case).await;
+    let evidence = evidence(case);
+    let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
+    rewrite_unsigned(case, newest).await;
+    // The next start signs behind another history; that does not make it true.
+    let gateway = case.gateway().await;
+    case.stop(&gateway).await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(None, 1)], "{report:?}");
+    assert!(report.signed > 0, "{report:?}");
+    let what = &report.findings[0].what;
+    assert!(what.contains(&format!("to {newest} are not signed")), "{what}");
+    // Only who knows that there was no key before can excuse it, with the number that was logged at that time.
+    let from = format!("--signed-from {}", newest + 1);
+    assert!(what.ends_with(&from), "{what}");
+    assert!(!run(case, &["access-log", "verify"]).status.success());
+    let excused: Vec<&str> = ["access-log", "verify"].into_iter().chain(from.split(' ')).collect();
+    let output = run(case, &excused);
+    assert!(output.status.success(), "{output:?}");
+    let excused = Evidence { signed_from: newest, ..evidence };
+    assert_eq!(places(&look(case, &excused).await), [(None, newest)]);
+}
+
+/// The second and the third of three gateways, which run while all that the first one did is removed, and every
+/// statement since then: the third one has made the newest of them.
+async fn cut_off(case: &Case) -> [Running; 2] {
+    let [first, second] = [case.gateway().await, case.gateway().await];
+    for gateway in [&first, &second] {
+        gateway.client("DE").download(case.today(), None).await;
+    }
+    case.stop(&first).await;
+    let third = case.gateway().await;
+    assert_eq!(look(case, &evidence(case)).await.findings, []);
+    let sql = format!("DELETE FROM access_log WHERE instance = '{}'", first.app.instance.id);
+    assert_eq!(case.db.execute(&sql).await, 1);
+    assert_eq!(case.db.execute("DELETE FROM access_log_head WHERE number IN (3, 4)").await, 2);
+    third.client("DE").download(case.today(), None).await;
+    [second, third]
+}
+
+async fn a_gateway_does_not_sign_over_a_list_that_was_cut_off_while_it_ran(case: &Case) {
+    let [second, third] = cut_off(case).await;
+    for gateway in [&third, &second] {
+        case.stop(gateway).await;
+    }
+    let report = look(case, &evidence(case)).await;
+    assert_names(&report, None, 3, "2 statements are missing, from this one to 4");
+    forget_all(case).await;
+}
+
+async fn nor_when_others_have_taken_the_numbers_that_were_free(case: &Case) {
+    let [second, third] = cut_off(case).await;
+    case.stop(&second).await;
+    let fourth = case.gateway().await;
+    assert_eq!(case.db.number("SELECT MAX(number) FROM access_log_head").await, 4);
+    for gateway in [&third, &fourth] {
+        case.stop(gateway).await;
+    }
+    let report = look(case, &evidence(case)).await;
+    assert_eq!(places(&report), [(None, 5)], "{report:?}");
+    assert_names(&report, None, 5, "does not follow the one before it");
+    forget_all(case).await;
+}
+
+/// Leaves nothing that the check at the end of every test would find.
+async fn forget_all(case: &Case) {
+    for table in ["access_log", "access_log_head"] {
+        case.db.execute(&format!("DELETE FROM {table}")).await;
+    }
+}
+
+async fn a_gateway_does_not_build_upon_records_of_others(case: &Case) {
+    let gateway = case.gateway().await;
+    let instance = &gateway.app.instance.id;
+    gateway.client("DE").download(case.today(), None).await;
+    let hash: Vec<Vec<u8>> = case.db.column("SELECT hash FROM access_log").await;
+    let previous = hash[0].clone().try_into().unwrap();
+    // It follows the newest record as it should: only the gateway knows that it has not written it.
+    let forged = Record::new(instance, 2, previous, Entry::default());
+    insert_record(case, &forged).await;
+    let evidence = evidence(case);
+    assert_eq!(look(case, &evidence).await.findings, []);
+    gateway.client("DE").download(case.today(), None).await;
+    case.stop(&gateway).await;
+    let report = look(case, &evidence).await;
+    assert_eq!(places(&report), [(Some(instance.as_str()), 2)], "{report:?}");
+    assert!(report.records == 3 && report.findings[0].what.contains("was replaced"), "{report:?}");
+    forget_all(case).await;
+}
+
+async fn records_behind_the_last_statement_are_named(case: &Case) {
+    let [first, _] = logged(case).await;
+    let evidence = evidence(case);
+    assert_eq!(look(case, &evidence).await.uncovered, []);
+    let hash: Vec<Vec<u8>> = case
+        .db
+        .column(&format!("SELECT hash FROM access_log WHERE instance = '{first}' AND sequence = 10"))
+        .await;
+    let forged = Record::new(&first, 11, hash[0].clone().try_into().unwrap(), Entry::default());
+    insert_record(case, &forged).await;
+    let report = look(case, &evidence).await;
+    assert_eq!(report.findings, []);
+    let [Uncovered { instance, from: 11, to: 11 }] = &report.uncovered[..] else { panic!("{report:?}") };
+    assert_eq!(*instance, first);
+    let output = run(case, &["access-log", "verify"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("instance {first} records 11 to 11: no statement covers")), "{text}");
+}
