@@ -6,7 +6,6 @@
 //! ids. Exporting goes on beside the service: when the collector is away, spans are dropped, and counted.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +13,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix_web::http::header::HeaderMap;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use opentelemetry::{
@@ -27,6 +25,7 @@ use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracer, SdkTracerProvider},
 };
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::runtime::Handle;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use zeroize::Zeroizing;
@@ -57,7 +56,6 @@ impl Traces {
             .with_http_client(Client::new(config)?)
             .with_endpoint(&config.endpoint)
             .with_timeout(PATIENCE)
-            .with_headers(headers(config)?)
             .build()
             .map_err(|e| fail("endpoint", e.to_string()))?;
         let resource = Resource::builder()
@@ -91,25 +89,27 @@ pub(super) fn is_on() -> bool {
     TRACER.get().is_some()
 }
 
-/// The lines of `tracing.headers_file`.
-fn headers(config: &Tracing) -> Result<HashMap<String, String>, ConfigError> {
-    let Some(path) = &config.headers_file else { return Ok(HashMap::new()) };
-    // The content is not quoted: it is a secret.
+/// The lines of `tracing.headers_file`. The values are secrets: debug output does not show them, and their memory is
+/// wiped when the last copy goes. So they are not given to the exporter, which would keep plain texts.
+fn headers(config: &Tracing) -> Result<HeaderMap, ConfigError> {
+    let Some(path) = &config.headers_file else { return Ok(HeaderMap::new()) };
+    // The content is not quoted.
     let fail = |reason: String| {
         ConfigError::Invalid(format!("`tracing.headers_file` ({}): {reason}", path.display()))
     };
     let text =
         Zeroizing::new(std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?);
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    let pair = |(number, line): (usize, &str)| {
+    let pair = |line: &str| {
         let (name, value) = line.split_once(':')?;
-        let (name, value) = (name.trim(), value.trim());
-        reqwest::header::HeaderName::from_bytes(name.as_bytes()).ok()?;
-        reqwest::header::HeaderValue::from_str(value).ok()?;
-        Some((name.to_owned(), value.to_owned())).filter(|_| number > 0)
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
+        let value = Bytes::from_owner(Zeroizing::new(value.trim().as_bytes().to_vec()));
+        let mut value = HeaderValue::from_maybe_shared(value).ok()?;
+        value.set_sensitive(true);
+        Some((name, value))
     };
     lines
-        .map(|line| pair(line).ok_or_else(|| fail(format!("line {} is not `Name: value`", line.0))))
+        .map(|(number, line)| pair(line).ok_or_else(|| fail(format!("line {number} is not `Name: value`"))))
         .collect()
 }
 
@@ -117,6 +117,7 @@ fn headers(config: &Tracing) -> Result<HashMap<String, String>, ConfigError> {
 #[derive(Debug)]
 struct Client {
     http: reqwest::Client,
+    headers: HeaderMap,
     runtime: Handle,
     failing: AtomicBool,
 }
@@ -139,7 +140,8 @@ impl Client {
             http = http.tls_backend_preconfigured(tls).https_only(true);
         }
         let http = http.build().map_err(|e| fail(e.to_string()))?;
-        Ok(Self { http, runtime: Handle::current(), failing: AtomicBool::new(false) })
+        let headers = headers(config)?;
+        Ok(Self { http, headers, runtime: Handle::current(), failing: AtomicBool::new(false) })
     }
 
     /// Counts, and says once that the collector is away and once that it is back.
@@ -162,7 +164,8 @@ impl Client {
 #[async_trait::async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let request = reqwest::Request::try_from(request)?;
+        let mut request = reqwest::Request::try_from(request)?;
+        request.headers_mut().extend(self.headers.clone());
         let http = self.http.clone();
         let sent = self.runtime.spawn(async move {
             let answer = http.execute(request).await?;
@@ -185,7 +188,7 @@ impl HttpClient for Client {
 }
 
 /// Links a request's span with the span that the caller says it comes from (W3C Trace Context).
-pub fn link(span: &tracing::Span, headers: &HeaderMap) {
+pub fn link(span: &tracing::Span, headers: &actix_web::http::header::HeaderMap) {
     if let Some(context) = headers.get("traceparent").and_then(|value| read_traceparent(value.to_str().ok()?))
     {
         span.add_link(context);
@@ -257,7 +260,8 @@ mod tests {
             Tracing { endpoint: String::new(), ratio: 1.0, headers_file: Some(path.clone()), ca: None };
         std::fs::write(&path, "Authorization: Bearer secret\n\nX-Scope: efgs\n").unwrap();
         let read = headers(&config).unwrap();
-        assert_eq!((read.len(), read["Authorization"].as_str()), (2, "Bearer secret"));
+        assert_eq!((read.len(), read["Authorization"].to_str().unwrap()), (2, "Bearer secret"));
+        assert!(!format!("{read:?}").contains("secret"), "{read:?}");
         std::fs::write(&path, "X-Scope: efgs\nBearer secret\n").unwrap();
         let error = headers(&config).unwrap_err().to_string();
         assert!(error.contains("line 2") && !error.contains("secret"), "{error}");

@@ -64,7 +64,7 @@ impl Trace {
 async fn a_request_is_traced_from_the_handshake_to_the_database(case: &Case) {
     case.prepare().await;
     let collector = Collector::start().await;
-    std::fs::write(case.folder.path().join("headers"), "Authorization: Bearer x\n").unwrap();
+    std::fs::write(case.folder.path().join("headers"), "Authorization: Bearer x%20y\n").unwrap();
     let tracing = format!(
         "[tracing]\nendpoint = \"http://{}/v1/traces\"\nheaders_file = \"headers\"\n",
         collector.address
@@ -87,7 +87,7 @@ async fn a_request_is_traced_from_the_handshake_to_the_database(case: &Case) {
     let downloaded = downloaded(&nl).await;
     process.stop().await;
 
-    assert!(collector.heads().iter().all(|head| head.contains("authorization: bearer x\r\n")));
+    assert!(collector.heads().iter().all(|head| head.contains("authorization: bearer x%20y\r\n")));
     let upload = Trace::of(&collector, &uploaded);
     assert_eq!((upload.root.name.as_str(), upload.root.kind()), ("upload", SpanKind::Server));
     assert!(upload.root.parent_span_id.is_empty(), "what a caller sends is nobody's parent");
