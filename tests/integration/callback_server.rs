@@ -13,6 +13,7 @@ use efgs_test_ca::Identity;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 use tokio_rustls::TlsAcceptor;
@@ -24,7 +25,7 @@ use crate::harness::PKI;
 pub(crate) enum Behaviour {
     Answer(u16),
     Redirect(String),
-    /// Never says anything.
+    /// Never says anything, until [`CallbackServer::hang_up`].
     Hang,
     /// Closes without an answer.
     Close,
@@ -40,6 +41,7 @@ struct Shared {
     /// Request lines, in order, with the User-Agent behind them.
     calls: Mutex<Vec<(String, String)>>,
     connections: AtomicUsize,
+    hung_up: Notify,
 }
 
 pub(crate) struct CallbackServer {
@@ -51,6 +53,8 @@ pub(crate) struct CallbackServer {
 impl Drop for CallbackServer {
     fn drop(&mut self) {
         self.accepting.abort();
+        // No gateway that stops needs to wait.
+        self.hang_up();
     }
 }
 
@@ -78,6 +82,7 @@ impl CallbackServer {
             client: Mutex::new(PKI.callback_client.certificate.der().to_vec()),
             calls: Mutex::default(),
             connections: AtomicUsize::new(0),
+            hung_up: Notify::new(),
         });
         let serving = shared.clone();
         let accepting = tokio::spawn(async move {
@@ -96,6 +101,11 @@ impl CallbackServer {
 
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         *self.shared.behaviour.lock().unwrap() = behaviour;
+    }
+
+    /// Ends the calls that hang.
+    pub(crate) fn hang_up(&self) {
+        self.shared.hung_up.notify_waiters();
     }
 
     pub(crate) fn show(&self, identity: &Identity) {
@@ -138,8 +148,8 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream) -> Option<()> {
     };
     assert!(!header("host: ").is_empty());
     let call = (head.lines().next().unwrap().to_owned(), header("user-agent: "));
-    shared.calls.lock().unwrap().push(call);
     let behaviour = shared.behaviour.lock().unwrap().clone();
+    shared.calls.lock().unwrap().push(call);
     let answer = match behaviour {
         Behaviour::Answer(status) => format!("HTTP/1.1 {status} x\r\nContent-Length: 2\r\n\r\nok"),
         Behaviour::Redirect(to) => {
@@ -147,7 +157,10 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream) -> Option<()> {
         }
         Behaviour::Hang => {
             let mut byte = [0];
-            stream.read_exact(&mut byte).await.ok()?;
+            tokio::select! {
+                _ = stream.read_exact(&mut byte) => {}
+                () = shared.hung_up.notified() => {}
+            }
             return None;
         }
         Behaviour::Close => return None,
