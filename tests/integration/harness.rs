@@ -346,8 +346,12 @@ impl Running {
     async fn settle(&self) {
         use efgs_gateway::store::Job;
         until("the first turn of the jobs", async || {
-            let due = |job| self.app.store.is_due(job);
-            (!due(Job::Batching).await.unwrap() && !due(Job::Expiry).await.unwrap()).then_some(())
+            for job in [Job::Batching, Job::Expiry, Job::AccessLog] {
+                if self.app.store.is_due(job).await.unwrap() {
+                    return None;
+                }
+            }
+            Some(())
         })
         .await;
     }
