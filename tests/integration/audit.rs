@@ -45,7 +45,8 @@ async fn the_entries_cut_the_download_exactly_and_own_ones_come_last(case: &Case
         let downloaded = auditor.download(case.today(), Some(&batch)).await.expect(200).keys();
         let policy = SignaturePolicy { allow_sha1: false };
         let anchor = PKI.anchor.anchor();
-        let verdicts = verify_batch(&told, &downloaded, country(code), anchor, policy).unwrap();
+        let verdicts =
+            verify_batch(&told, &downloaded, batch.parse().ok(), country(code), anchor, policy).unwrap();
         assert_eq!(verdicts.len(), 6);
         for verdict in verdicts {
             assert!(verdict.holds(), "{code}: {verdict:?}");

@@ -63,7 +63,9 @@ async fn certificates_that_a_registered_authority_issued_may_call_and_sign_and_a
     assert_eq!(entries[0].signing_certificate, ca.certificate().pem());
     assert_eq!(entries[0].uploader_thumbprint, ca.certificate().thumbprint());
     let policy = SignaturePolicy { allow_sha1: false };
-    let verdicts = verify_batch(&entries, &downloaded, country("NL"), PKI.anchor.anchor(), policy).unwrap();
+    let verdicts =
+        verify_batch(&entries, &downloaded, batch.parse().ok(), country("NL"), PKI.anchor.anchor(), policy)
+            .unwrap();
     assert!(verdicts.iter().all(|verdict| verdict.holds()), "{verdicts:?}");
 }
 

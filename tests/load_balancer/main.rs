@@ -43,7 +43,15 @@ fn registered_countries_work_as_usual(balancer: &Balancer) {
             let audit = setup.runtime.block_on(client.audit(setup.today(), &batch.batch_tag)).unwrap();
             let anchor = TrustAnchor::from_pem(setup.pki.anchor_pair.certificate.pem()).unwrap();
             let policy = SignaturePolicy::default();
-            let verdicts = verify_batch(&audit, &batch.keys, reader.country, &anchor, policy).unwrap();
+            let verdicts = verify_batch(
+                &audit,
+                &batch.keys,
+                batch.batch_tag.parse().ok(),
+                reader.country,
+                &anchor,
+                policy,
+            )
+            .unwrap();
             assert!(!verdicts.is_empty() && verdicts.iter().all(|verdict| verdict.holds()), "{verdicts:?}");
             found.extend(batch.keys.iter().map(|key| *key.key_data.as_bytes()));
             match batch.next_batch_tag {

@@ -97,16 +97,19 @@ impl Pki {
     /// # Errors
     /// When OpenSSL fails.
     pub fn participant(&self, country: Country) -> Result<Participant, Error> {
-        self.participant_with(country, KeyKind::Ec256)
+        self.participant_with(country, |request| request)
     }
 
-    /// Makes a country's three certificates with keys of this kind.
+    /// Makes a country's three certificates, each as the usual request for it is changed: with other keys or dates.
     ///
     /// # Errors
     /// When OpenSSL fails.
-    pub fn participant_with(&self, country: Country, key: KeyKind) -> Result<Participant, Error> {
-        let identity =
-            |kind| self.identity(country, kind, &Request { key, ..Request::new(kind, country.as_str()) });
+    pub fn participant_with(
+        &self,
+        country: Country,
+        change: impl Fn(Request) -> Request,
+    ) -> Result<Participant, Error> {
+        let identity = |kind| self.identity(country, kind, &change(Request::new(kind, country.as_str())));
         Ok(Participant {
             country,
             authentication: identity(CertificateType::Authentication)?,

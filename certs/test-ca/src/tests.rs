@@ -12,7 +12,7 @@ fn every_certificate_passes_every_rule_and_every_bundle_verifies() {
     let pki = Pki::new(KeyKind::Ec256).unwrap();
     for (country, key) in [("DE", KeyKind::Ec256), ("NL", KeyKind::Rsa(3072)), ("IT", KeyKind::Ec521)] {
         let country = country.parse().unwrap();
-        let participant = pki.participant_with(country, key).unwrap();
+        let participant = pki.participant_with(country, |request| Request { key, ..request }).unwrap();
         for identity in [&participant.authentication, &participant.signing, &participant.callback] {
             let bundle = &identity.bundle;
             assert_eq!(bundle.country, country);

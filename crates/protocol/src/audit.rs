@@ -4,17 +4,22 @@
 //! anchor, all from different hands. [`verify_batch`] checks that they fit together.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::anchor::{AnchorError, TrustAnchor};
+use crate::batch_tag::BatchTag;
 use crate::canonical::CanonicalKeys;
 use crate::certificate::{Certificate, CertificateError, Thumbprint};
 use crate::country::Country;
-use crate::key::KeyBatch;
+use crate::key::{self, KeyBatch};
 use crate::signature::{self, SignatureError, SignaturePolicy};
+
+/// By how much an entry's time may be wrong without being a failure: the clocks of a gateway's instances differ, and
+/// some time may pass between an upload's check and its storage.
+const LEEWAY: TimeDelta = TimeDelta::hours(1);
 
 /// What an auditor is told about one upload of a batch. In JSON the fields have exactly the names that
 /// national backends read; all are always present.
@@ -45,7 +50,11 @@ pub struct AuditEntry {
 }
 
 fn milliseconds<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    serializer.serialize_str(&milliseconds_text(time))
+}
+
+fn milliseconds_text(time: &DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// Why the entries as a whole do not fit the download, so that no entry can be told its keys.
@@ -130,6 +139,36 @@ pub enum Failure {
         /// Its origin.
         origin: Country,
     },
+    /// At the entry's time, no gateway would have taken one of its keys; others of them may not fit, too. The keys are
+    /// signed and the time is not, so it is the time that is wrong.
+    #[error(
+        "uploadedTime {} cannot be right: key {index} of the download belongs to the entry and began at interval \
+         {rolling_start}, and only {earliest} to {latest} was accepted then",
+        milliseconds_text(.time)
+    )]
+    KeyTime {
+        /// The entry's time.
+        time: DateTime<Utc>,
+        /// The position of the first such key in the download, counted from 0.
+        index: usize,
+        /// The interval in which that key began.
+        rolling_start: u32,
+        /// The first interval that was accepted at the entry's time, an hour of leeway included.
+        earliest: u32,
+        /// The last one.
+        latest: u32,
+    },
+    /// The entry's time is more than an hour after the batch was formed.
+    #[error(
+        "uploadedTime {} is later than {}, when the batch had been formed at the latest, as its tag says",
+        milliseconds_text(.time), milliseconds_text(.formed_by)
+    )]
+    AfterBatch {
+        /// The entry's time.
+        time: DateTime<Utc>,
+        /// When the batch had been formed at the latest.
+        formed_by: DateTime<Utc>,
+    },
     /// The batch signature does not count for the entry's keys.
     #[error(transparent)]
     Signature(#[from] SignatureError),
@@ -150,7 +189,7 @@ pub struct Verdict {
     /// The entry's country.
     pub country: Country,
     /// Where the entry's keys stand in the download. `None` for the caller's own uploads: their keys are not
-    /// in its download, so only their certificates were checked.
+    /// in its download, so only their certificates, and their time against the batch's, were checked.
     pub keys: Option<Range<usize>>,
     /// Whether the batch signature uses SHA-1, which the policy then allowed.
     pub used_sha1: bool,
@@ -170,6 +209,11 @@ impl Verdict {
 /// certificate must have been valid when the upload was stored; certificates that expired or were revoked since
 /// still count. Answers with one verdict for each entry, in their order.
 ///
+/// Nobody signs the time of an entry. What is certain is checked, with an hour of leeway: that the keys, which the
+/// country has signed, could be uploaded at that time (none had yet to begin, none was older than 15 days), and that
+/// it is not after the batch was formed, if `batch` is given: its tag tells that. So a time that was made up to have
+/// another certificate count, or another order of events, is bounded but not excluded.
+///
 /// `caller` is the country that downloaded. Its own entries come last and have no keys in the download.
 ///
 /// # Errors
@@ -177,6 +221,7 @@ impl Verdict {
 pub fn verify_batch(
     entries: &[AuditEntry],
     downloaded: &KeyBatch,
+    batch: Option<BatchTag>,
     caller: Country,
     anchor: &TrustAnchor,
     policy: SignaturePolicy,
@@ -196,15 +241,26 @@ pub fn verify_batch(
         let mut verdict =
             Verdict { country: entry.country, keys: None, used_sha1: false, failures: Vec::new() };
         entry.check_certificates(anchor, &mut verdict.failures);
+        let time = entry.uploaded_time;
+        if let Some(formed_by) = batch.map(|batch| batch.formed_by()).filter(|formed| earlier(time) > *formed)
+        {
+            verdict.failures.push(Failure::AfterBatch { time, formed_by });
+        }
         if position < others {
             let end = start + entry.amount as usize;
             verdict.keys = Some(start..end);
             start = end;
-            let mut foreign = false;
+            let accepted = entry.accepted_starts();
+            let (mut foreign, mut untimely) = (false, false);
             let slice = keys.by_ref().take(entry.amount as usize).map(|(index, key)| {
-                // One is told for all: a forged batch has no end of them.
+                // One of each kind is told for all: a forged batch has no end of them.
                 if key.origin != entry.country && !std::mem::replace(&mut foreign, true) {
                     verdict.failures.push(Failure::Origin { index, origin: key.origin });
+                }
+                let rolling_start = key.rolling_start_interval_number;
+                if !accepted.contains(&rolling_start) && !std::mem::replace(&mut untimely, true) {
+                    let (earliest, latest) = accepted.clone().into_inner();
+                    verdict.failures.push(Failure::KeyTime { time, index, rolling_start, earliest, latest });
                 }
                 key
             });
@@ -256,6 +312,13 @@ impl AuditEntry {
         }
     }
 
+    /// The intervals in which a key may have begun that was uploaded at the entry's time, give or take the leeway.
+    fn accepted_starts(&self) -> RangeInclusive<u32> {
+        let later = self.uploaded_time.checked_add_signed(LEEWAY).unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let earliest = *key::accepted_starts(earlier(self.uploaded_time)).start();
+        earliest..=*key::accepted_starts(later).end()
+    }
+
     /// Verifies the batch signature over the entry's keys, and says whether it uses SHA-1.
     fn check_signature(&self, keys: &KeyBatch, policy: SignaturePolicy) -> Result<bool, Failure> {
         let signed_bytes = CanonicalKeys::of(keys).signed_bytes();
@@ -272,6 +335,11 @@ impl AuditEntry {
         }
         Ok(signed.used_sha1)
     }
+}
+
+/// A time less the leeway.
+fn earlier(time: DateTime<Utc>) -> DateTime<Utc> {
+    time.checked_sub_signed(LEEWAY).unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
 
 use crate::excerpt;
 
@@ -152,6 +152,20 @@ pub enum BatchTag {
     ObjectId(ObjectId),
     /// The day and the number on that day.
     DayName(DayName),
+}
+
+impl BatchTag {
+    /// The latest time at which the batch was formed, as far as the clock of the gateway was right: an ObjectId tells
+    /// the second, a day name the day.
+    pub fn formed_by(&self) -> DateTime<Utc> {
+        match self {
+            Self::ObjectId(id) => id.timestamp(),
+            Self::DayName(name) => {
+                let next = name.day.succ_opt().unwrap_or(NaiveDate::MAX);
+                next.and_time(NaiveTime::MIN).and_utc()
+            }
+        }
+    }
 }
 
 impl FromStr for BatchTag {

@@ -1,6 +1,9 @@
 //! Diagnosis keys and batches of them (spec §4.1.3).
 
-use std::{fmt, ops::Deref};
+use std::{
+    fmt,
+    ops::{Deref, RangeInclusive},
+};
 
 use chrono::{DateTime, Days, NaiveTime, Utc};
 
@@ -199,9 +202,7 @@ impl KeyBatch {
     /// # Errors
     /// The first key that fails, and why.
     pub fn validate(&self, now: DateTime<Utc>) -> Result<(), InvalidKey> {
-        let oldest_day = now.date_naive().checked_sub_days(Days::new(OLDEST_DAYS)).unwrap_or_default();
-        let earliest = interval(oldest_day.and_time(NaiveTime::MIN).and_utc());
-        let latest = interval(now).saturating_add(1);
+        let (earliest, latest) = accepted_starts(now).into_inner();
         for (index, Entry { key, .. }) in self.keys.iter().enumerate() {
             let start = key.rolling_start_interval_number;
             let risk = key.transmission_risk_level;
@@ -234,6 +235,13 @@ impl<'a> FromIterator<KeyRef<'a>> for KeyBatch {
         }
         batch
     }
+}
+
+/// The intervals in which a key may have begun that is uploaded at this time (spec §4.1.3): from the start of the
+/// UTC day 15 days ago to one interval from then.
+pub(crate) fn accepted_starts(at: DateTime<Utc>) -> RangeInclusive<u32> {
+    let oldest_day = at.date_naive().checked_sub_days(Days::new(OLDEST_DAYS)).unwrap_or_default();
+    interval(oldest_day.and_time(NaiveTime::MIN).and_utc())..=interval(at).saturating_add(1)
 }
 
 /// The interval in which a moment lies, kept inside what the wire can carry.

@@ -24,7 +24,14 @@ impl<W: Write> Story<'_, W> {
         for (actor, chain) in chains {
             for download in chain {
                 let entries = actor.gateway.audit(self.date, &download.batch_tag).await?;
-                let verdicts = verify_batch(&entries, &download.keys, actor.country, &anchor, policy)?;
+                let verdicts = verify_batch(
+                    &entries,
+                    &download.keys,
+                    download.batch_tag.parse().ok(),
+                    actor.country,
+                    &anchor,
+                    policy,
+                )?;
                 entries_seen += entries.len();
                 batches_hold +=
                     verdicts.iter().filter(|verdict| verdict.keys.is_some() && verdict.holds()).count();
@@ -62,7 +69,7 @@ impl<W: Write> Story<'_, W> {
             key_data[15] ^= u8::from(index == 0);
             forged.push(DiagnosisKey { key_data: KeyData::new(key_data), ..*key }, key.visited_countries());
         }
-        let verdicts = verify_batch(&entries, &forged, actor.country, &anchor, policy)?;
+        let verdicts = verify_batch(&entries, &forged, None, actor.country, &anchor, policy)?;
         let wrong = verdicts.iter().filter(|verdict| !verdict.holds()).count();
         self.report.step(
             "The same with one bit of one key flipped",

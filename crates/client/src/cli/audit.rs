@@ -20,7 +20,7 @@ use crate::{
 #[command(
     after_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\nExit code 3 when something does not verify.",
     after_long_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\n\
-        The batch and its audit are fetched from the gateway; with --stored, what `efgs download` has stored is audited again without the gateway. The uploads stand in the order of their keys; `operator` says whether the trust anchor vouches for the uploader's and the signer's certificate, as of the time of the upload. Of the country's own uploads, whose keys are not in its downloads, only the certificates are checked.\n\n\
+        The batch and its audit are fetched from the gateway; with --stored, what `efgs download` has stored is audited again without the gateway. The uploads stand in the order of their keys; `operator` says whether the trust anchor vouches for the uploader's and the signer's certificate, as of the time of the upload. Of the country's own uploads, whose keys are not in its downloads, only the certificates and the time are checked. `uploaded` is the gateway's word: that the keys could be uploaded then, and not after the batch, is all that is certain of it.\n\n\
         Exit codes: 0 everything verifies; 1 it failed, or a stored batch cannot be read (the others are audited all the same); 3 something does not verify; 5 not now, run it again."
 )]
 pub(super) struct AuditArgs {

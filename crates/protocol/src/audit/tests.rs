@@ -1,13 +1,26 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use chrono::{Days, TimeDelta};
-use efgs_test_ca::{KeyKind, Participant, Pki};
+use efgs_test_ca::{KeyKind, Participant, Pki, Request};
 
 use super::*;
 use crate::key::{DiagnosisKey, KeyData, ReportType};
 use crate::signature::BatchSigner;
 
 const STRICT: SignaturePolicy = SignaturePolicy { allow_sha1: false };
+/// When the keys begin: the start of a day.
+const BEGIN: u32 = 2_676_960;
+/// The batch is formed the day after.
+const BATCH: &str = "20201125-1";
+
+/// When the keys are uploaded: ten hours after they began.
+fn uploaded() -> DateTime<Utc> {
+    at("2020-11-24T10:15:30.123Z")
+}
+
+fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
 
 fn country(code: &str) -> Country {
     code.parse().unwrap()
@@ -19,7 +32,7 @@ fn keys(origin: &str, numbers: std::ops::Range<u8>) -> KeyBatch {
     for number in numbers {
         let key = DiagnosisKey {
             key_data: KeyData::new([number; 16]),
-            rolling_start_interval_number: 2_676_960,
+            rolling_start_interval_number: BEGIN,
             rolling_period: 144,
             transmission_risk_level: 3,
             origin: country(origin),
@@ -36,7 +49,7 @@ fn entry(participant: &Participant, keys: &KeyBatch) -> AuditEntry {
     let signer = BatchSigner::from_pem(signing.certificate.pem(), &signing.key_pem).unwrap();
     AuditEntry {
         country: country(participant.country.as_str()),
-        uploaded_time: signing.certificate.not_before() + Days::new(1),
+        uploaded_time: uploaded(),
         uploader_certificate: authentication.certificate.pem().to_owned(),
         uploader_thumbprint: Thumbprint::of(authentication.certificate.der()),
         uploader_operator_signature: authentication.bundle.operator_signature.clone(),
@@ -54,13 +67,19 @@ struct Scene {
     germany: Participant,
     entries: Vec<AuditEntry>,
     download: KeyBatch,
+    batch: &'static str,
 }
 
 impl Scene {
     fn new() -> Self {
         let pki = Pki::new(KeyKind::Ec256).unwrap();
+        let valid = |request| Request {
+            not_before: uploaded() - Days::new(20),
+            not_after: uploaded() + Days::new(20),
+            ..request
+        };
         let [germany, netherlands, italy] =
-            ["DE", "NL", "IT"].map(|code| pki.participant(code.parse().unwrap()).unwrap());
+            ["DE", "NL", "IT"].map(|code| pki.participant_with(code.parse().unwrap(), valid).unwrap());
         let uploads = [keys("DE", 0..3), keys("NL", 3..8), keys("DE", 8..9)];
         let own = keys("IT", 9..12);
         let entries = vec![
@@ -71,11 +90,12 @@ impl Scene {
         ];
         let download = uploads.iter().flat_map(KeyBatch::iter).collect();
         let anchor = TrustAnchor::from_pem(pki.anchor_pair.certificate.pem()).unwrap();
-        Self { anchor, germany, entries, download }
+        Self { anchor, germany, entries, download, batch: BATCH }
     }
 
     fn verdicts(&self) -> Result<Vec<Verdict>, AuditError> {
-        verify_batch(&self.entries, &self.download, country("IT"), &self.anchor, STRICT)
+        let batch = self.batch.parse().ok();
+        verify_batch(&self.entries, &self.download, batch, country("IT"), &self.anchor, STRICT)
     }
 
     /// The failures of each entry, after a change.
@@ -94,7 +114,7 @@ fn an_honest_batch_holds() {
     assert_eq!(keys, [Some(0..3), Some(3..8), Some(8..9), None]);
     assert_eq!(verdicts[1].country, country("NL"));
     assert!(verdicts.iter().all(|verdict| !verdict.used_sha1));
-    let nothing = verify_batch(&[], &KeyBatch::new(), country("IT"), &Scene::new().anchor, STRICT);
+    let nothing = verify_batch(&[], &KeyBatch::new(), None, country("IT"), &Scene::new().anchor, STRICT);
     assert_eq!(nothing, Ok(vec![]));
 }
 
@@ -197,9 +217,60 @@ fn certificates_must_be_vouched_for_and_belong_to_the_entry() {
 fn validity_is_judged_at_the_time_of_the_upload() {
     let failures = Scene::failures(|scene| scene.entries[0].uploaded_time += TimeDelta::days(10_000));
     assert!(
-        matches!(failures[0].as_slice(), [Failure::Signature(SignatureError::Expired { .. })]),
+        matches!(failures[0].as_slice(), [.., Failure::Signature(SignatureError::Expired { .. })]),
         "{failures:?}"
     );
+}
+
+/// The failures of the entry at this position, uploaded at this time into a batch of this name.
+fn failures_at(position: usize, time: &str, batch: &'static str) -> Vec<Failure> {
+    let mut failures = Scene::failures(|scene| {
+        scene.entries[position].uploaded_time = at(time);
+        scene.batch = batch;
+    });
+    let found = failures.remove(position);
+    assert!(failures.concat().is_empty(), "{failures:?}");
+    found
+}
+
+#[test]
+fn the_time_is_one_at_which_the_keys_could_be_uploaded() {
+    // An interval and an hour before the keys began, and an hour after the fifteenth day.
+    let (first, last) = ("2020-11-23T22:50:00Z", "2020-12-10T00:59:59.999Z");
+    for time in [first, last] {
+        assert_eq!(failures_at(1, time, "20201210-1"), []);
+    }
+    let failures = failures_at(1, "2020-11-23T22:49:59Z", BATCH);
+    let [Failure::KeyTime { index: 3, rolling_start: BEGIN, latest, .. }] = failures[..] else {
+        unreachable!("{failures:?}");
+    };
+    assert_eq!(latest, BEGIN - 1);
+    let failures = failures_at(1, "2020-12-10T01:00:00Z", "20201210-1");
+    let [Failure::KeyTime { index: 3, earliest, .. }] = failures[..] else { unreachable!("{failures:?}") };
+    assert_eq!(earliest, BEGIN + 144);
+    let text = failures[0].to_string();
+    assert!(text.starts_with("uploadedTime 2020-12-10T01:00:00.000Z cannot be right: key 3"), "{text}");
+    // Of the caller's own upload the keys are not there.
+    assert_eq!(failures_at(3, "2020-11-20T00:00:00Z", BATCH), []);
+}
+
+#[test]
+fn the_time_is_not_after_the_batch() {
+    let formed_by = at("2020-11-26T00:00:00Z");
+    for position in [0, 3] {
+        assert_eq!(failures_at(position, "2020-11-26T01:00:00Z", BATCH), []);
+        let time = at("2020-11-26T01:00:00.001Z");
+        let failures = failures_at(position, "2020-11-26T01:00:00.001Z", BATCH);
+        assert_eq!(failures, [Failure::AfterBatch { time, formed_by }]);
+        assert_eq!(failures_at(position, "2020-11-26T01:00:00.001Z", "a tag that tells nothing"), []);
+    }
+    // An ObjectId of 2020-11-24T10:00:00Z.
+    assert_eq!(failures_at(1, "2020-11-24T11:00:00Z", "5fbcd9a00102030405000000"), []);
+    assert_eq!(failures_at(1, "2020-11-24T11:00:01Z", "5fbcd9a00102030405000000").len(), 1);
+    // As far as times go.
+    for time in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+        assert!(!Scene::failures(|scene| scene.entries[0].uploaded_time = time)[0].is_empty());
+    }
 }
 
 #[test]

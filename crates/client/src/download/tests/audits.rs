@@ -5,7 +5,7 @@ use efgs_protocol::{key::KeyBatch, signature::SignaturePolicy};
 use super::{
     super::*,
     all,
-    gateway::{Scene, country, day, entry, keys},
+    gateway::{Scene, country, day, entry, keys, participant},
 };
 use crate::audit::{AuditError, Audited, Report};
 
@@ -16,7 +16,7 @@ async fn online(scene: &Scene, tag: &str) -> Result<Report, AuditError> {
 #[tokio::test]
 async fn a_report_says_who_uploaded_who_signed_and_whether_it_holds() {
     let scene = Scene::new();
-    let own = scene.pki.participant(country("IT")).unwrap();
+    let own = participant(&scene.pki, "IT");
     scene.lie(|batch| batch.entries.push(entry(&own, &keys("IT", 50..57))));
     let report = online(&scene, "20261122-2").await.unwrap();
     assert!(report.holds && report.first_failure().is_none());
@@ -47,6 +47,25 @@ async fn what_is_wrong_is_told_upload_by_upload() {
     assert!(text.lines().any(|line| line.starts_with("1  DE") && line.contains("ok  ")), "{text}");
     assert!(text.lines().any(|line| line.starts_with("2  NL") && line.contains("FAILED")), "{text}");
     assert!(matches!(online(&scene, "20261122-7").await, Err(AuditError::NoBatch { .. })));
+}
+
+#[tokio::test]
+async fn the_time_of_an_upload_is_not_believed_against_its_keys_and_its_batch() {
+    for (time, complaint) in [
+        (
+            "2026-11-20T12:00:00Z",
+            "upload 2 (2 keys of NL): uploadedTime 2026-11-20T12:00:00.000Z cannot be right",
+        ),
+        (
+            "2026-11-23T12:00:00Z",
+            "uploadedTime 2026-11-23T12:00:00.000Z is later than 2026-11-23T00:00:00.000Z",
+        ),
+    ] {
+        let scene = Scene::new();
+        scene.lie(|batch| batch.entries[1].uploaded_time = time.parse().unwrap());
+        let report = online(&scene, "20261122-2").await.unwrap();
+        assert!(report.first_failure().unwrap().contains(complaint), "{report}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use chrono::{Days, NaiveDate};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use efgs_protocol::{
     anchor::TrustAnchor,
     audit::AuditEntry,
@@ -14,7 +14,7 @@ use efgs_protocol::{
     signature::SignaturePolicy,
     wire,
 };
-use efgs_test_ca::{Identity, KeyKind, Participant, Pki};
+use efgs_test_ca::{Identity, KeyKind, Participant, Pki, Request};
 
 use super::super::{Downloader, Event, Options, Target, stored::StoredFormat};
 use crate::{
@@ -84,6 +84,24 @@ pub(super) fn country(code: &str) -> Country {
     code.parse().unwrap()
 }
 
+/// The start of 21 November 2026, when the keys begin.
+const BEGIN: u32 = 2_992_032;
+
+/// When everything was uploaded.
+pub(super) fn uploaded() -> DateTime<Utc> {
+    "2026-11-22T09:00:00Z".parse().unwrap()
+}
+
+/// A country whose certificates are valid in the days of the scene.
+pub(super) fn participant(pki: &Pki, code: &str) -> Participant {
+    let valid = |request| Request {
+        not_before: uploaded() - Days::new(20),
+        not_after: uploaded() + Days::new(20),
+        ..request
+    };
+    pki.participant_with(country(code), valid).unwrap()
+}
+
 /// Some keys of a country, different for each number.
 pub(super) fn keys(origin: &str, numbers: std::ops::Range<u32>) -> KeyBatch {
     let mut batch = KeyBatch::new();
@@ -92,7 +110,7 @@ pub(super) fn keys(origin: &str, numbers: std::ops::Range<u32>) -> KeyBatch {
         key_data[..4].copy_from_slice(&number.to_be_bytes());
         let key = DiagnosisKey {
             key_data: KeyData::new(key_data),
-            rolling_start_interval_number: 2_676_960,
+            rolling_start_interval_number: BEGIN,
             rolling_period: 144,
             transmission_risk_level: 3,
             origin: country(origin),
@@ -114,7 +132,7 @@ pub(super) fn signed_with(participant: &Participant, signer: &Identity, keys: &K
     let signature = signer.signer().unwrap().sign(&CanonicalKeys::of(keys).signed_bytes()).unwrap();
     AuditEntry {
         country: country(participant.country.as_str()),
-        uploaded_time: signing.certificate.not_before() + Days::new(1),
+        uploaded_time: uploaded(),
         uploader_certificate: authentication.certificate.pem().to_owned(),
         uploader_thumbprint: Thumbprint::of(authentication.certificate.der()),
         uploader_operator_signature: authentication.bundle.operator_signature.clone(),
@@ -131,7 +149,7 @@ impl Scene {
     pub(super) fn new() -> Self {
         let pki = Pki::new(KeyKind::Ec256).unwrap();
         let clock = Clock::manual("2026-11-24T12:00:00Z".parse().unwrap());
-        let [germany, netherlands] = ["DE", "NL"].map(|code| pki.participant(country(code)).unwrap());
+        let [germany, netherlands] = ["DE", "NL"].map(|code| participant(&pki, code));
         let script = Script {
             batches: Vec::new(),
             oldest: day("2026-11-10"),

@@ -8,7 +8,7 @@ use efgs_test_ca::{KeyKind, Pki};
 use super::{
     super::*,
     all,
-    gateway::{Batch, Raw, Scene, country, entry, keys, signed_with},
+    gateway::{Batch, Raw, Scene, entry, keys, participant, signed_with},
 };
 use crate::Format;
 
@@ -114,7 +114,7 @@ async fn keys_in_another_order() {
 async fn a_foreign_signer() {
     for of_the_same_country in [true, false] {
         let scene = Scene::new();
-        let stranger = scene.pki.participant(country("NL")).unwrap();
+        let stranger = participant(&scene.pki, "NL");
         let signer = if of_the_same_country { &stranger.signing } else { &scene.germany.signing };
         let forged = signed_with(&scene.netherlands, signer, &keys("NL", 13..15));
         let thumbprint = signer.certificate.thumbprint();
@@ -129,7 +129,7 @@ async fn a_foreign_signer() {
 async fn a_replaced_certificate() {
     let scene = Scene::new();
     // Another operator vouches for it.
-    let other = Pki::new(KeyKind::Ec256).unwrap().participant(country("NL")).unwrap();
+    let other = participant(&Pki::new(KeyKind::Ec256).unwrap(), "NL");
     let forged = entry(&other, &keys("NL", 13..15));
     let report = put_aside(scene, |batch| batch.entries[1] = forged).await;
     says(
