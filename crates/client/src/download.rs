@@ -41,7 +41,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time};
 
-use crate::{Gateway, audit::Auditor, state::Lock, upload::Retry};
+use crate::{Gateway, Retry, audit::Auditor, state::Lock};
 use cursor::Cursor;
 use target::Open;
 

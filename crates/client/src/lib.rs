@@ -44,6 +44,7 @@ mod fetch;
 pub mod gaen;
 mod probe;
 pub mod profile;
+mod retry;
 pub mod source;
 pub mod state;
 #[cfg(test)]
@@ -75,6 +76,7 @@ pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
 pub use probe::Probe;
 pub use profile::Profile;
+pub use retry::Retry;
 
 /// What it takes to call a gateway as a country.
 pub struct Settings {

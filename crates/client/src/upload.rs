@@ -40,7 +40,6 @@
 mod journal;
 mod prepare;
 mod report;
-mod retry;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -52,10 +51,9 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 pub use report::{Counts, FailedUpload, FileReport, InvalidEntry, MAX_LISTED, Outcome, Report, StoredUpload};
-pub use retry::Retry;
 
 use crate::{
-    Error, Gateway,
+    Error, Gateway, Retry,
     source::{GaenDefaults, Source, SourceError},
     state::StateError,
 };

@@ -7,7 +7,7 @@ use efgs_protocol::media::Format;
 use tokio::time;
 
 use super::{
-    ChainError, DownloadError, Downloader, Event, Options, Quarantined, Released,
+    ChainError, DownloadError, Downloader, Event, Quarantined, Released,
     cursor::{Cursor, Last},
     oldest,
     order::Tag,
@@ -343,18 +343,9 @@ impl Downloader {
     /// Waits until a call that failed can be repeated.
     ///
     /// # Errors
-    /// The call's own, when repeating it does not help or it has failed too often.
+    /// See [`Retry::after`](crate::Retry::after).
     async fn wait_after(&self, error: Error, failures: &mut u32) -> Result<(), Error> {
-        *failures += 1;
-        let Options { retry, clock, .. } = &self.options;
-        if !error.is_temporary() || *failures > retry.limit {
-            return Err(error);
-        }
-        let asked = match &error {
-            Error::Refused(refusal) => refusal.retry_after,
-            _ => None,
-        };
-        let wait = retry.wait(*failures, asked, clock.now(), rand::random());
+        let (error, wait) = self.options.retry.after(error, failures, &self.options.clock)?;
         self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
         time::sleep(wait).await;
         Ok(())

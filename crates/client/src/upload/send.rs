@@ -24,7 +24,7 @@ use super::{
     journal::Journal,
     prepare::{Piece, pick},
 };
-use crate::{Error, Refusal, RetryAfter, Upload, state::StateError};
+use crate::{Error, Refusal, Upload, state::StateError};
 
 /// How many hexadecimal digits of its hash are in an upload's tag: 28 bytes. With the country before them it is
 /// below the limit of 64 characters.
@@ -56,6 +56,12 @@ struct Sent<'p> {
 enum Failure {
     Interrupted,
     Refused(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
 }
 
 impl<'a> Sender<'a> {
@@ -155,7 +161,7 @@ impl<'a> Sender<'a> {
                 Ok(Upload::Conflicts { accepted, existing }) => {
                     rest(&keys, &accepted, &existing).ok_or_else(|| {
                         let what = "its 207 does not name each key once, or names no key that exists";
-                        Failure::Refused(Error::Unexpected(what.into()))
+                        Error::Unexpected(what.into()).into()
                     })
                 }
                 Err(failure) => Err(failure),
@@ -177,8 +183,8 @@ impl<'a> Sender<'a> {
 
     /// Calls the gateway until it says something that repeating would not change.
     async fn call(&self, tag: &UploadTag, keys: &KeyBatch, signed_bytes: &[u8]) -> Result<Upload, Failure> {
-        let Uploader { gateway, signer, options, .. } = self.uploader;
-        let signature = signer.sign(signed_bytes).map_err(|error| Failure::Refused(error.into()))?;
+        let Uploader { gateway, signer, options, clock, .. } = self.uploader;
+        let signature = signer.sign(signed_bytes).map_err(Error::from)?;
         let body = wire::encode(MEDIA.format, keys);
         let mut failures = 0;
         loop {
@@ -186,12 +192,8 @@ impl<'a> Sender<'a> {
                 Ok(upload) => return Ok(upload),
                 Err(error) => error,
             };
-            failures += 1;
-            if !error.is_temporary() || failures > options.retry.limit {
-                return Err(Failure::Refused(error));
-            }
+            let (error, wait) = options.retry.after(error, &mut failures, clock)?;
             self.retries.fetch_add(1, Ordering::Relaxed);
-            let wait = options.retry.wait(failures, retry_after(&error), self.now(), rand::random());
             (self.progress)(Event::Waiting { error: &error, wait });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -225,13 +227,6 @@ impl<'a> Sender<'a> {
 
     fn now(&self) -> chrono::DateTime<chrono::Utc> {
         self.uploader.clock.now()
-    }
-}
-
-fn retry_after(error: &Error) -> Option<RetryAfter> {
-    match error {
-        Error::Refused(refusal) => refusal.retry_after,
-        _ => None,
     }
 }
 

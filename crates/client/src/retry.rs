@@ -1,10 +1,11 @@
-//! When to try again.
+//! Whether and when to try again.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use efgs_protocol::clock::Clock;
 
-use crate::RetryAfter;
+use crate::{Error, RetryAfter};
 
 /// The longest time that a gateway may ask to be left alone for.
 const LONGEST_ASKED: Duration = Duration::from_mins(10);
@@ -28,16 +29,32 @@ impl Default for Retry {
 }
 
 impl Retry {
+    /// How long to wait before a call is repeated that has failed; `failures` counts how often.
+    ///
+    /// # Errors
+    /// The call's own, when repeating it does not help or it has failed too often.
+    pub(crate) fn after(
+        &self,
+        error: Error,
+        failures: &mut u32,
+        clock: &Clock,
+    ) -> Result<(Error, Duration), Error> {
+        *failures += 1;
+        if !error.is_temporary() || *failures > self.limit {
+            return Err(error);
+        }
+        let asked = match &error {
+            Error::Refused(refusal) => refusal.retry_after,
+            _ => None,
+        };
+        let wait = self.wait(*failures, asked, clock.now(), rand::random());
+        Ok((error, wait))
+    }
+
     /// How long to wait after this many failures of one call, counted from 1. `jitter`, between 0 and 1, spreads
     /// what failed at the same moment. What the gateway asks for is never cut short, except for a wait of more
     /// than ten minutes.
-    pub(crate) fn wait(
-        &self,
-        failures: u32,
-        asked: Option<RetryAfter>,
-        now: DateTime<Utc>,
-        jitter: f64,
-    ) -> Duration {
+    fn wait(&self, failures: u32, asked: Option<RetryAfter>, now: DateTime<Utc>, jitter: f64) -> Duration {
         let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
         let own = self.first.saturating_mul(doubled).min(self.longest);
         let asked = match asked {
