@@ -348,16 +348,24 @@ async fn kill_9_at_any_moment_leaves_each_batch_once(case: &Case) {
     let today = Clock::system().now().date_naive();
     let to_folder = ["download", "--into", "batches"];
     let to_lines = ["download", "--into", "keys.ndjson", "--format", "ndjson"];
-    // What a reader has taken out of the folder: it may not come again.
+    // What a reader has taken out of the folder. It does not come again, unless the process was killed between the
+    // batch's name and the cursor: then it is the last one, and the same.
     let mut taken = BTreeMap::new();
+    let (mut last, mut again) = (String::new(), 0);
     let mut take = || {
+        let before = last.clone();
         for entry in std::fs::read_dir(folder.join("batches")).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             if !name.starts_with('.') {
                 let content = std::fs::read(&path).unwrap();
-                assert!(taken.insert(name, content).is_none(), "{} came again", path.display());
                 std::fs::remove_file(path).unwrap();
+                last = last.clone().max(name.clone());
+                if let Some(same) = taken.insert(name.clone(), content) {
+                    assert!(before.starts_with(&name[..10]), "{name} came again after {before}");
+                    assert!(same == taken[&name], "{name} came again with another content");
+                    again += 1;
+                }
             }
         }
     };
@@ -398,6 +406,8 @@ async fn kill_9_at_any_moment_leaves_each_batch_once(case: &Case) {
         assert_eq!(code, 0, "{text}{errors}");
     }
     take();
+    // With its audit.
+    assert!(again <= 2 * killed, "{again} files came again");
     assert_eq!(files(&folder.join("batches")), 0, "something is half done");
     for (name, content) in &taken {
         std::fs::write(folder.join("batches").join(name), content).unwrap();

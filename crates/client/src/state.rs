@@ -87,10 +87,32 @@ pub(crate) fn publish(path: &Path, content: &[u8]) -> Result<(), StateError> {
 }
 
 fn swap(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
-    let temporary = path.with_added_extension("tmp");
-    write(&temporary, content, mode)?;
-    rename(&temporary, path).map_err(StateError::io(path))?;
-    sync_folder_of(path)
+    Replacement::write(path, content, mode)?.take_effect()
+}
+
+/// [`replace`] in two steps, for what has to take effect right after something else.
+pub(crate) struct Replacement {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Replacement {
+    /// Writes the new content beside a file of the state.
+    pub(crate) fn prepare(path: &Path, content: &[u8]) -> Result<Self, StateError> {
+        Self::write(path, content, PRIVATE)
+    }
+
+    fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self, StateError> {
+        let temporary = path.with_added_extension("tmp");
+        write(&temporary, content, mode)?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    /// Puts it in the file's place.
+    pub(crate) fn take_effect(self) -> Result<(), StateError> {
+        rename(&self.temporary, &self.path).map_err(StateError::io(&self.path))?;
+        sync_folder_of(&self.path)
+    }
 }
 
 /// [`sync_folder`] for the folder of a file.

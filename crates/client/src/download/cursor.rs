@@ -6,15 +6,15 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 use super::order::{Passed, Tag};
-use crate::state::{self, StateError};
+use crate::state::{Replacement, StateError};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
 
-/// How far a download into one target has come. Written as a whole, after a batch is safely on the disk and
-/// before it gets its final name.
+/// How far a download into one target has come. Written as a whole, after a batch is safely on the disk under its
+/// final name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Cursor {
     version: u32,
     /// The target, for people.
@@ -23,8 +23,6 @@ pub(super) struct Cursor {
     pub(super) number: u64,
     /// The last batch that was passed.
     pub(super) last: Option<Last>,
-    /// The last stored batch's file, which gets its final name next. Without its ending.
-    pub(super) file: Option<String>,
     /// The length of the target when it is one file.
     pub(super) length: u64,
     /// Since when the walk has certainly seen all batches: the day on which the chain was at its end,
@@ -49,7 +47,6 @@ impl Cursor {
             target,
             number: 0,
             last: None,
-            file: None,
             length: 0,
             complete_on: None,
             passed: Passed::default(),
@@ -78,7 +75,12 @@ impl Cursor {
     }
 
     pub(super) fn save(&self, path: &Path) -> Result<(), StateError> {
+        self.prepare(path)?.take_effect()
+    }
+
+    /// Writes all of it, so that only a moment is left until it is saved.
+    pub(super) fn prepare(&self, path: &Path) -> Result<Replacement, StateError> {
         let bytes = serde_json::to_vec_pretty(self).map_err(|e| StateError::io(path)(e.into()))?;
-        state::replace(path, &bytes)
+        Replacement::prepare(path, &bytes)
     }
 }

@@ -37,7 +37,7 @@ pub enum DownloadError {
         path: PathBuf,
     },
     /// The target has a file of the same name and another content.
-    #[error("{} is there already, with another content: does another efgs write into this folder?", path.display())]
+    #[error("{} is there already, with another content: move it away. Does another efgs write into this folder?", path.display())]
     Occupied {
         /// The file.
         path: PathBuf,

@@ -1,10 +1,10 @@
 //! Where batches go, and how each gets there exactly once.
 //!
-//! A batch in a folder is written under a temporary name, then the cursor goes past it, then it gets its
-//! name. A process that is killed in between has either not gone past it, and the next one begins it anew; or
-//! gone past it, and the next one finishes the renaming. So the folder is never asked what was downloaded:
-//! whoever takes batches out of it may do so at any time. One file (NDJSON) is cut back to the length that the
-//! cursor knows.
+//! A batch in a folder is written under a temporary name, then it gets its name, then the cursor goes past it. So
+//! nothing is lost, whatever is deleted and when: what the cursor has passed had its name, and what it has not
+//! passed is downloaded (again). The folder is never asked what was downloaded: whoever takes batches out of it
+//! may do so at any time. Only when the process is killed in the moment between a batch's name and the cursor, and
+//! the batch is taken out before the next run, it comes once more. One file (NDJSON) is cut back to the length that the cursor knows.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -92,9 +92,7 @@ impl Target {
                     StateError::InUse(path) => DownloadError::TargetInUse { path },
                     error => error.into(),
                 })?;
-                if let Some(cursor) = cursor {
-                    finish(&path, cursor, Missing::Renamed)?;
-                } else {
+                if cursor.is_none() {
                     // The memory was lost, or the folder was moved: it says itself where it ends.
                     *cursor = recover(&path, name)?;
                 }
@@ -176,12 +174,18 @@ impl Open {
                 }
                 let audit =
                     serde_json::to_vec_pretty(&batch.audited).map_err(|e| StateError::io(&path)(e.into()))?;
-                state::write_durably(&temporary(folder, &stored::audit_name(&name)), &audit)?;
-                state::write_durably(&temporary(folder, &name), &body)?;
+                // The audit has its name first: a batch that is there has its audit beside it.
+                let files = [(stored::audit_name(&name), audit), (name, body)];
+                for (name, content) in &files {
+                    state::write_durably(&temporary(folder, name), content)?;
+                }
+                let cursor = next.prepare(cursor_path)?;
+                for (name, _) in &files {
+                    let path = folder.join(name);
+                    fs::rename(temporary(folder, name), &path).map_err(StateError::io(&path))?;
+                }
                 state::sync_folder(folder)?;
-                next.file = Some(name);
-                next.save(cursor_path)?;
-                finish(folder, next, Missing::Lost)?;
+                cursor.take_effect()?;
                 Ok(Some(path))
             }
             Self::Lines { path, file } => {
@@ -229,29 +233,7 @@ fn temporary(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!(".{name}.{TEMPORARY}"))
 }
 
-/// What it means that a file does not have its temporary name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
-    /// The process before this one gave it its name.
-    Renamed,
-    /// Somebody took it away right after it was written.
-    Lost,
-}
-
-/// Gives the last stored batch its name, its audit first, if they do not have them yet.
-fn finish(folder: &Path, cursor: &Cursor, missing: Missing) -> Result<(), StateError> {
-    let Some(name) = &cursor.file else { return Ok(()) };
-    for name in [&stored::audit_name(name), name] {
-        let path = folder.join(name);
-        match fs::rename(temporary(folder, name), &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Renamed => {}
-            renamed => renamed.map_err(StateError::io(&path))?,
-        }
-    }
-    state::sync_folder(folder)
-}
-
-/// Removes what a process that was killed had not yet put behind the cursor.
+/// Removes what a process that was killed had begun.
 fn remove_unfinished(folder: &Path) -> Result<(), StateError> {
     for entry in fs::read_dir(folder).map_err(StateError::io(folder))? {
         let path = entry.map_err(StateError::io(folder))?.path();

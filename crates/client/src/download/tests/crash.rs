@@ -11,22 +11,54 @@ use super::{
 const FILE: &str = "0000000003_2026-11-23_20261123-1.pb";
 const AUDIT: &str = "0000000003_2026-11-23_20261123-1.audit.json";
 
-fn hide(scene: &Scene, name: &str) {
-    let folder = scene.batches_folder();
-    fs::rename(folder.join(name), folder.join(format!(".{name}.tmp"))).unwrap();
+/// The process was killed when the third batch had its name, and the cursor had not yet passed it.
+async fn killed_before_the_cursor() -> Scene {
+    let scene = Scene::new();
+    let mut downloader = scene.open();
+    for _ in 0..2 {
+        downloader.next().await.unwrap();
+    }
+    let cursor = fs::read(cursor_path(&scene)).unwrap();
+    assert_eq!(all(&mut downloader).await, ["20261123-1"]);
+    drop(downloader);
+    fs::write(cursor_path(&scene), cursor).unwrap();
+    scene
 }
 
 #[tokio::test]
-async fn what_the_cursor_has_passed_gets_its_name() {
-    for hidden in [&[FILE][..], &[FILE, AUDIT]] {
-        let scene = Scene::new();
-        all(&mut scene.open()).await;
+async fn what_the_cursor_has_not_passed_comes_again_whatever_was_deleted() {
+    for deleted in [&[][..], &[AUDIT], &[FILE], &[FILE, AUDIT]] {
+        let scene = killed_before_the_cursor().await;
         let complete = scene.files();
-        for name in hidden {
-            hide(&scene, name);
+        for name in deleted {
+            fs::remove_file(scene.batches_folder().join(name)).unwrap();
         }
-        scene.open();
+        assert_eq!(all(&mut scene.open()).await, ["20261123-1"]);
         assert_eq!(scene.files(), complete);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_could_not_get_its_name_is_not_passed() {
+    for name in [FILE, AUDIT] {
+        let scene = Scene::new();
+        let mut downloader = scene.open();
+        for _ in 0..2 {
+            downloader.next().await.unwrap();
+        }
+        let path = scene.batches_folder().join(name);
+        fs::create_dir_all(path.join("in the way")).unwrap();
+        assert!(downloader.next().await.is_err());
+        fs::remove_dir_all(&path).unwrap();
+        // In the same process, or in the next one.
+        let mut downloader = if name == FILE {
+            downloader
+        } else {
+            drop(downloader);
+            scene.open()
+        };
+        assert_eq!(all(&mut downloader).await, ["20261123-1"]);
+        assert_eq!(scene.files().len(), 6, "{:?}", scene.files());
     }
 }
 
