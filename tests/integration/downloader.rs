@@ -269,6 +269,16 @@ async fn the_command_downloads_and_audits(case: &Case) {
     let gateway = set_up(case).await;
     let (folder, today) = (case.folder.path(), Clock::system().now().date_naive());
     let tags = [add_batch(&gateway, "a", 3).await, add_batch(&gateway, "b", 2).await];
+    let (code, text, errors) = run(folder, &["download", "--dry-run"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], format!("{} of {today}: 4 keys of 2 uploads, verified", tags[0]));
+    assert!(lines[2].starts_with("2 new batches with 7 keys, all verified, would be stored in "), "{text}");
+    let (_, text, _) = run(folder, &["download", "--dry-run", "--json", "--format", "ndjson"]);
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events[1]["event"], "would-store");
+    assert_eq!((&events[2]["batches"], &events[2]["dryRun"]), (&2.into(), &true.into()));
+    assert!(!folder.join("batches").exists());
     let (code, text, errors) = run(folder, &["download"]);
     assert_eq!((code, errors.as_str()), (0, ""), "{text}");
     assert!(text.starts_with("2 new batches with 7 keys, all verified, in "), "{text}");

@@ -72,6 +72,9 @@ pub struct Options {
     /// Leave out the batch of this tag when it does not verify, instead of stopping before it. It is put aside
     /// as any other and never tried again.
     pub continue_past: Option<String>,
+    /// Whether everything is done except storing: batches are fetched and verified, and nothing is written, neither in
+    /// the target nor in the state. Other downloads may work with them meanwhile.
+    pub dry_run: bool,
     /// How long to wait before a batch that does not verify is fetched once more: an upload may have been
     /// withdrawn between the download and the audit, and the instances of a gateway learn of it one by one.
     pub settle: Duration,
@@ -92,6 +95,7 @@ impl Options {
             state,
             since: None,
             continue_past: None,
+            dry_run: false,
             settle: Duration::from_secs(5),
             retry: Retry::default(),
             clock: Clock::system(),
@@ -106,6 +110,8 @@ impl Options {
 pub enum Event {
     /// A batch is verified and stored.
     Stored(Released),
+    /// The same in a dry run, which stores nothing.
+    WouldStore(Released),
     /// Batches may be missing: they were not fetched in time, and the gateway serves them no more.
     Gap {
         /// The last batch before the gap, if there is one.
@@ -137,7 +143,7 @@ pub enum Event {
     CaughtUp,
 }
 
-/// A batch that was verified and stored.
+/// A batch that was verified and stored, or would be stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Released {
@@ -164,14 +170,14 @@ pub struct Downloader {
     told: Mutex<Option<DateTime<Utc>>>,
 }
 
-/// Where the walk is. Changed only together with what is on the disk.
+/// Where the walk is. Changed only together with what is on the disk, except in a dry run.
 struct Place {
     cursor: Cursor,
     cursor_path: PathBuf,
     target: Open,
     /// The batch behind the cursor's, as far as is known.
     next: Option<Tag>,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl Downloader {
@@ -182,12 +188,17 @@ impl Downloader {
     pub fn open(options: Options, target: Target) -> Result<Self, DownloadError> {
         let name = target.name()?;
         let folder = options.state.join("download").join(folder_name(&name));
-        let lock = Lock::take(&folder, "lock")?;
+        let lock = if options.dry_run { None } else { Some(Lock::take(&folder, "lock")?) };
         let cursor_path = folder.join("cursor.json");
         let mut cursor = Cursor::load(&cursor_path)?;
-        let target = target.open(&mut cursor, &cursor_path, &name)?;
+        let target = match options.dry_run {
+            true => target.look(&mut cursor, &name)?,
+            false => target.open(&mut cursor, &cursor_path, &name)?,
+        };
         let cursor = cursor.unwrap_or_else(|| Cursor::new(name));
-        cursor.save(&cursor_path)?;
+        if !options.dry_run {
+            cursor.save(&cursor_path)?;
+        }
         let place = Place { cursor, cursor_path, target, next: None, _lock: lock };
         Ok(Self { options, place: Arc::new(Mutex::new(place)), told: Mutex::default() })
     }

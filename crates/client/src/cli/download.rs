@@ -35,6 +35,7 @@ const EXAMPLE: &str =
     after_help = EXAMPLE,
     after_long_help = format!("{EXAMPLE}\n\n\
         Each batch is verified through the gateway's audit interface against the operator's trust anchor, and then stored once: in a folder as one file with a name that sorts in the order of the chain, its audit beside it as .audit.json. Batches may be taken out of the folder at any time. The state folder remembers for each target how far it has come; run it again after it was killed, and it goes on without a gap or a repeat. Only what goes to the standard output cannot be taken back: a batch that was being written when the process was killed comes once more.\n\n\
+        --dry-run fetches and verifies the same batches, and writes nothing, neither in the target nor in the state folder.\n\n\
         What does not verify is put aside in the folder quarantine of the state folder, with a report, and the download stops before it; the next one tries it again.\n\n\
         Exit codes: 0 all batches are stored; 1 it failed; 3 a batch does not verify, or the chain of batches cannot be followed; 4 all are stored that there are, but some had expired before they were fetched, or one was left out as was asked for; 5 not now, run it again.")
 )]
@@ -59,6 +60,9 @@ pub(super) struct DownloadArgs {
     /// Leave this batch out if it does not verify, instead of stopping before it. It is not tried again
     #[arg(long, value_name = "TAG")]
     continue_past: Option<String>,
+    /// Do everything except storing: tell which batches are new, how many keys they have and whether they verify
+    #[arg(long)]
+    dry_run: bool,
     /// How often a call is repeated that may succeed later
     #[arg(long, value_name = "N", default_value_t = 8)]
     retries: u32,
@@ -92,6 +96,7 @@ struct Summary<'a> {
     keys: u64,
     gaps: u64,
     left_out: u64,
+    dry_run: bool,
     target: &'a Path,
 }
 
@@ -108,15 +113,20 @@ pub(super) async fn download(
     wake: &Notify,
     stop: CancellationToken,
 ) -> Outcome {
+    if args.dry_run && args.follow {
+        let text = "--dry-run looks once at what there is: use it with `efgs download`, without --follow";
+        return Err(Failure::new(Exit::Usage, text).into());
+    }
     let profile = context.profile()?;
     let (target, path) = target(&profile, &args)?;
     let console = context.console;
     // Keys and results do not share the standard output.
-    let results = !matches!(target, Target::Stream(_));
+    let results = args.dry_run || !matches!(target, Target::Stream(_));
     let totals = Arc::new(Totals::default());
     let mut options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
     options.since = args.since;
     options.continue_past = args.continue_past;
+    options.dry_run = args.dry_run;
     options.retry.limit = args.retries;
     options.on_event = Box::new(reporter(console, totals.clone(), results, args.follow));
     let mut downloader = Downloader::open(options, target).map_err(failure)?;
@@ -143,12 +153,14 @@ pub(super) async fn download(
         keys: count(keys),
         gaps: count(gaps),
         left_out: count(left_out),
+        dry_run: args.dry_run,
         target: &path,
     };
     let text = format!(
-        "{} new batches with {} keys, all verified, in {}",
+        "{} new batches with {} keys, all verified, {}in {}",
         summary.batches,
         summary.keys,
+        if args.dry_run { "would be stored " } else { "" },
         path.display()
     );
     if results {
@@ -198,10 +210,12 @@ fn reporter(
     let add = |counter: &AtomicU64, amount: u64| counter.fetch_add(amount, Ordering::Relaxed);
     move |event| {
         match event {
-            Event::Stored(batch) => {
+            Event::Stored(batch) | Event::WouldStore(batch) => {
                 add(&totals.batches, 1);
                 add(&totals.keys, batch.keys as u64);
                 bar.inc(batch.keys as u64);
+                // How many follow, the gateway does not tell; the day shows how far it is.
+                bar.set_message(format!("downloading, at {}", batch.date));
             }
             Event::Gap { .. } => drop(add(&totals.gaps, 1)),
             Event::Passed(_) => drop(add(&totals.left_out, 1)),
@@ -215,17 +229,21 @@ fn reporter(
             }
             match event {
                 Event::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
-                Event::Stored(_) | Event::CaughtUp | Event::Quarantined(_) => {}
+                Event::WouldStore(batch) if !json => drop(console.say(line(batch))),
+                Event::Stored(_) | Event::WouldStore(_) | Event::CaughtUp | Event::Quarantined(_) => {}
                 Event::Gap { after, since, until } => console.warn(format_args!(
                     "batches formed from {since} to before {until}{} may be missing: they were not fetched in \
                      time, and the gateway serves them no more",
                     after.as_ref().map(|tag| format!(" (after {tag})")).unwrap_or_default()
                 )),
                 Event::Passed(batch) => console.warn(format_args!(
-                    "batch {} does not verify: {}. It is left out, as was asked for, and lies in {}",
+                    "batch {} does not verify: {}. It {}",
                     batch.batch_tag,
                     batch.reason,
-                    batch.folder.display()
+                    match &batch.folder {
+                        Some(folder) => format!("is left out, as was asked for, and lies in {}", folder.display()),
+                        None => "would be left out, as was asked for".to_owned(),
+                    }
                 )),
                 Event::Again { batch_tag, reason } => {
                     console.note(format_args!("batch {batch_tag}: {reason}; fetching it once more"));

@@ -53,6 +53,13 @@ fn init_writes_a_profile_that_can_be_read_and_replaces_none() {
 }
 
 #[test]
+fn a_dry_run_looks_once() {
+    let error = run_with(&["download", "--dry-run", "--follow"]).unwrap_err();
+    assert_eq!(Exit::of(&*error), Exit::Usage);
+    assert!(error.to_string().contains("without --follow"), "{error}");
+}
+
+#[test]
 fn every_exit_code_is_explained() {
     use Exit::{Done, Failed, Later, Partly, Unverified, Usage};
     for exit in [Done, Failed, Usage, Unverified, Partly, Later] {

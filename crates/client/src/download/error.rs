@@ -15,11 +15,7 @@ pub enum DownloadError {
     #[error("{0}; nothing of this was stored")]
     Chain(#[from] ChainError),
     /// A batch does not verify. It was put aside, and is tried again by the next download.
-    #[error(
-        "batch {} does not verify: {}. It was not stored, and no batch after it; it lies in {} with a report. \
-         Ask the gateway's operator; the next download tries it again",
-        .0.batch_tag, .0.reason, .0.folder.display()
-    )]
+    #[error("batch {} does not verify: {}. {}", .0.batch_tag, .0.reason, consequence(.0))]
     Quarantined(Quarantined),
     /// The state folder cannot be used.
     #[error(transparent)]
@@ -72,6 +68,17 @@ pub enum DownloadError {
     /// The program is ending.
     #[error("the download was interrupted; the next one goes on")]
     Interrupted,
+}
+
+fn consequence(Quarantined { folder, .. }: &Quarantined) -> String {
+    match folder {
+        Some(folder) => format!(
+            "It was not stored, and no batch after it; it lies in {} with a report. Ask the gateway's operator; the \
+             next download tries it again",
+            folder.display()
+        ),
+        None => "A download would put it aside, and store no batch after it".to_owned(),
+    }
 }
 
 impl DownloadError {

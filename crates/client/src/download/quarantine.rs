@@ -25,8 +25,21 @@ pub struct Quarantined {
     pub date: NaiveDate,
     /// What is wrong, in one line; the report has all of it.
     pub reason: String,
-    /// Where it lies: the keys and the audit as the gateway sent them, and the report as text and as JSON.
-    pub folder: PathBuf,
+    /// Where it lies: the keys and the audit as the gateway sent them, and the report as text and as JSON. `None` in a
+    /// dry run, which puts nothing aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<PathBuf>,
+}
+
+impl Quarantined {
+    pub(super) fn new(report: &Report, folder: Option<PathBuf>) -> Self {
+        Self {
+            batch_tag: report.batch_tag.clone(),
+            date: report.date,
+            reason: report.first_failure().unwrap_or_default(),
+            folder,
+        }
+    }
 }
 
 /// Puts a batch aside.
@@ -50,12 +63,7 @@ pub(super) fn put_aside(
     ] {
         state::replace(&folder.join(name), content)?;
     }
-    Ok(Quarantined {
-        batch_tag: report.batch_tag.clone(),
-        date: report.date,
-        reason: report.first_failure().unwrap_or_default(),
-        folder: folder.to_owned(),
-    })
+    Ok(Quarantined::new(report, Some(folder.to_owned())))
 }
 
 /// Marks a batch that was put aside and has verified since. What the gateway had sent before is kept.

@@ -54,9 +54,18 @@ pub enum Target {
 
 /// The target of a download that has begun.
 pub(super) enum Open {
-    Folder { path: PathBuf, format: StoredFormat, _lock: Lock },
-    Lines { path: PathBuf, file: File },
+    Folder {
+        path: PathBuf,
+        format: StoredFormat,
+        _lock: Lock,
+    },
+    Lines {
+        path: PathBuf,
+        file: File,
+    },
     Stream(Box<dyn Write + Send>),
+    /// A dry run's: nothing is stored.
+    Nothing,
 }
 
 /// A verified batch on its way into the target.
@@ -79,7 +88,17 @@ impl Target {
         }
     }
 
-    /// Opens the target, and finishes or undoes what the process before this one was killed at.
+    /// Looks at the target as far as the walk depends on it, and changes nothing.
+    pub(super) fn look(&self, cursor: &mut Option<Cursor>, name: &str) -> Result<Open, DownloadError> {
+        match self {
+            Self::Folder { path, .. } if cursor.is_none() && path.exists() => *cursor = recover(path, name)?,
+            Self::Lines { path } => drop(length(path, cursor.as_ref())?),
+            Self::Folder { .. } | Self::Stream(_) => {}
+        }
+        Ok(Open::Nothing)
+    }
+
+    /// Opens the target, and undoes what the process before this one was killed at.
     pub(super) fn open(
         self,
         cursor: &mut Option<Cursor>,
@@ -100,24 +119,13 @@ impl Target {
                 Ok(Open::Folder { path, format, _lock: lock })
             }
             Self::Lines { path } => {
-                let length = match fs::metadata(&path) {
-                    Ok(metadata) => Some(metadata.len()),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                    Err(source) => return Err(StateError::io(&path)(source).into()),
-                };
-                match (&mut *cursor, length) {
-                    (None, Some(1..)) => return Err(DownloadError::Foreign { path }),
-                    (None, _) => {}
-                    (Some(cursor), None) => {
-                        // Before there is a file: an empty one would seem to have lost what was written to the
-                        // one that was moved away.
-                        cursor.length = 0;
-                        cursor.save(cursor_path)?;
-                    }
-                    (Some(cursor), Some(length)) if length < cursor.length => {
-                        return Err(DownloadError::Shortened { path, length, expected: cursor.length });
-                    }
-                    (Some(_), Some(_)) => {}
+                if length(&path, cursor.as_ref())?.is_none()
+                    && let Some(cursor) = cursor
+                {
+                    // Before there is a file: an empty one would seem to have lost what was written to the one that
+                    // was moved away.
+                    cursor.length = 0;
+                    cursor.save(cursor_path)?;
                 }
                 let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
                 let mut file = file.map_err(StateError::io(&path))?;
@@ -141,14 +149,6 @@ impl Target {
 }
 
 impl Open {
-    /// The wire format in which the target keeps batches.
-    fn format(&self) -> Format {
-        match self {
-            Self::Folder { format, .. } => format.format(),
-            Self::Lines { .. } | Self::Stream(_) => Format::Json,
-        }
-    }
-
     /// Stores a batch, and moves the cursor past it; `next` is the cursor with the batch passed.
     ///
     /// What is stored is written anew from the keys that were verified, so that nobody who reads it can see
@@ -160,11 +160,10 @@ impl Open {
         cursor_path: &Path,
     ) -> Result<Option<PathBuf>, DownloadError> {
         next.number += 1;
-        let format = self.format();
         match self {
             Self::Folder { path: folder, format: kept, .. } => {
                 let name = stored::name(next.number, batch.date, batch.tag.as_str(), *kept);
-                let path = folder.join(&name);
+                let (path, format) = (folder.join(&name), kept.format());
                 let body = match batch.keys.is_empty() && format == Format::Protobuf {
                     true => Vec::new(),
                     false => wire::encode(format, &batch.keys),
@@ -210,7 +209,24 @@ impl Open {
                 next.save(cursor_path)?;
                 Ok(None)
             }
+            Self::Nothing => Ok(None),
         }
+    }
+}
+
+/// The length of a target that is one file, if it is there. It must have what was written to it, and nothing else.
+fn length(path: &Path, cursor: Option<&Cursor>) -> Result<Option<u64>, DownloadError> {
+    let length = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::io(path)(source).into()),
+    };
+    match cursor {
+        None if length > 0 => Err(DownloadError::Foreign { path: path.to_owned() }),
+        Some(cursor) if length < cursor.length => {
+            Err(DownloadError::Shortened { path: path.to_owned(), length, expected: cursor.length })
+        }
+        _ => Ok(Some(length)),
     }
 }
 

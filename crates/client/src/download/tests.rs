@@ -2,6 +2,7 @@
 
 mod audits;
 mod crash;
+mod dry;
 mod gateway;
 mod lies;
 

@@ -269,20 +269,21 @@ impl Downloader {
         let Found { tag, date, .. } = &found;
         let audit = self.ask_audit(*date, tag).await?;
         let auditor = self.options.auditor.clone();
-        let (today, quarantine) = (self.today(), self.quarantine(tag, *date));
+        let (today, quarantine, dry_run) = (self.today(), self.quarantine(tag, *date), self.options.dry_run);
         let outcome = self
             .with_place(move |place| {
                 let outcome = verify(&auditor, found, audit)
                     .map(|verified| place.release(verified, today))
                     .map_or_else(|bad| Ok(Err(bad)), |released| released.map(Ok))?;
-                if outcome.is_ok() {
+                if outcome.is_ok() && !dry_run {
                     quarantine::resolve(&quarantine)?;
                 }
                 Ok(outcome)
             })
             .await?;
         if let Ok(released) = &outcome {
-            self.tell(&Event::Stored(released.clone()));
+            let event = if dry_run { Event::WouldStore } else { Event::Stored };
+            self.tell(&event(released.clone()));
         }
         Ok(outcome)
     }
@@ -293,14 +294,19 @@ impl Downloader {
 
     async fn put_aside(&self, bad: Box<Bad>, skip: bool) -> Result<Quarantined, DownloadError> {
         let folder = self.quarantine(&bad.found.tag, bad.found.date);
-        let today = self.today();
+        let (today, dry_run) = (self.today(), self.options.dry_run);
         self.with_place(move |place| {
             let Bad { report, found, audit } = *bad;
-            let quarantined = quarantine::put_aside(&folder, &report, &found.body, &audit)?;
+            let quarantined = match dry_run {
+                true => Quarantined::new(&report, None),
+                false => quarantine::put_aside(&folder, &report, &found.body, &audit)?,
+            };
             if skip {
                 let mut cursor = place.cursor.clone();
                 cursor.pass(Last { tag: found.tag, date: found.date, etag: found.etag }, today);
-                cursor.save(&place.cursor_path)?;
+                if !dry_run {
+                    cursor.save(&place.cursor_path)?;
+                }
                 (place.cursor, place.next) = (cursor, found.next);
             }
             Ok(quarantined)
@@ -325,6 +331,9 @@ impl Downloader {
     /// that have not ended for the gateway can still get batches, whatever this machine's clock says.
     async fn at_the_end(&self) -> Result<(), DownloadError> {
         let Some(told) = *self.told() else { return Ok(()) };
+        if self.options.dry_run {
+            return Ok(());
+        }
         let today = self.today();
         let certain = (self.options.clock.now().min(told) - SKEW).date_naive();
         self.with_place(move |place| {

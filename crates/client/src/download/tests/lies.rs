@@ -39,9 +39,10 @@ async fn put_aside(scene: Scene, lie: impl FnOnce(&mut Batch)) -> String {
     let error = caught(&scene, lie).await;
     let DownloadError::Quarantined(quarantined) = &error else { panic!("{error}") };
     assert!(error.to_string().starts_with("batch 20261122-2 does not verify: "), "{error}");
-    assert_eq!(quarantined.folder, scene.folder.path().join("state/quarantine/2026-11-22_20261122-2"));
-    assert!(!quarantined.folder.exists(), "it has verified since");
-    let folder = quarantined.folder.with_added_extension("resolved");
+    let folder = quarantined.folder.as_ref().unwrap();
+    assert_eq!(*folder, scene.folder.path().join("state/quarantine/2026-11-22_20261122-2"));
+    assert!(!folder.exists(), "it has verified since");
+    let folder = folder.with_added_extension("resolved");
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     assert!(folder.join("batch.pb").exists() && folder.join("audit.json").exists());
     let json: serde_json::Value = serde_json::from_str(&read("report.json")).unwrap();
@@ -258,7 +259,7 @@ async fn one_batch_can_be_left_out_when_it_is_named() {
     assert_eq!(all(&mut open("20261122-2")).await, ["20261123-1"]);
     let events = scene.events.lock().unwrap();
     let passed = events.iter().find_map(|event| match event {
-        Event::Passed(quarantined) => Some(quarantined.folder.clone()),
+        Event::Passed(quarantined) => quarantined.folder.clone(),
         _ => None,
     });
     assert!(Path::new(&passed.unwrap()).join("report.txt").exists());
