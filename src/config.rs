@@ -18,11 +18,21 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+mod access_log;
+mod callback;
+mod journal;
+mod limits;
 mod load;
 #[cfg(test)]
 mod tests;
+mod tracing;
 
+pub use access_log::AccessLog;
+pub use callback::Callback;
+pub use journal::Journal;
+pub use limits::{CountryLimits, Limits};
 pub use load::ConfigError;
+pub use tracing::Tracing;
 
 /// A complete, commented example, as `config example` prints it.
 pub const EXAMPLE: &str = include_str!("config/example.toml");
@@ -207,76 +217,6 @@ impl Default for Upload {
     }
 }
 
-/// `[limits]`: what one country, one address and all together may take (spec §5.5, §6.3). All but the quotas of
-/// a day hold for each instance by itself.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Keys accepted from one country on one UTC day, by all instances together.
-    pub keys_per_day: u64,
-    /// The same in bytes of request bodies.
-    pub bytes_per_day: ByteSize,
-    /// Requests of one country; what comes faster waits its turn.
-    pub requests_per_second: f64,
-    /// Requests, or connections, that may come at once after a pause.
-    pub burst: u32,
-    /// Uploads and other changes of one country that are under way at once; further ones wait their turn.
-    pub concurrent_uploads: usize,
-    /// The same of everything that only reads.
-    pub concurrent_downloads: usize,
-    /// Connections of one country that are open at once, and of all callers together that are not registered.
-    pub connections: usize,
-    /// Connections of one address that are open at once.
-    pub connections_per_address: usize,
-    /// New connections of one address; what comes faster waits its turn.
-    pub handshakes_per_second: f64,
-    /// Networks of balancers that pass TLS through: many countries share their addresses.
-    pub shared_addresses: Vec<Network>,
-    /// Bytes of request bodies that are received or stored at once, of all countries.
-    pub memory: ByteSize,
-    /// Uploads that wait for the processor, or for the database, at once, of all countries.
-    pub queue: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            // The specification's upper bound, at its 200 bytes for a key (spec §5.5.1).
-            keys_per_day: 5_000_000,
-            bytes_per_day: ByteSize::gb(1),
-            requests_per_second: 100.0,
-            burst: 200,
-            concurrent_uploads: 4,
-            concurrent_downloads: 8,
-            connections: 64,
-            connections_per_address: 256,
-            handshakes_per_second: 100.0,
-            shared_addresses: Vec::new(),
-            memory: ByteSize::mib(48),
-            queue: 64,
-        }
-    }
-}
-
-/// What one country may take: `[limits]`, and what its participant's section says otherwise.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CountryLimits {
-    /// See [`Limits::keys_per_day`].
-    pub keys_per_day: u64,
-    /// See [`Limits::bytes_per_day`].
-    pub bytes_per_day: u64,
-    /// See [`Limits::requests_per_second`].
-    pub requests_per_second: f64,
-    /// See [`Limits::burst`].
-    pub burst: u32,
-    /// See [`Limits::concurrent_uploads`].
-    pub concurrent_uploads: usize,
-    /// See [`Limits::concurrent_downloads`].
-    pub concurrent_downloads: usize,
-    /// See [`Limits::connections`].
-    pub connections: usize,
-}
-
 /// `[batching]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -348,157 +288,6 @@ impl Default for Retention {
     }
 }
 
-/// `[journal]`: a folder, or a bucket of an S3-compatible store.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Journal {
-    /// On a disk that does not die with the database's.
-    pub folder: Option<PathBuf>,
-    /// The bucket's name.
-    pub bucket: Option<String>,
-    /// URL of the store.
-    pub endpoint: Option<String>,
-    /// The store's region.
-    pub region: String,
-    /// What the names of all objects begin with.
-    pub prefix: String,
-    /// `endpoint/bucket/name` instead of `bucket.endpoint/name`.
-    pub path_style: bool,
-    /// A file with the access key's id; without it AWS_ACCESS_KEY_ID in the environment.
-    pub access_key_file: Option<PathBuf>,
-    /// A file with the secret key; without it AWS_SECRET_ACCESS_KEY in the environment.
-    pub secret_key_file: Option<PathBuf>,
-    /// PEM: the store's certificate must chain to one of these; without it to one that the system knows.
-    pub ca: Option<PathBuf>,
-    /// Of one write to the folder or one request to the store; then uploads are refused with 503.
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Default for Journal {
-    fn default() -> Self {
-        Self {
-            folder: None,
-            bucket: None,
-            endpoint: None,
-            region: "us-east-1".to_owned(),
-            prefix: String::new(),
-            path_style: true,
-            access_key_file: None,
-            secret_key_file: None,
-            ca: None,
-            timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// `[access_log]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AccessLog {
-    /// PEM: the private key, Ed25519 or EC, that signs where the log stands.
-    pub signing_key: Option<PathBuf>,
-    /// How often that is signed.
-    #[serde(with = "humantime_serde")]
-    pub sign_every: Duration,
-    /// How long records are kept.
-    #[serde(with = "humantime_serde")]
-    pub retention: Duration,
-}
-
-impl Default for AccessLog {
-    fn default() -> Self {
-        Self {
-            signing_key: None,
-            sign_every: Duration::from_secs(60),
-            retention: Duration::from_secs(90 * 24 * 3600),
-        }
-    }
-}
-
-/// `[callback]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Callback {
-    /// PEM: the certificate that the gateway shows to national backends.
-    pub certificate: PathBuf,
-    /// PEM: its private key.
-    pub private_key: PathBuf,
-    /// Failures in a row after which a subscription is paused.
-    #[serde(default = "Callback::default_max_attempts")]
-    pub max_attempts: u32,
-    /// Opens networks that are refused otherwise.
-    #[serde(default)]
-    pub allowed_networks: Vec<IpNet>,
-    /// PEM: servers' certificates must also chain to one of these.
-    pub ca: Option<PathBuf>,
-    /// A forward proxy (CONNECT), `http://host:port`.
-    pub proxy: Option<String>,
-    /// Looking up, connecting and answering together.
-    #[serde(default = "Callback::default_timeout", with = "humantime_serde")]
-    pub timeout: Duration,
-    /// The wait after the first failure; it doubles with each further one.
-    #[serde(default = "Callback::default_retry_initial", with = "humantime_serde")]
-    pub retry_initial: Duration,
-    /// The longest wait.
-    #[serde(default = "Callback::default_retry_max", with = "humantime_serde")]
-    pub retry_max: Duration,
-}
-
-impl Callback {
-    /// All defaults.
-    pub fn new(certificate: impl Into<PathBuf>, private_key: impl Into<PathBuf>) -> Self {
-        Self {
-            certificate: certificate.into(),
-            private_key: private_key.into(),
-            max_attempts: Self::default_max_attempts(),
-            allowed_networks: Vec::new(),
-            ca: None,
-            proxy: None,
-            timeout: Self::default_timeout(),
-            retry_initial: Self::default_retry_initial(),
-            retry_max: Self::default_retry_max(),
-        }
-    }
-
-    fn default_max_attempts() -> u32 {
-        12
-    }
-
-    fn default_timeout() -> Duration {
-        Duration::from_secs(10)
-    }
-
-    fn default_retry_initial() -> Duration {
-        Duration::from_secs(5)
-    }
-
-    fn default_retry_max() -> Duration {
-        Duration::from_secs(3600)
-    }
-}
-
-/// `[tracing]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tracing {
-    /// The collector's address for OTLP over HTTP (protobuf).
-    pub endpoint: String,
-    /// The share of requests that is traced, 0 to 1.
-    #[serde(default = "Tracing::default_ratio")]
-    pub ratio: f64,
-    /// A file of lines `Name: value`, sent with each export.
-    pub headers_file: Option<PathBuf>,
-    /// PEM: verify the collector against these; with `https` only.
-    pub ca: Option<PathBuf>,
-}
-
-impl Tracing {
-    fn default_ratio() -> f64 {
-        1.0
-    }
-}
-
 /// `[participants.XX]`
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -529,20 +318,6 @@ impl Config {
     /// What is set for a country; all defaults when nothing is.
     pub fn participant(&self, country: Country) -> Participant {
         self.participants.get(&country).copied().unwrap_or_default()
-    }
-
-    /// What a country may take.
-    pub fn limits_of(&self, country: Country) -> CountryLimits {
-        let (all, own) = (&self.limits, self.participant(country));
-        CountryLimits {
-            keys_per_day: own.keys_per_day.unwrap_or(all.keys_per_day),
-            bytes_per_day: own.bytes_per_day.unwrap_or(all.bytes_per_day).as_u64(),
-            requests_per_second: own.requests_per_second.unwrap_or(all.requests_per_second),
-            burst: own.burst.unwrap_or(all.burst),
-            concurrent_uploads: own.concurrent_uploads.unwrap_or(all.concurrent_uploads),
-            concurrent_downloads: own.concurrent_downloads.unwrap_or(all.concurrent_downloads),
-            connections: own.connections.unwrap_or(all.connections),
-        }
     }
 
     /// Reads a file and the environment, and makes relative paths absolute.

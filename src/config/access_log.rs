@@ -1,0 +1,29 @@
+//! The record of every request.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+/// `[access_log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessLog {
+    /// PEM: the private key, Ed25519 or EC, that signs where the log stands.
+    pub signing_key: Option<PathBuf>,
+    /// How often that is signed.
+    #[serde(with = "humantime_serde")]
+    pub sign_every: Duration,
+    /// How long records are kept.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self {
+            signing_key: None,
+            sign_every: Duration::from_secs(60),
+            retention: Duration::from_secs(90 * 24 * 3600),
+        }
+    }
+}
