@@ -3,36 +3,36 @@
 //! The checks run in the order of the contract: caller, headers, format, size, body, keys, signature and
 //! trust, tag. What passes them all is a [`VerifiedUpload`], and nothing else can be stored.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
-use chrono::{DateTime, Utc};
 use efgs_protocol::{
     batch_tag::{InvalidUploadTag, UploadTag},
-    canonical::CanonicalKeys,
-    certificate::{CertificateError, CertificateType, Thumbprint},
+    certificate::{CertificateError, Thumbprint},
     country::Country,
-    key::{InvalidKey, KeyBatch},
-    media::{Format, MediaError, MediaType},
-    signature::{self, SignatureError, SignaturePolicy},
+    key::InvalidKey,
+    media::{MediaError, MediaType},
+    signature::{SignatureError, SignaturePolicy},
     wire::{self, DecodeError},
 };
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tracing::trace_span;
 use utoipa::ToSchema;
 
 use crate::{
     access_log::Trail,
     app::App,
-    encryption::Keyring,
     http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
     journal,
     limits::{Held, Kind, Turn},
-    store::{UploadOutcome, Usage},
+    store::UploadOutcome,
     telemetry,
-    trust::{Caller, Inactive, Registry, RegistryUnavailable},
+    trust::{Caller, Inactive, RegistryUnavailable},
 };
+
+mod verify;
+
+pub use verify::{SealedKey, SignedUpload, VerifiedUpload};
 
 /// The longest batch signature that is looked at, in bytes of base64.
 const MAX_SIGNATURE: usize = 16 * 1024;
@@ -125,241 +125,6 @@ pub enum UploadError {
     /// It cannot be decided now whom to trust.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
-}
-
-/// One key, ready to be stored.
-#[derive(Clone, Debug)]
-pub struct SealedKey {
-    /// Its place in the request, from 0.
-    pub position: u32,
-    /// SHA-256 of its key bytes (spec §4.2.4).
-    pub payload_hash: [u8; 32],
-    /// The number of its report type.
-    pub report_type: u8,
-    /// Its protobuf encoding, encrypted.
-    pub payload: Vec<u8>,
-}
-
-/// An upload that has been read but not yet believed.
-#[derive(Debug)]
-pub struct SignedUpload {
-    /// Who sent it.
-    pub caller: Caller,
-    /// The caller's name for it.
-    pub tag: UploadTag,
-    /// Its format.
-    pub media: MediaType,
-    /// The signature, as received.
-    pub batch_signature: String,
-    /// The keys, in the order of the request.
-    pub keys: KeyBatch,
-    /// Bytes of the request's body, which count in the quota of the day.
-    pub body_bytes: u64,
-    /// When it arrived.
-    pub at: DateTime<Utc>,
-}
-
-/// An upload that passed every check. The only way to get one is [`SignedUpload::verify`].
-#[derive(Debug)]
-pub struct VerifiedUpload {
-    country: Country,
-    tag: UploadTag,
-    media: MediaType,
-    batch_signature: String,
-    uploader_certificate_id: i64,
-    uploader_thumbprint: Thumbprint,
-    signing_certificate_id: i64,
-    signing_thumbprint: Thumbprint,
-    content_hash: [u8; 32],
-    body_bytes: u64,
-    uploaded_at: DateTime<Utc>,
-    keys: Vec<SealedKey>,
-    repeats: Vec<usize>,
-}
-
-impl SignedUpload {
-    /// Checks keys, signature and trust, and encrypts.
-    pub fn verify(
-        self,
-        registry: &Registry,
-        policy: SignaturePolicy,
-        keyring: &Keyring,
-    ) -> Result<VerifiedUpload, Error> {
-        let Self { caller, tag, media, batch_signature, keys, body_bytes, at } = self;
-        keys.validate(at).map_err(UploadError::from)?;
-        let canonical = CanonicalKeys::of(&keys);
-        let signed_bytes = canonical.signed_bytes();
-        let (signing_certificate_id, signing_thumbprint) = trace_span!(target: telemetry::SPANS, "verify")
-            .in_scope(|| {
-                trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)
-            })?;
-        let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != caller.country);
-        if let Some((index, key)) = foreign {
-            return Err(
-                UploadError::ForeignOrigin { index, origin: key.origin, caller: caller.country }.into()
-            );
-        }
-        let hashes = canonical.payload_hashes();
-        let repeats = repeats(&hashes);
-        let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
-            .in_scope(|| seal(&keys, &hashes, keyring))?;
-        // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
-        // and cannot block each other in a circle.
-        sealed.sort_unstable_by_key(|key| key.payload_hash);
-        Ok(VerifiedUpload {
-            country: caller.country,
-            tag,
-            media,
-            batch_signature,
-            uploader_certificate_id: caller.certificate_id,
-            uploader_thumbprint: caller.thumbprint,
-            signing_certificate_id,
-            signing_thumbprint,
-            content_hash: Sha256::digest(&signed_bytes).into(),
-            body_bytes,
-            uploaded_at: at,
-            keys: sealed,
-            repeats,
-        })
-    }
-}
-
-/// Verifies the signature, and that its signer may sign for the caller's country. Returns the number of the
-/// row that lets the signer in (its own, or its CA's), and the signer's thumbprint.
-fn trusted_signer(
-    batch_signature: &str,
-    signed_bytes: &[u8],
-    at: DateTime<Utc>,
-    policy: SignaturePolicy,
-    registry: &Registry,
-    caller: Country,
-) -> Result<(i64, Thumbprint), UploadError> {
-    let signed_by = signature::verify(batch_signature, signed_bytes, at, policy)?;
-    let thumbprint = signed_by.certificate.thumbprint();
-    let signer = signed_by.certificate.country().map_err(UploadError::SignerCountry)?;
-    let entry = registry
-        .admit(&signed_by.certificate, CertificateType::Signing, at)
-        .map_err(|reason| UploadError::SignerInactive { thumbprint, reason })?;
-    if entry.country != signer {
-        return Err(UploadError::SignerRegistration { thumbprint, country: signer });
-    }
-    if signer != caller {
-        return Err(UploadError::SignerNotCaller { signer, caller });
-    }
-    if signed_by.used_sha1 {
-        tracing::warn!(country = %caller, %thumbprint, "a signature with SHA-1 was accepted, as this participant's settings allow");
-        metrics::counter!(telemetry::SHA1_UPLOADS, "country" => caller.to_string()).increment(1);
-    }
-    Ok((entry.id, thumbprint))
-}
-
-/// Positions of keys that are the same as an earlier one.
-fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
-    let mut seen = HashSet::with_capacity(hashes.len());
-    (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()
-}
-
-fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], keyring: &Keyring) -> Result<Vec<SealedKey>, Error> {
-    let nonces = Keyring::nonces(keys.len())?;
-    let mut plain = Vec::with_capacity(128);
-    let mut sealed = Vec::with_capacity(keys.len());
-    for (position, (key, (payload_hash, nonce))) in keys.iter().zip(hashes.iter().zip(nonces)).enumerate() {
-        plain.clear();
-        wire::encode_key(Format::Protobuf, key, &mut plain);
-        sealed.push(SealedKey {
-            position: position as u32,
-            payload_hash: *payload_hash,
-            report_type: key.report_type as u8,
-            payload: keyring.seal(payload_hash, nonce, &plain)?,
-        });
-    }
-    Ok(sealed)
-}
-
-impl VerifiedUpload {
-    /// The same, let in by this row of the registry: of a CA that was renewed there are several, and an audit shows
-    /// the one of that time.
-    pub fn signed_under(self, certificate_id: i64) -> Self {
-        Self { signing_certificate_id: certificate_id, ..self }
-    }
-
-    /// Whose upload it is: caller, signer and origin of every key.
-    pub fn country(&self) -> Country {
-        self.country
-    }
-
-    /// The country's name for it.
-    pub fn tag(&self) -> &UploadTag {
-        &self.tag
-    }
-
-    /// The format it came in.
-    pub fn media(&self) -> MediaType {
-        self.media
-    }
-
-    /// The format's name in the database.
-    pub fn format_name(&self) -> &'static str {
-        match self.media.format {
-            Format::Protobuf => "protobuf",
-            Format::Json => "json",
-        }
-    }
-
-    /// The signature, as received: auditors get it back.
-    pub fn batch_signature(&self) -> &str {
-        &self.batch_signature
-    }
-
-    /// Thumbprint of the certificate that the caller showed.
-    pub fn uploader_thumbprint(&self) -> Thumbprint {
-        self.uploader_thumbprint
-    }
-
-    /// Thumbprint of the certificate that signed.
-    pub fn signing_thumbprint(&self) -> Thumbprint {
-        self.signing_thumbprint
-    }
-
-    /// Number of the caller's certificate, or of the CA that issued it.
-    pub fn uploader_certificate_id(&self) -> i64 {
-        self.uploader_certificate_id
-    }
-
-    /// Number of the signer's certificate, or of the CA that issued it.
-    pub fn signing_certificate_id(&self) -> i64 {
-        self.signing_certificate_id
-    }
-
-    /// SHA-256 of the signed bytes: the same for the same keys in whatever order and format.
-    pub fn content_hash(&self) -> &[u8; 32] {
-        &self.content_hash
-    }
-
-    /// When it arrived.
-    pub fn uploaded_at(&self) -> DateTime<Utc> {
-        self.uploaded_at
-    }
-
-    /// The keys, in the order of their hashes.
-    pub fn keys(&self) -> &[SealedKey] {
-        &self.keys
-    }
-
-    /// Bytes of all payloads.
-    pub fn payload_bytes(&self) -> u64 {
-        self.keys.iter().map(|key| key.payload.len() as u64).sum()
-    }
-
-    /// What it takes of the day's quota.
-    pub fn usage(&self) -> Usage {
-        Usage { keys: self.keys.len() as u64, bytes: self.body_bytes }
-    }
-
-    /// Positions of keys that are the same as an earlier one in the upload, ascending.
-    pub fn repeats(&self) -> &[usize] {
-        &self.repeats
-    }
 }
 
 /// What the answer 207 says of each key, by its index in the request (spec §5.4.3).
@@ -541,13 +306,7 @@ async fn accept(
 
 #[cfg(test)]
 mod tests {
-    use super::{MultiStatus, repeats};
-
-    #[test]
-    fn a_key_that_repeats_is_a_conflict_of_the_later_one() {
-        assert_eq!(repeats(&[[1; 32], [2; 32], [1; 32], [1; 32]]), [2, 3]);
-        assert!(repeats(&[[1; 32], [2; 32]]).is_empty());
-    }
+    use super::MultiStatus;
 
     #[test]
     fn the_multi_status_answer_names_every_key_once() {
