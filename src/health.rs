@@ -31,7 +31,7 @@ pub struct Health {
     jobs: Mutex<Vec<JobWatch>>,
     certificates: RwLock<Arc<[WatchedCertificate]>>,
     waiting: RwLock<Waiting>,
-    refused: Mutex<BTreeMap<&'static str, String>>,
+    troubles: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// Keeps the record of one job; clones share it.
@@ -119,7 +119,7 @@ impl Health {
             jobs: Mutex::default(),
             certificates: RwLock::new([].into()),
             waiting: RwLock::default(),
-            refused: Mutex::default(),
+            troubles: Mutex::default(),
         }
     }
 
@@ -167,14 +167,14 @@ impl Health {
         }
     }
 
-    /// New certificates or keys that could not be taken over, and why.
-    pub fn refused(&self) -> BTreeMap<&'static str, String> {
-        self.refused.lock().map(|all| all.clone()).unwrap_or_default()
+    /// What is not as it should be although the gateway serves, each with its cause.
+    pub fn troubles(&self) -> BTreeMap<&'static str, String> {
+        self.troubles.lock().map(|all| all.clone()).unwrap_or_default()
     }
 
-    /// Notes that something new was not taken over, or, with `None`, that it was; whether that is news.
-    pub fn set_refused(&self, what: &'static str, why: Option<String>) -> bool {
-        let Ok(mut all) = self.refused.lock() else { return true };
+    /// Notes such a trouble, of which `ready` warns, or, with `None`, that it is over; whether that is news.
+    pub fn set_trouble(&self, what: &'static str, why: Option<String>) -> bool {
+        let Ok(mut all) = self.troubles.lock() else { return true };
         let before = match &why {
             Some(why) => all.insert(what, why.clone()),
             None => all.remove(what),
@@ -303,9 +303,7 @@ impl App {
             readiness.warnings.push(format!("uploads are refused: {error}"));
         }
         readiness.warnings.extend(self.journal.as_ref().and_then(|journal| journal.keeping()));
-        for (what, why) in self.health.refused() {
-            readiness.warnings.push(format!("{what} not taken over, the old stays in use: {why}"));
-        }
+        readiness.warnings.extend(self.health.troubles().iter().map(|(what, why)| format!("{what}: {why}")));
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();

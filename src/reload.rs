@@ -24,9 +24,9 @@ use crate::{
 /// How often the files of `[tls]` and `[callback]` are looked at.
 const PACE: Duration = Duration::from_secs(30);
 
-const TLS: &str = "the TLS certificate was";
-const CALLBACK: &str = "the certificate for callbacks was";
-const KEYS: &str = "the encryption keys were";
+const TLS: &str = "the TLS certificate was not taken over, the old one stays in use";
+const CALLBACK: &str = "the certificate for callbacks was not taken over, the old one stays in use";
+const KEYS: &str = "the encryption keys were not taken over, the old ones stay in use";
 
 /// What can be exchanged in a gateway that runs.
 #[derive(Debug)]
@@ -92,11 +92,11 @@ impl Reload {
 
     /// Takes over certificates whose files have changed since they were last looked at, or could not be taken over then.
     pub fn changed_files(&self) {
-        let refused = self.app.health.refused();
-        if self.tls_files.changed() || refused.contains_key(TLS) {
+        let troubles = self.app.health.troubles();
+        if self.tls_files.changed() || troubles.contains_key(TLS) {
             self.tls();
         }
-        if self.callback_files.changed() || refused.contains_key(CALLBACK) {
+        if self.callback_files.changed() || troubles.contains_key(CALLBACK) {
             self.callback();
         }
     }
@@ -135,10 +135,10 @@ impl Reload {
     /// Has `ready` warn of what was not taken over, as long as it is so; says it once.
     fn note<T>(&self, what: &'static str, read: Result<T, impl std::fmt::Display>) {
         let why = read.err().map(|error| error.to_string());
-        if self.app.health.set_refused(what, why.clone())
+        if self.app.health.set_trouble(what, why.clone())
             && let Some(error) = why
         {
-            tracing::error!(error, "{what} not taken over: the old stays in use");
+            tracing::error!(error, "{what}");
         }
     }
 

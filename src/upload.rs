@@ -25,7 +25,7 @@ use crate::{
     http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
     journal,
     limits::{Held, Kind, Turn},
-    store::UploadOutcome,
+    store::{StoreError, UploadOutcome},
     telemetry,
     trust::{Caller, Inactive, RegistryUnavailable},
 };
@@ -257,7 +257,10 @@ async fn accept(
         Some(error) => app.store.find_upload(&verified).await?.ok_or(error)?,
         None => {
             let _place = app.limits.to_store(country).await?;
-            app.store.insert_upload(&verified, app.limits.quota(country)).await?
+            let stored = app.store.insert_upload(&verified, app.limits.quota(country)).await;
+            let full = stored.as_ref().err().filter(|error| matches!(error, StoreError::CannotWrite { .. }));
+            app.health.set_trouble("uploads are refused", full.map(ToString::to_string));
+            stored?
         }
     };
     let stored = if let UploadOutcome::Stored(_) = outcome { verified.keys().len() as u32 } else { 0 };

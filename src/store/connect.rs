@@ -6,7 +6,7 @@ use mysql_async::{Opts, OptsBuilder, PoolConstraints, PoolOpts, SslOpts};
 use sea_orm::{
     SqlxMySqlConnector, SqlxSqliteConnector,
     sqlx::{
-        ConnectOptions, Executor,
+        ConnectOptions, Connection as _, Executor,
         mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode},
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
@@ -53,6 +53,15 @@ fn sqlite(config: &Database, path: &str) -> Store {
     let pool = SqlitePoolOptions::new()
         .max_connections(CONTROL_CONNECTIONS)
         .acquire_timeout(config.timeout)
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // What was begun when the connection was given back has been rolled back when this is answered. SQLite
+                // rolls back by itself when the disk is full; the driver's own rollback fails then, and what came after
+                // would be in a transaction that it believes to be open, and never be committed.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        })
         .connect_lazy_with(options);
     Store {
         db: SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),

@@ -26,10 +26,26 @@ pub enum StoreError {
     /// Another instance holds the lease now; nothing was changed.
     #[error("the lease of this job has passed to another instance")]
     LeaseLost,
-    /// Anything else: a defect, or a schema that does not fit.
+    /// It cannot write: its disk is full, or fails.
+    #[error("the database cannot write for \"{operation}\": {reason}; look at its disk")]
+    CannotWrite {
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The schema is not the one that this version needs.
     #[error(
-        "the database refused \"{operation}\": {reason}; if the schema is not up to date, run `efgs-gateway migrate`"
+        "the database refused \"{operation}\": {reason}; bring its schema up to date with `efgs-gateway migrate`"
     )]
+    Schema {
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
+    /// Anything else: a defect.
+    #[error("the database refused \"{operation}\": {reason}")]
     Refused {
         /// What was tried.
         operation: &'static str,
@@ -41,7 +57,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::CannotWrite { .. })
     }
 }
 
@@ -54,6 +70,10 @@ pub(super) enum Failure {
     Duplicate,
     /// See [`StoreError::LeaseLost`].
     LeaseLost,
+    /// See [`StoreError::CannotWrite`]. Repeating at once does not help.
+    CannotWrite(String),
+    /// See [`StoreError::Schema`].
+    Schema(String),
     /// Repeating does not help.
     Permanent(String),
 }
@@ -64,6 +84,8 @@ impl Failure {
             Self::Transient(reason) => StoreError::Unavailable { operation, reason },
             Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },
             Self::LeaseLost => StoreError::LeaseLost,
+            Self::CannotWrite(reason) => StoreError::CannotWrite { operation, reason },
+            Self::Schema(reason) => StoreError::Schema { operation, reason },
             Self::Permanent(reason) => StoreError::Refused { operation, reason },
         }
     }
@@ -72,6 +94,10 @@ impl Failure {
         match code {
             // Duplicate entry.
             1062 | 1586 => Self::Duplicate,
+            // Error writing a file, disk full, the same as a storage engine or a binary log says it, table full.
+            3 | 1021 | 1026 | 1030 | 1114 => Self::CannotWrite(format!("error {code}: {message}")),
+            // Unknown column, unknown table.
+            1054 | 1146 => Self::Schema(format!("error {code}: {message}")),
             // Too many connections, shutdown, lock time-out, deadlock, record changed, commit failed,
             // read-only (a primary that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
             1040
@@ -135,6 +161,10 @@ fn from_sqlite(error: &SqlxSqliteError) -> Failure {
     match code & 0xff {
         // SQLITE_BUSY and SQLITE_LOCKED.
         5 | 6 => Failure::Transient(error.message().to_owned()),
+        // SQLITE_READONLY, SQLITE_IOERR, SQLITE_FULL.
+        8 | 10 | 13 => Failure::CannotWrite(error.message().to_owned()),
+        // SQLITE_ERROR: only this text tells an unknown column or table.
+        1 if error.message().contains("no such ") => Failure::Schema(error.message().to_owned()),
         _ if error.is_unique_violation() => Failure::Duplicate,
         _ => Failure::Permanent(error.message().to_owned()),
     }
@@ -164,7 +194,10 @@ mod tests {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::Transient(_)), "{code}");
         }
         assert!(matches!(Failure::from_mysql(1062, ""), Failure::Duplicate));
-        for code in [1064, 1146, 1054, 1406] {
+        for code in [1114, 1030] {
+            assert!(matches!(Failure::from_mysql(code, ""), Failure::CannotWrite(_)), "{code}");
+        }
+        for code in [1064, 1406] {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::Permanent(_)), "{code}");
         }
     }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, all_at_once, keys, pick},
+    database::Kind,
     harness::{Case, PKI, country, participant, tests, until},
 };
 
@@ -25,6 +26,7 @@ tests![
     sighup_reads_the_certificates_again,
     two_processes_on_one_database_store_each_key_once,
     a_second_process_cannot_take_the_same_port,
+    what_is_acknowledged_after_a_full_disk_is_there,
 ];
 
 /// A gateway that runs as a process.
@@ -42,7 +44,11 @@ impl Process {
 
     /// With more in its environment.
     pub(crate) fn start_with(config: &Path, environment: &[(&str, &str)]) -> Self {
-        let child = serve(config).envs(environment.iter().copied()).spawn().unwrap();
+        Self::spawn(serve(config).envs(environment.iter().copied()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn().unwrap();
         let mut process = Self { child, port: 0, admin: 0 };
         let stderr = BufReader::new(process.child.stderr.take().unwrap());
         let (send, receive) = mpsc::channel();
@@ -108,7 +114,10 @@ impl Drop for Process {
 }
 
 fn serve(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_efgs-gateway"));
+    serve_by(Command::new(env!("CARGO_BIN_EXE_efgs-gateway")), config)
+}
+
+fn serve_by(mut command: Command, config: &Path) -> Command {
     command.args(["serve", "--config"]).arg(config).env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
@@ -344,5 +353,58 @@ async fn a_second_process_cannot_take_the_same_port(case: &Case) {
     assert_ne!(output.status.code(), Some(0));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("server.listen") && stderr.contains("in use"), "{stderr}");
+    process.stop().await;
+}
+
+async fn what_is_acknowledged_after_a_full_disk_is_there(case: &Case) {
+    if case.db.kind != Kind::Sqlite {
+        // The files are another process's.
+        return;
+    }
+    case.prepare().await;
+    let config = busy(case);
+    // No file may grow beyond this, as if the disk were full.
+    let mut limited = Command::new("bash");
+    let limit = "trap '' XFSZ; ulimit -S -f 2000; exec \"$0\" \"$@\"";
+    limited.args(["-c", limit, env!("CARGO_BIN_EXE_efgs-gateway")]);
+    let mut process = Process::spawn(&mut serve_by(limited, &config));
+    let client = process.client("DE");
+    let mut sent = Vec::new();
+    let mut upload = async |tag: String| {
+        let keys = keys(client.country(), 1000, now());
+        let answer = client.upload(&tag, &keys).await;
+        let acknowledged = answer.status == 201;
+        sent.push(Sent { tag, keys, acknowledged });
+        answer
+    };
+    let mut number = 0;
+    let full = loop {
+        let answer = upload(format!("before-{number}")).await;
+        number += 1;
+        assert!(number < 100, "it is never full");
+        if answer.status != 201 {
+            break answer;
+        }
+    };
+    assert!(number > 1 && full.header("retry-after").is_some(), "{number}");
+    full.refused(503, "unavailable");
+    for i in 0..5 {
+        upload(format!("full-{i}")).await;
+    }
+    let grow = ["--pid", &process.child.id().to_string(), "--fsize=unlimited"];
+    assert!(Command::new("prlimit").args(grow).status().unwrap().success());
+    until("uploads are accepted again", async || {
+        number += 1;
+        (upload(format!("after-{number}")).await.status == 201).then_some(())
+    })
+    .await;
+    for i in 0..5 {
+        assert_eq!(upload(format!("well-{i}")).await.status, 201);
+    }
+    process.kill();
+    end_leases(case).await;
+    case.db.check().await;
+    let process = Process::start(&config);
+    verify(case, &process.client("DE"), &sent).await;
     process.stop().await;
 }
