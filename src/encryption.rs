@@ -15,6 +15,8 @@ use crate::config::{ConfigError, Encryption};
 
 const KEY_ID: usize = 4;
 const TAG: usize = 16;
+/// In the place of a payload's hash: what is recognised, not read.
+const MARK: [u8; 32] = [0; 32];
 
 /// The keys that are configured: the first encrypts, all decrypt. They can be exchanged while it is in use.
 pub struct Keyring(RwLock<Arc<Keys>>);
@@ -95,6 +97,20 @@ impl Keyring {
         Ok(nonces)
     }
 
+    /// For each key a known text sealed with it, by which it is recognised: see [`Self::is_recognised`].
+    pub fn marks(&self) -> Result<Vec<(u32, Vec<u8>)>, EncryptionError> {
+        let keys = self.keys();
+        let nonces = Self::nonces(keys.len())?;
+        let mark =
+            |((id, key), nonce): (&(u32, LessSafeKey), _)| Ok((*id, seal((*id, key), &MARK, nonce, &[])?));
+        keys.iter().zip(nonces).map(mark).collect()
+    }
+
+    /// Whether the key with the mark's id is the one that made it.
+    pub fn is_recognised(&self, mark: &[u8]) -> bool {
+        self.open(&MARK, &mut mark.to_vec()).is_ok()
+    }
+
     /// Encrypts a payload. A nonce must not be used twice.
     pub fn seal(
         &self,
@@ -104,19 +120,7 @@ impl Keyring {
     ) -> Result<Vec<u8>, EncryptionError> {
         let keys = self.keys();
         let (id, key) = keys.first().ok_or(EncryptionError::UnknownKey(0))?;
-        let mut sealed = Vec::with_capacity(KEY_ID + NONCE_LEN + plain.len() + TAG);
-        sealed.extend_from_slice(&id.to_be_bytes());
-        sealed.extend_from_slice(&nonce);
-        sealed.extend_from_slice(plain);
-        let tag = key
-            .seal_in_place_separate_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(payload_hash),
-                &mut sealed[KEY_ID + NONCE_LEN..],
-            )
-            .map_err(|_| EncryptionError::Altered(*id))?;
-        sealed.extend_from_slice(tag.as_ref());
-        Ok(sealed)
+        seal((*id, key), payload_hash, nonce, plain)
     }
 
     /// Decrypts a payload in place and returns the part of it that is the plain text.
@@ -131,6 +135,28 @@ impl Keyring {
             .map(|plain| &*plain)
             .map_err(|_| EncryptionError::Altered(id))
     }
+}
+
+/// Encrypts with one key.
+fn seal(
+    (id, key): (u32, &LessSafeKey),
+    payload_hash: &[u8; 32],
+    nonce: [u8; NONCE_LEN],
+    plain: &[u8],
+) -> Result<Vec<u8>, EncryptionError> {
+    let mut sealed = Vec::with_capacity(KEY_ID + NONCE_LEN + plain.len() + TAG);
+    sealed.extend_from_slice(&id.to_be_bytes());
+    sealed.extend_from_slice(&nonce);
+    sealed.extend_from_slice(plain);
+    let tag = key
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(payload_hash),
+            &mut sealed[KEY_ID + NONCE_LEN..],
+        )
+        .map_err(|_| EncryptionError::Altered(id))?;
+    sealed.extend_from_slice(tag.as_ref());
+    Ok(sealed)
 }
 
 #[cfg(test)]

@@ -28,6 +28,15 @@ pub enum RotationError {
         .0.iter().map(|(upload, why)| format!("upload {upload}: {why}")).collect::<Vec<_>>().join("; ")
     )]
     Altered(Vec<(i64, EncryptionError)>),
+    /// Another key has this id.
+    #[error(
+        "encryption key {0} is not the one that this database knows under this id: every gateway needs the same key files; \
+         put the right file in place, or, if it is to be a new key, give it an id that has never been used"
+    )]
+    WrongKey(u32),
+    /// The machine gives no random numbers.
+    #[error(transparent)]
+    Random(EncryptionError),
     /// Payloads need a key that is not configured.
     #[error(transparent)]
     MissingKey(#[from] MissingKey),
@@ -55,12 +64,37 @@ pub struct Rotated {
     pub keys: u64,
 }
 
-/// Fails when stored payloads could not be read with these keys: better before the first request than in it.
+/// Fails when stored payloads could not be read with these keys, or when one of them is not the key that other
+/// gateways have under its id: better before the first request than in it.
 pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError> {
     let known = keyring.ids();
-    match store.encryption_keys().await?.iter().find(|used| !known.contains(&used.id)) {
+    if let Some(KeyUse { id, uploads, .. }) =
+        store.encryption_keys().await?.iter().find(|used| !known.contains(&used.id))
+    {
+        return Err(MissingKey { id: *id, uploads: *uploads }.into());
+    }
+    let marked = store.key_marks().await?;
+    for (id, mark) in keyring.marks().map_err(RotationError::Random)? {
+        if marked.iter().any(|(marked, _)| *marked == id) {
+            continue;
+        }
+        // Before there were marks.
+        if let Some(mut stored) = store.payload_sealed_with(id).await?
+            && keyring.open(&stored.payload_hash, &mut stored.payload).is_err()
+        {
+            return Err(RotationError::WrongKey(id));
+        }
+        store.mark_key(id, &mark).await?;
+    }
+    // Of two gateways that begin at once with different keys one finds the other's mark here.
+    match store
+        .key_marks()
+        .await?
+        .iter()
+        .find(|(id, mark)| known.contains(id) && !keyring.is_recognised(mark))
+    {
+        Some((id, _)) => Err(RotationError::WrongKey(*id)),
         None => Ok(()),
-        Some(KeyUse { id, uploads, .. }) => Err(MissingKey { id: *id, uploads: *uploads }.into()),
     }
 }
 

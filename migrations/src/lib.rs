@@ -20,6 +20,7 @@ mod m0005_quota;
 mod m0006_journal;
 mod m0007_rotation;
 mod m0008_instance;
+mod m0009_encryption_key;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_journal::Migration),
             Box::new(m0007_rotation::Migration),
             Box::new(m0008_instance::Migration),
+            Box::new(m0009_encryption_key::Migration),
         ]
     }
 }

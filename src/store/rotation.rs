@@ -4,9 +4,9 @@
 //! first. So the first and the last payload stand for their upload, also when a rotation was interrupted, and
 //! also when the next one goes back to the key before.
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
-use super::{Lease, Store, StoreError, StoredPayload, sql};
+use super::{Lease, Store, StoreError, StoredPayload, error::Failure, sql};
 
 /// Payloads that one transaction replaces: few enough that nobody waits for its locks.
 const STEP: usize = 500;
@@ -45,6 +45,50 @@ impl Store {
                 });
             }
             Ok(found)
+        })
+        .await
+    }
+
+    /// The mark of each encryption key that a gateway has had.
+    pub async fn key_marks(&self) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
+        self.repeat("key marks", || async {
+            let rows =
+                self.db.query_all_raw(self.statement("SELECT id, sealed FROM encryption_key", [])).await?;
+            let mark =
+                |row: &QueryResult| Ok((row.try_get::<i64>("", "id")? as u32, row.try_get("", "sealed")?));
+            Ok(rows.iter().map(mark).collect::<Result<_, DbErr>>()?)
+        })
+        .await
+    }
+
+    /// Leaves the mark of a key, unless it has one.
+    pub async fn mark_key(&self, id: u32, mark: &[u8]) -> Result<(), StoreError> {
+        self.repeat("mark key", || async {
+            let sql = "INSERT INTO encryption_key (id, sealed) VALUES (?, ?)";
+            let values = [i64::from(id).into(), mark.to_vec().into()];
+            match self.db.execute_raw(self.statement(sql, values)).await.map_err(Failure::from) {
+                Ok(_) | Err(Failure::Duplicate) => Ok(()),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
+    }
+
+    /// A stored payload that is sealed with this encryption key, if there is one.
+    pub async fn payload_sealed_with(&self, id: u32) -> Result<Option<StoredPayload>, StoreError> {
+        self.repeat("payload of a key", || async {
+            let sql = "SELECT k.upload_id AS upload_id, k.payload_hash AS payload_hash, k.payload AS payload FROM upload u \
+                 JOIN diagnosis_key k ON k.upload_id = u.id AND k.position = 0 \
+                 WHERE SUBSTR(k.payload, 1, 4) = ? ORDER BY u.id DESC LIMIT 1";
+            let row = self.db.query_one_raw(self.statement(sql, [id.to_be_bytes().to_vec().into()])).await?;
+            let payload = |row: QueryResult| {
+                Ok::<_, DbErr>(StoredPayload {
+                    upload_id: row.try_get("", "upload_id")?,
+                    payload_hash: row.try_get("", "payload_hash")?,
+                    payload: row.try_get("", "payload")?,
+                })
+            };
+            Ok(row.map(payload).transpose()?)
         })
         .await
     }

@@ -10,6 +10,7 @@ use std::{
 use efgs_gateway::{
     app::{App, Gateway},
     config::{Config, EncryptionKey},
+    encryption::Keyring,
     rotation,
 };
 use efgs_protocol::media::Format;
@@ -22,7 +23,7 @@ use crate::{
 tests![
     stored_payloads_hold_nothing_in_plain_and_no_two_look_alike,
     a_flipped_byte_is_a_plain_500_with_a_request_id,
-    another_key_under_the_same_id_is_a_plain_500,
+    another_key_under_the_same_id_is_refused,
     a_key_that_is_not_configured_is_a_plain_500,
     a_gateway_does_not_start_without_a_key_that_is_needed,
     a_new_key_seals_what_comes_and_the_old_one_still_opens,
@@ -83,14 +84,27 @@ async fn a_flipped_byte_is_a_plain_500_with_a_request_id(case: &Case) {
     gateway.client("NL").download(case.today(), None).await.expect(200);
 }
 
-async fn another_key_under_the_same_id_is_a_plain_500(case: &Case) {
+async fn another_key_under_the_same_id_is_refused(case: &Case) {
     let gateway = case.gateway().await;
+    let mut config = case.config();
+    config.encryption.keys[0].file.set_file_name("payload-2.key");
+    let refused = async || {
+        let app = App::new(config.clone(), case.clock.clone(), None).unwrap();
+        let error = Gateway::start(app, true).await.unwrap_err().to_string();
+        assert!(error.starts_with("encryption key 1 is not the one that this database knows"), "{error}");
+    };
+    // Before anything is stored, and also when the database is older than the marks of keys.
+    refused().await;
     gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
     gateway.form().await;
-    let other = |config: &mut Config| config.encryption.keys[0].file.set_file_name("payload-2.key");
-    let wrong = case.gateway_with(other).await;
-    plain_500(&wrong.client("NL").download(case.today(), None).await);
+    assert_eq!(case.db.execute("DELETE FROM encryption_key").await, 1);
+    refused().await;
+    // Nor does one that runs take it over; if it did, what it cannot read would be a plain 500.
+    gateway.files.all(&config).await;
     gateway.client("NL").download(case.today(), None).await.expect(200);
+    let wrong = case.gateway().await;
+    wrong.app.keyring.replace(&Keyring::load(&config.encryption).unwrap());
+    plain_500(&wrong.client("NL").download(case.today(), None).await);
 }
 
 async fn a_key_that_is_not_configured_is_a_plain_500(case: &Case) {
@@ -179,7 +193,7 @@ async fn keys_are_rotated_under_load_and_the_old_one_can_go(case: &Case) {
 
 async fn an_interrupted_rotation_is_continued(case: &Case) {
     let gateway = case.gateway_with(newest_first).await;
-    gateway.app.keyring.replace(&efgs_gateway::encryption::Keyring::load(&case.config().encryption).unwrap());
+    gateway.app.keyring.replace(&Keyring::load(&case.config().encryption).unwrap());
     for tag in ["a", "b"] {
         gateway.client("DE").upload_new(tag, 700, case.clock.now()).await;
     }
