@@ -158,6 +158,9 @@ impl AccessLog {
 
 /// Announces this instance's chain, before its first request.
 pub async fn begin(app: &App) -> Result<(), StoreError> {
+    if cfg!(feature = "bench-unrecorded") {
+        tracing::error!("this program was built for a benchmark and records no request: never let it serve");
+    }
     state(app, Kind::Start, &ChainEnd::default()).await
 }
 

@@ -274,14 +274,15 @@ impl Bench<'_> {
 }
 
 /// One side that gets the same request again and again.
-struct Repeated {
+pub(crate) struct Repeated {
     connections: Vec<Connection>,
     request: Arc<Vec<u8>>,
-    side: Side,
+    status: u16,
+    pub(crate) side: Side,
 }
 
 impl Repeated {
-    fn new(
+    pub(crate) fn new(
         port: u16,
         tls: &Arc<ClientConfig>,
         connections: usize,
@@ -289,12 +290,17 @@ impl Repeated {
         processes: Processes,
     ) -> Outcome<Self> {
         let connections = (0..connections).map(|_| Connection::open(port, tls)).collect::<Outcome<_>>()?;
-        Ok(Self { connections, request: Arc::new(request), side: Side::new(processes) })
+        Ok(Self { connections, request: Arc::new(request), status: 200, side: Side::new(processes) })
     }
 
-    async fn turn(&mut self) -> Outcome {
+    /// Expects another answer than 200.
+    pub(crate) fn answered(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
+    pub(crate) async fn turn(&mut self) -> Outcome {
         let connections = std::mem::take(&mut self.connections);
-        let request = self.request.clone();
+        let (request, status) = (self.request.clone(), self.status);
         let end = Instant::now() + TURN;
         let back = &mut self.connections;
         self.side
@@ -303,7 +309,7 @@ impl Repeated {
                     if Instant::now() >= end {
                         return Ok(false);
                     }
-                    expect(200, &connection.exchange(&request, |_| {})?)?;
+                    expect(status, &connection.exchange(&request, |_| {})?)?;
                     Ok(true)
                 })
                 .await?;

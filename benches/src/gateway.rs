@@ -29,9 +29,22 @@ const UNLIMITED: &str = "[limits]\nrequests_per_second = 1000000\nburst = 100000
 
 /// Builds the gateway of this repository as it is released.
 pub(crate) fn build() -> Outcome<PathBuf> {
+    build_with(&[])
+}
+
+/// Builds a variant that is measured beside it, under a name of its own.
+pub(crate) fn build_variant(name: &str, feature: &str) -> Outcome<PathBuf> {
+    let built = build_with(&["--features", feature])?;
+    let variant = built.with_file_name(format!("efgs-gateway-{name}"));
+    fs::copy(&built, &variant)?;
+    Ok(variant)
+}
+
+fn build_with(more: &[&str]) -> Outcome<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--release", "--package", "efgs-gateway", "--bin", "efgs-gateway"])
+        .args(more)
         .current_dir(ROOT);
     if !cargo.status().map_err(|e| format!("cannot run cargo: {e}"))?.success() {
         return Err("the gateway does not build".into());
@@ -154,8 +167,17 @@ impl Site {
 
     /// The same on another schema.
     pub(crate) fn start_on(&self, schema: &Schema, more: &str) -> Outcome<Gateway> {
+        self.start_program(&self.program, schema, more)
+    }
+
+    /// The same with a variant of the gateway.
+    pub(crate) fn start_variant(&self, program: &Path, more: &str) -> Outcome<Gateway> {
+        self.start_program(program, &self.schema, more)
+    }
+
+    fn start_program(&self, program: &Path, schema: &Schema, more: &str) -> Outcome<Gateway> {
         let config = self.config("gateway.toml", schema, more)?;
-        let (server, port) = Server::start(&self.program, &["serve", "--config", &config], |line| {
+        let (server, port) = Server::start(program, &["serve", "--config", &config], |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             line.get("admin_address")?;
             line.get("address")?.as_str()?.rsplit(':').next()?.parse().ok()

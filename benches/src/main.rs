@@ -8,6 +8,7 @@
 
 mod bare;
 mod connection;
+mod costs;
 mod database;
 mod download;
 mod flood;
@@ -64,6 +65,8 @@ enum Part {
     Journal,
     /// One country floods, another one downloads
     Flood,
+    /// What the access log and tracing cost a download; only when asked for, because it builds two more programs
+    Costs,
 }
 
 fn main() -> ExitCode {
@@ -122,6 +125,9 @@ async fn run(args: &Args) -> Outcome {
     }
     if wanted(Part::Flood) {
         flood::measure(&program, first, seconds, &mut report).await?;
+    }
+    if args.only == Some(Part::Costs) {
+        costs::measure(&program, first, seconds, &mut report).await?;
     }
     println!("{report}");
     if let Some(path) = &args.json {
