@@ -1,0 +1,63 @@
+//! Deleting what the journal need not have any more.
+
+use chrono::{NaiveDate, TimeDelta};
+
+use super::{Journal, JournalError, Medium, lock, segment};
+use crate::{app::App, health::JobWatch};
+
+/// How often to look for files that are too old.
+const PRUNE: TimeDelta = TimeDelta::hours(1);
+
+impl Journal {
+    /// Deletes what is older than the retention. A day more is kept: the last uploads of a day are in a batch of
+    /// the next one.
+    pub(super) async fn prune(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
+        let now = app.clock.now();
+        {
+            let mut writer = self.writer.lock().await;
+            if writer.pruned.is_some_and(|at| now - at < PRUNE) {
+                return Ok(());
+            }
+            writer.pruned = Some(now);
+        }
+        app.store.forget_unjournaled().await?;
+        let keep_from = app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN);
+        let kept = self.delete_before(keep_from, watch).await.err();
+        lock(&self.keeping).clone_from(&kept.as_ref().map(JournalError::to_string));
+        kept.map_or(Ok(()), Err)
+    }
+
+    /// Each request to a store has its own limit.
+    async fn patiently<T>(
+        &self,
+        work: impl Future<Output = Result<T, JournalError>>,
+    ) -> Result<T, JournalError> {
+        match &self.medium {
+            Medium::Folder(folder) => self.disk.patiently(folder, work).await,
+            Medium::Bucket(_) => work.await,
+        }
+    }
+
+    /// Deletes the files of earlier days: all that can be, whatever becomes of the others.
+    async fn delete_before(&self, day: NaiveDate, watch: &JobWatch) -> Result<(), JournalError> {
+        let mut kept = Vec::new();
+        let all = self.patiently(self.medium.list()).await;
+        for listed in all.map_err(|error| JournalError::Prune(error.to_string()))? {
+            // A store has an object for every group of records, and answers for each.
+            watch.progressed();
+            if segment::day_of(&listed.name).is_none_or(|of| of >= day) {
+                continue;
+            }
+            match self.patiently(self.medium.delete(&listed.name)).await {
+                Ok(()) => {
+                    tracing::info!(name = listed.name, "a file of the journal was too old and is deleted");
+                }
+                Err(error) => kept.push(error.to_string()),
+            }
+        }
+        match kept.first() {
+            None => Ok(()),
+            Some(first) => Err(JournalError::Prune(format!("{} of them; the first: {first}", kept.len()))),
+        }
+    }
+}
