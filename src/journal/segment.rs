@@ -172,7 +172,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
             .push(format!("{name}: it is in the wrong place: it says that it is {}", segment.header.name()));
     }
     let header_hash: [u8; 32] = Sha256::digest(&bytes[..HEADER]).into();
-    let (mut at, mut frame) = (HEADER, 0);
+    let (mut at, mut places) = (HEADER, Places::default());
     let mut hash = Sha256::new_with_prefix(&bytes[..HEADER]);
     segment.hashes.push(hash.clone().finalize().into());
     while at < bytes.len() {
@@ -186,7 +186,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
         }
         let length = u32::from_be_bytes(*length) as usize;
         let Some(sealed) = rest.get(PREFIX..PREFIX + length) else { break };
-        segment.take_frame(&mut frame, at, sealed, &header_hash, keyring);
+        segment.take_frame(&mut places, at, sealed, &header_hash, keyring);
         hash.update(&bytes[at..at + PREFIX + length]);
         segment.hashes.push(hash.clone().finalize().into());
         at += PREFIX + length;
@@ -197,11 +197,19 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
     Ok(Some(segment))
 }
 
+/// Where the next frame of a segment can belong: at `next`, unless some before it are missing, or some that did not
+/// open do not belong here; nowhere before `first`.
+#[derive(Clone, Copy, Default)]
+struct Places {
+    first: u64,
+    next: u64,
+}
+
 impl Segment {
-    /// Opens one frame; `frame` is its place, and then that of the next one.
+    /// Opens one frame, whose place is one of those.
     fn take_frame(
         &mut self,
-        frame: &mut u64,
+        places: &mut Places,
         at: usize,
         sealed: &[u8],
         header_hash: &[u8; 32],
@@ -216,15 +224,24 @@ impl Segment {
             let mut sealed = sealed.to_vec();
             keyring.open(&place(header_hash, place_), &mut sealed).map(<[u8]>::to_vec)
         };
-        let mut opened = open(*frame);
+        let Places { first, next } = *places;
+        let mut opened = open(next);
         if matches!(opened, Err(EncryptionError::Altered(_)))
-            && let Some((gap, later)) = (1..=GAP).find_map(|gap| Some((gap, open(*frame + gap).ok()?)))
+            && let Some((found, group)) =
+                (first..next).chain(next + 1..=next + GAP).find_map(|place| Some((place, open(place).ok()?)))
         {
-            self.problems.push(format!("{name}: {gap} groups of records are missing before byte {at}"));
-            *frame += gap;
-            opened = Ok(later);
+            if found > next {
+                let gap = found - next;
+                self.problems.push(format!("{name}: {gap} groups of records are missing before byte {at}"));
+            }
+            *places = Places { first: found + 1, next: found + 1 };
+            opened = Ok(group);
+        } else {
+            places.next += 1;
+            if opened.is_ok() {
+                places.first = places.next;
+            }
         }
-        *frame += 1;
         match opened.map(|group| Group::decode(group.as_slice())) {
             Ok(Ok(group)) => {
                 let events = group.records.into_iter().filter_map(|record| record.event);

@@ -101,6 +101,21 @@ fn a_missing_frame_is_missed_and_the_others_are_read() {
     assert_eq!((segment.problems.len(), segment.ended), (1, true));
 }
 
+#[test]
+fn a_frame_that_is_moved_or_there_twice_takes_no_other_with_it() {
+    let keyring = keyring(1);
+    let (bytes, ends) = file(&keyring, 6);
+    let frame = |i: usize| &bytes[ends[i]..ends[i + 1]];
+    let exchanged = [&bytes[..ends[1]], frame(2), frame(1), &bytes[ends[3]..]].concat();
+    let segment = read(&exchanged, &keyring).unwrap();
+    assert_eq!((segment.problems.len(), segment.ended), (2, true), "{:?}", segment.problems);
+    assert!(segment.problems[0].contains("1 groups of records are missing"), "{:?}", segment.problems);
+    assert!(segment.problems[1].contains("altered or moved"), "{:?}", segment.problems);
+    let twice = [&bytes[..ends[2]], frame(1), &bytes[ends[2]..]].concat();
+    let segment = read(&twice, &keyring).unwrap();
+    assert_eq!((segment.problems.len(), segment.ended), (1, true), "{:?}", segment.problems);
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..300) {
