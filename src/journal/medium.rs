@@ -37,16 +37,32 @@ impl Medium {
         }
     }
 
-    /// All segments, by their names.
-    pub(super) async fn list(&self) -> Result<Vec<Listed>, JournalError> {
-        let mut all = match self {
-            Self::Bucket(bucket) => bucket.list().await?,
+    /// The names of the days of which there may be segments.
+    pub(super) async fn days(&self) -> Result<Vec<String>, JournalError> {
+        match self {
+            Self::Bucket(bucket) => bucket.days().await,
             Self::Folder(folder) => {
-                let folder = folder.clone();
-                blocking(move || {
-                    list_folder(&folder).map_err(|e| JournalError::Read(format!("{}: {e}", folder.display())))
+                reading(folder, |folder| {
+                    let days = entries(folder)?.into_iter();
+                    Ok(days.map(|day| day.file_name().to_string_lossy().into_owned()).collect())
                 })
-                .await?
+                .await
+            }
+        }
+    }
+
+    /// The segments of one day, or all, by their names. `step` is called when a store has answered and is to be asked
+    /// for more.
+    pub(super) async fn list(
+        &self,
+        day: Option<&str>,
+        step: impl FnMut(),
+    ) -> Result<Vec<Listed>, JournalError> {
+        let mut all = match self {
+            Self::Bucket(bucket) => bucket.list(day, step).await?,
+            Self::Folder(folder) => {
+                let day = day.map(str::to_owned);
+                reading(folder, move |folder| list_folder(folder, day.as_deref())).await?
             }
         };
         all.retain(|listed| listed.name.ends_with(".efgsj"));
@@ -90,10 +106,20 @@ impl Medium {
     }
 }
 
-fn list_folder(folder: &Path) -> io::Result<Vec<Listed>> {
+/// Looks at a folder in a thread of its own.
+async fn reading<T: Send + 'static>(
+    folder: &Path,
+    read: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> Result<T, JournalError> {
+    let folder = folder.to_owned();
+    blocking(move || read(&folder).map_err(|e| JournalError::Read(format!("{}: {e}", folder.display()))))
+        .await
+}
+
+fn list_folder(folder: &Path, only: Option<&str>) -> io::Result<Vec<Listed>> {
     let mut all = Vec::new();
     for day in entries(folder)? {
-        if !day.file_type()?.is_dir() {
+        if !day.file_type()?.is_dir() || only.is_some_and(|only| day.file_name() != only) {
             continue;
         }
         for file in entries(&day.path())? {

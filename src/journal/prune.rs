@@ -2,7 +2,7 @@
 
 use chrono::{NaiveDate, TimeDelta};
 
-use super::{Journal, JournalError, Medium, lock, segment};
+use super::{Journal, JournalError, Medium, lock};
 use crate::{app::App, health::JobWatch};
 
 /// How often to look for files that are too old.
@@ -40,19 +40,26 @@ impl Journal {
 
     /// Deletes the files of earlier days: all that can be, whatever becomes of the others.
     async fn delete_before(&self, day: NaiveDate, watch: &JobWatch) -> Result<(), JournalError> {
+        let prune = |error: JournalError| JournalError::Prune(error.to_string());
         let mut kept = Vec::new();
-        let all = self.patiently(self.medium.list()).await;
-        for listed in all.map_err(|error| JournalError::Prune(error.to_string()))? {
-            // A store has an object for every group of records, and answers for each.
-            watch.progressed();
-            if segment::day_of(&listed.name).is_none_or(|of| of >= day) {
+        let old = |name: &str| name.parse().is_ok_and(|of: NaiveDate| of < day);
+        for name in self.patiently(self.medium.days()).await.map_err(prune)? {
+            if !old(&name) {
                 continue;
             }
-            match self.patiently(self.medium.delete(&listed.name)).await {
-                Ok(()) => {
-                    tracing::info!(name = listed.name, "a file of the journal was too old and is deleted");
+            let files = self.patiently(self.medium.list(Some(&name), || watch.progressed())).await;
+            for listed in files.map_err(prune)? {
+                // A store has an object for every group of records, and answers for each.
+                watch.progressed();
+                match self.patiently(self.medium.delete(&listed.name)).await {
+                    Ok(()) => {
+                        tracing::info!(
+                            name = listed.name,
+                            "a file of the journal was too old and is deleted"
+                        );
+                    }
+                    Err(error) => kept.push(error.to_string()),
                 }
-                Err(error) => kept.push(error.to_string()),
             }
         }
         match kept.first() {

@@ -125,7 +125,7 @@ impl Contents {
     /// Reads the journal, all but the keys, and finds what is damaged or missing.
     pub async fn survey(app: &Arc<App>, from: Option<&Path>) -> Result<Self, JournalError> {
         let medium = medium(app, from)?;
-        let listed = medium.list().await?;
+        let listed = medium.list(None, || {}).await?;
         if listed.is_empty() {
             return Err(JournalError::Contents(
                 "the journal is empty: there is no file of it at this place".into(),

@@ -91,30 +91,66 @@ impl Bucket {
         answer(sent).await.map_err(|e| JournalError::Write(format!("{key}: {e}"))).map(drop)
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Listed>, JournalError> {
-        let fail = |e: String| JournalError::Read(format!("the bucket {}: {e}", self.bucket.name()));
+    /// The names of the days of which there are objects.
+    pub(super) async fn days(&self) -> Result<Vec<String>, JournalError> {
+        let mut days = Vec::new();
+        let whole = |page: ListObjectsV2Response| {
+            let names = page.common_prefixes.into_iter().filter_map(|below| {
+                Some(below.prefix.strip_prefix(&self.prefix)?.strip_suffix('/')?.to_owned())
+            });
+            days.extend(names);
+        };
+        self.pages(self.prefix.clone(), Some("/"), whole).await?;
+        Ok(days)
+    }
+
+    /// The objects of one day, or all; `step` is called after each page.
+    pub(super) async fn list(
+        &self,
+        day: Option<&str>,
+        mut step: impl FnMut(),
+    ) -> Result<Vec<Listed>, JournalError> {
         let mut all = Vec::new();
-        let mut token: Option<String> = None;
-        loop {
-            let page = self.page(token).await.map_err(fail)?;
+        let whole = |page: ListObjectsV2Response| {
             let listed = page.contents.into_iter().filter_map(|object| {
                 let name = object.key.strip_prefix(&self.prefix)?.to_owned();
                 Some(Listed { name, bytes: object.size.unwrap_or_default() })
             });
             all.extend(listed);
-            match page.next_continuation_token {
-                Some(next) => token = Some(next),
-                None => return Ok(all),
+            step();
+        };
+        let below = day.map_or(String::new(), |day| format!("{day}/"));
+        self.pages(self.key(&below), None, whole).await?;
+        Ok(all)
+    }
+
+    async fn pages(
+        &self,
+        prefix: String,
+        delimiter: Option<&str>,
+        mut take: impl FnMut(ListObjectsV2Response),
+    ) -> Result<(), JournalError> {
+        let fail = |e: String| JournalError::Read(format!("the bucket {}: {e}", self.bucket.name()));
+        let mut token: Option<String> = None;
+        loop {
+            let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+            action.with_prefix(prefix.clone());
+            if let Some(delimiter) = delimiter {
+                action.with_delimiter(delimiter);
+            }
+            if let Some(token) = token {
+                action.with_continuation_token(token);
+            }
+            let page = self.page(&action).await.map_err(fail)?;
+            token = page.next_continuation_token.clone();
+            take(page);
+            if token.is_none() {
+                return Ok(());
             }
         }
     }
 
-    async fn page(&self, token: Option<String>) -> Result<ListObjectsV2Response, String> {
-        let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
-        action.with_prefix(self.prefix.clone());
-        if let Some(token) = token {
-            action.with_continuation_token(token);
-        }
+    async fn page(&self, action: &ListObjectsV2<'_>) -> Result<ListObjectsV2Response, String> {
         let url = action.sign(SIGNED_FOR);
         let text = answer(self.http.get(url).send().await).await?.text().await.map_err(|e| describe(&e))?;
         ListObjectsV2::parse_response(&text).map_err(|e| e.to_string())

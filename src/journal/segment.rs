@@ -71,11 +71,6 @@ impl Header {
     }
 }
 
-/// The day that a segment's name begins with.
-pub(super) fn day_of(name: &str) -> Option<NaiveDate> {
-    name.split_once('/')?.0.parse().ok()
-}
-
 /// A segment while it is written.
 pub(super) struct Writing {
     header_hash: [u8; 32],

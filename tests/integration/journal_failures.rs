@@ -1,9 +1,9 @@
-//! A journal that is damaged, away, or cut off; and one in an object store.
+//! A journal that is damaged, away, or cut off.
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
-use efgs_gateway::{config::Journal, journal::Contents, store::PendingBatch};
+use efgs_gateway::{journal::Contents, store::PendingBatch};
 use efgs_protocol::wire;
 use sha2::{Digest, Sha256};
 
@@ -12,7 +12,6 @@ use crate::{
     client::{Request, all_at_once, keys},
     harness::{Case, Running, country, tests, until},
     journal::{app_on_other, folder, gateway, problems, replay, with_journal},
-    object_store::{ACCESS_KEY, ObjectStore, REGION, SECRET_KEY},
     process::{Process, Sent, busy, end_leases, now, upload_until_error},
 };
 
@@ -28,7 +27,6 @@ tests![
     no_country_is_called_for_a_batch_that_is_held_back,
     the_end_of_a_replay_can_be_repeated,
     kill_9_loses_nothing_that_was_acknowledged_from_the_journal,
-    the_journal_can_be_in_an_object_store,
 ];
 
 /// The files of a journal, in order.
@@ -158,7 +156,7 @@ async fn damage_can_be_accepted_and_the_rest_comes_back(case: &Case) {
     app.store.clone().close().await;
 }
 
-async fn warnings(gateway: &Running) -> Vec<String> {
+pub(crate) async fn warnings(gateway: &Running) -> Vec<String> {
     gateway.app.readiness(Duration::from_secs(5)).await.warnings
 }
 
@@ -414,51 +412,4 @@ async fn kill_9_loses_nothing_that_was_acknowledged_from_the_journal(case: &Case
     } else {
         assert!(before.starts_with(&after), "{before:?} {after:?}");
     }
-}
-
-async fn the_journal_can_be_in_an_object_store(case: &Case) {
-    let store = ObjectStore::start();
-    for (name, text) in [("s3-access.key", ACCESS_KEY), ("s3-secret.key", SECRET_KEY)] {
-        fs::write(case.folder.path().join(name), format!("{text}\n")).unwrap();
-    }
-    let bucket = || Journal {
-        bucket: Some("efgs-journal".into()),
-        endpoint: Some(store.endpoint.clone()),
-        region: REGION.into(),
-        prefix: "a federation/".into(),
-        access_key_file: Some(case.folder.path().join("s3-access.key")),
-        secret_key_file: Some(case.folder.path().join("s3-secret.key")),
-        ..Journal::default()
-    };
-    let one = case.gateway_with(|config| config.journal = Some(bucket())).await;
-    let (de, nl) = (one.client("DE"), one.client("NL"));
-    all_at_once((0..4).map(async |i| de.upload_new(&format!("d{i}"), 20, case.clock.now()).await)).await;
-    one.form().await;
-    let sent = keys(country("NL"), 3, case.clock.now());
-    store.set_away(true);
-    nl.upload("n", &sent).await.refused(503, "unavailable");
-    let warned = warnings(&one).await;
-    assert!(
-        warned.iter().any(|warning| warning.contains("503") && warning.contains("SlowDown")),
-        "{warned:?}"
-    );
-    store.set_away(false);
-    nl.upload("n", &sent).await.expect(201);
-    one.form().await;
-    case.stop(&one).await;
-    assert_eq!(store.refused(), Vec::<String>::new());
-    assert!(
-        store.names().len() > 3 && store.names().iter().all(|name| name.starts_with("a federation/2")),
-        "{:?}",
-        store.names()
-    );
-
-    let mut config = app_on_other(case).await.config.clone();
-    config.journal = Some(bucket());
-    let app = efgs_gateway::app::App::new(config, case.clock.clone(), None).unwrap();
-    app.store.migrate().await.unwrap();
-    let done = efgs_gateway::journal::replay(&app, None, false, |_| {}).await.unwrap();
-    assert_eq!((done.uploads, done.keys, done.batches), (5, 83, 2));
-    app.store.clone().close().await;
-    store.stop().await;
 }

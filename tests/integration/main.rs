@@ -31,6 +31,7 @@ mod harness;
 mod health;
 mod http;
 mod journal;
+mod journal_bucket;
 mod journal_failures;
 mod limits;
 mod metrics;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         file("national_backend", national_backend::TESTS),
         file("metrics", metrics::TESTS),
         file("journal", journal::TESTS),
+        file("journal_bucket", journal_bucket::TESTS),
         file("journal_failures", journal_failures::TESTS),
         file("page", page::TESTS),
         file("phones", phones::TESTS),

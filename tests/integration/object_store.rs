@@ -2,7 +2,7 @@
 //! Version 4 in the query).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -23,6 +23,7 @@ const PAGE: usize = 3;
 struct State {
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
     away: AtomicBool,
+    lists: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
     puts: Mutex<Vec<Put>>,
 }
@@ -71,6 +72,11 @@ impl ObjectStore {
     /// From now on every request is answered 503, or no longer.
     pub(crate) fn set_away(&self, away: bool) {
         self.state.away.store(away, Ordering::SeqCst);
+    }
+
+    /// The prefixes that were listed since this was last asked, with the delimiter behind.
+    pub(crate) fn lists(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lists.lock().unwrap())
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -124,7 +130,7 @@ async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>)
             objects.insert(key, body.to_vec());
             HttpResponse::Ok().finish()
         }
-        "GET" if key.is_empty() => list(&request, &objects),
+        "GET" if key.is_empty() => list(&request, &objects, &state),
         "GET" => match objects.get(&key) {
             Some(object) => HttpResponse::Ok().body(object.clone()),
             None => HttpResponse::NotFound().body("<Error><Code>NoSuchKey</Code></Error>"),
@@ -137,18 +143,30 @@ async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>)
     }
 }
 
-fn list(request: &HttpRequest, objects: &BTreeMap<String, Vec<u8>>) -> HttpResponse {
+fn list(request: &HttpRequest, objects: &BTreeMap<String, Vec<u8>>, state: &State) -> HttpResponse {
     let query = query(request);
-    let prefix = query.get("prefix").cloned().unwrap_or_default();
-    let after = query.get("continuation-token").cloned().unwrap_or_default();
-    let mut left = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after);
-    let page: Vec<_> = left.by_ref().take(PAGE).collect();
-    let next = page.last().filter(|_| left.next().is_some());
-    let next = next
-        .map_or(String::new(), |(key, _)| format!("<NextContinuationToken>{key}</NextContinuationToken>"));
+    let [prefix, delimiter, after] = ["prefix", "delimiter", "continuation-token"]
+        .map(|name| query.get(name).cloned().unwrap_or_default());
+    state.lists.lock().unwrap().push(format!("{prefix} {delimiter}"));
+    // With a delimiter keys are one entry as far as it, behind the prefix.
+    let entry = |key: &str| match key[prefix.len()..].find(&delimiter) {
+        Some(end) if !delimiter.is_empty() => key[..prefix.len() + end + delimiter.len()].to_owned(),
+        _ => key.to_owned(),
+    };
+    let keys = objects.keys().filter(|key| key.starts_with(&prefix));
+    let entries: BTreeSet<String> = keys.map(|key| entry(key)).filter(|entry| *entry > after).collect();
+    let page: Vec<&String> = entries.iter().take(PAGE).collect();
+    let next = page.last().filter(|_| entries.len() > PAGE);
+    let next =
+        next.map_or(String::new(), |key| format!("<NextContinuationToken>{key}</NextContinuationToken>"));
     let contents: String = page
         .iter()
-        .map(|(key, object)| format!("<Contents><Key>{key}</Key><Size>{}</Size></Contents>", object.len()))
+        .map(|key| match objects.get(*key) {
+            Some(object) => {
+                format!("<Contents><Key>{key}</Key><Size>{}</Size></Contents>", object.len())
+            }
+            None => format!("<CommonPrefixes><Prefix>{key}</Prefix></CommonPrefixes>"),
+        })
         .collect();
     let namespace = "http://s3.amazonaws.com/doc/2006-03-01/";
     HttpResponse::Ok().content_type("application/xml").body(format!(
