@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::Path,
+    pin::pin,
     sync::Arc,
 };
 
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{
     batch_tag::ObjectId,
     certificate::{CertificateType, Thumbprint},
@@ -15,8 +16,9 @@ use efgs_protocol::{
     signature::SignaturePolicy,
     wire,
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     JournalError,
@@ -31,9 +33,9 @@ use crate::{
     upload::{SignedUpload, VerifiedUpload},
 };
 
-/// Segments that are read ahead.
-const AHEAD: usize = 4;
-/// Uploads that are verified (and stored) at once.
+/// Bytes of segments that are in memory at once, unless a single one has more.
+const AHEAD: u32 = 64 << 20;
+/// Segments that are read, and uploads that are verified (and stored), at once.
 const AT_ONCE: usize = 4;
 
 /// What tells an upload from every other: its number can come again after it has expired.
@@ -84,7 +86,14 @@ pub struct Contents {
     pub(super) certificates: BTreeMap<i64, (i64, StoredCertificate)>,
     pub(super) batches: BTreeMap<ObjectId, PendingBatch>,
     pub(super) withdrawals: BTreeMap<i64, PendingWithdrawal>,
-    pub(super) uploads: HashMap<UploadKey, JournalUpload>,
+    pub(super) uploads: HashMap<UploadKey, UploadFacts>,
+}
+
+/// What there is to know of each upload; a journal has very many.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UploadFacts {
+    pub(super) amount: u32,
+    pub(super) uploaded_at: DateTime<Utc>,
 }
 
 /// Where a journal is read from: the configured one, or a folder.
@@ -105,20 +114,35 @@ async fn segments(
     listed: &[Listed],
     mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
-    let mut reading = stream::iter(listed)
-        .map(async |listed| {
-            let bytes = medium.read(&listed.name).await?;
-            let (app, name) = (app.clone(), listed.name.clone());
-            let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &app.keyring));
-            let segment = read.await.map_err(|e| JournalError::Read(e.to_string()))?;
-            Ok::<_, JournalError>((listed, segment))
-        })
-        .buffered(AHEAD);
-    while let Some(read) = reading.next().await {
-        let (listed, segment) = read?;
-        take(listed, segment).await?;
+    let read = async |listed: &Listed| {
+        let bytes = medium.read(&listed.name).await?;
+        let (app, name) = (app.clone(), listed.name.clone());
+        let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &app.keyring));
+        read.await.map_err(|e| JournalError::Read(e.to_string()))
+    };
+    let mut reading = pin!(read_ahead(listed, AHEAD, &read));
+    while let Some((listed, segment, _memory)) = reading.next().await {
+        take(listed, segment?).await?;
     }
     Ok(())
+}
+
+/// Reads in the order of the list, several at once, but never more than `bytes` together, unless a single one has
+/// more. What has been read counts until its permit is dropped.
+pub(super) fn read_ahead<'a, T>(
+    listed: &'a [Listed],
+    bytes: u32,
+    read: &'a impl AsyncFn(&'a Listed) -> T,
+) -> impl Stream<Item = (&'a Listed, T, Option<OwnedSemaphorePermit>)> {
+    let room = Arc::new(Semaphore::new(bytes as usize));
+    stream::iter(listed)
+        .then(move |listed| {
+            let (room, size) = (room.clone(), u32::try_from(listed.bytes).unwrap_or(bytes).min(bytes));
+            // Nobody closes it.
+            async move { (listed, room.acquire_many_owned(size).await.ok()) }
+        })
+        .map(move |(listed, memory)| async move { (listed, read(listed).await, memory) })
+        .buffered(AT_ONCE)
 }
 
 impl Contents {
@@ -187,7 +211,8 @@ impl Contents {
                 Event::Upload(upload) => upload.row().map(|row| {
                     info.uploads += 1;
                     info.keys += u64::from(row.amount);
-                    self.uploads.insert((row.id, row.content_hash.clone()), row);
+                    let facts = UploadFacts { amount: row.amount, uploaded_at: row.uploaded_at };
+                    self.uploads.insert((row.id, row.content_hash), facts);
                 }),
                 Event::Batch(batch) => {
                     batch.row().map(|row| match self.batches.insert(row.id, row.clone()) {

@@ -1,10 +1,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
+};
+
 use chrono::NaiveDate;
+use futures_util::StreamExt as _;
 use proptest::prelude::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{
+    medium::Listed,
+    read::read_ahead,
     record::{EndRecord, Event, Group},
     segment::{self, FIRST, Header, Segment, Writing},
 };
@@ -114,6 +122,28 @@ fn a_frame_that_is_moved_or_there_twice_takes_no_other_with_it() {
     let twice = [&bytes[..ends[2]], frame(1), &bytes[ends[2]..]].concat();
     let segment = read(&twice, &keyring).unwrap();
     assert_eq!((segment.problems.len(), segment.ended), (1, true), "{:?}", segment.problems);
+}
+
+#[tokio::test]
+async fn no_more_bytes_are_read_ahead_than_there_is_room_for() {
+    let listed: Vec<Listed> =
+        [6, 6, 2, 2, 50, 1, 4].map(|bytes| Listed { name: bytes.to_string(), bytes }).into();
+    let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    let read = async |listed: &Listed| {
+        let sum = now.fetch_add(listed.bytes, SeqCst) + listed.bytes;
+        assert!(sum <= 10 || sum == 50, "{sum} bytes: what is larger than the room is read alone");
+        most.fetch_max(sum, SeqCst);
+        tokio::task::yield_now().await;
+    };
+    let mut reading = pin!(read_ahead(&listed, 10, &read));
+    let mut order = Vec::new();
+    while let Some((read, (), permit)) = reading.next().await {
+        order.push(read.clone());
+        now.fetch_sub(read.bytes, SeqCst);
+        drop(permit);
+    }
+    assert_eq!(order, listed);
+    assert_eq!(most.load(SeqCst), 50);
 }
 
 proptest! {
