@@ -175,6 +175,12 @@ impl Disk {
         self.patiently(path, working).await
     }
 
+    /// Whether a file is there.
+    pub(super) async fn has(&self, path: PathBuf) -> Result<bool, JournalError> {
+        let named = path.clone();
+        self.within(&named, move || path.try_exists().map_err(|error| failed(&path, &error))).await
+    }
+
     /// Waits for something to do with the disk.
     pub(super) async fn patiently<T>(
         &self,

@@ -12,7 +12,7 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
-use chrono::NaiveDate;
+use chrono::{Datelike, NaiveDate};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -25,6 +25,7 @@ use crate::{
     trust::Registry,
 };
 
+mod check;
 mod medium;
 mod pending;
 mod prune;
@@ -99,12 +100,19 @@ struct Entry {
 struct Writer {
     /// Of the newest segment.
     number: u64,
-    /// Number and hash of the last one that was written.
-    last: (u64, [u8; 32]),
+    /// The last one that was written.
+    last: Option<Last>,
     open: Option<Open>,
     /// The certificates that the journal has of this instance, and since when.
     certificates: Option<(NaiveDate, Option<Arc<Registry>>)>,
     pruned: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    number: u64,
+    day: NaiveDate,
+    hash: [u8; 32],
 }
 
 /// A file that is written to.
@@ -130,7 +138,7 @@ impl Journal {
             waiting: Mutex::default(),
             writer: tokio::sync::Mutex::new(Writer {
                 number: 0,
-                last: (0, FIRST),
+                last: None,
                 open: None,
                 certificates: None,
                 pruned: None,
@@ -215,10 +223,9 @@ impl Journal {
             marks.batches.append(&mut entry.marks.batches);
             marks.withdrawals.append(&mut entry.marks.withdrawals);
         }
-        let group = Group { records }.encode_to_vec();
         let bytes = match &self.medium {
-            Medium::Folder(folder) => self.write_file(app, writer, folder, today, &group).await?,
-            Medium::Bucket(bucket) => self.write_object(app, writer, bucket, today, &group).await?,
+            Medium::Folder(folder) => self.write_file(app, writer, folder, today, records).await?,
+            Medium::Bucket(bucket) => self.write_object(app, writer, bucket, today, records).await?,
         };
         if writer.certificates.is_none() {
             writer.certificates = Some((today, registry));
@@ -254,7 +261,7 @@ impl Journal {
 
     fn header(&self, writer: &mut Writer, day: NaiveDate) -> Header {
         writer.number += 1;
-        let (after, previous) = writer.last;
+        let (after, previous) = writer.last.map_or((0, FIRST), |last| (last.number, last.hash));
         Header { instance: self.instance, number: writer.number, day, after, previous }
     }
 
@@ -264,28 +271,56 @@ impl Journal {
         writer: &mut Writer,
         folder: &std::path::Path,
         today: NaiveDate,
-        group: &[u8],
+        records: Vec<Record>,
     ) -> Result<usize, JournalError> {
+        let mut group = Group { records, after_day: 0 };
         // A failure leaves none open: the next attempt begins a new file.
         let mut open = match writer.open.take() {
             Some(open) => open,
             None => {
+                self.replace_lost(app, writer, folder).await?;
+                group.after_day = after_day(writer);
                 let header = self.header(writer, today);
                 let bytes = header.to_bytes();
                 let size = bytes.len() as u64;
                 let file = Appending::create(&self.disk, folder.join(header.name()), bytes).await?;
                 let writing = Writing::new(&header);
-                writer.last = (writer.number, writing.hash());
+                writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
                 Open { day: today, file, writing, bytes: size }
             }
         };
-        let frame = open.writing.seal(group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let group = group.encode_to_vec();
+        let frame =
+            open.writing.seal(&group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
         open.file = open.file.append(&self.disk, frame.clone()).await?;
         open.writing.written(&frame);
         open.bytes += frame.len() as u64;
-        writer.last = (writer.number, open.writing.hash());
+        writer.last = Some(Last { number: writer.number, day: open.day, hash: open.writing.hash() });
         writer.open = Some(open);
         Ok(frame.len())
+    }
+
+    /// A file that has vanished before its time took with it what only the database has now: all of that is written
+    /// again, and the next file follows none.
+    async fn replace_lost(
+        &self,
+        app: &App,
+        writer: &mut Writer,
+        folder: &std::path::Path,
+    ) -> Result<(), JournalError> {
+        let Some(last) = writer.last.filter(|last| last.day >= kept_since(app)) else { return Ok(()) };
+        let name = segment::name(last.day, self.instance, last.number);
+        if self.disk.has(folder.join(&name)).await? {
+            return Ok(());
+        }
+        let rows = app.store.journal_everything().await?;
+        tracing::error!(
+            name,
+            rows,
+            "a file of the journal has vanished: everything that the database holds is written to the journal again"
+        );
+        writer.last = None;
+        Ok(())
     }
 
     async fn write_object(
@@ -294,17 +329,18 @@ impl Journal {
         writer: &mut Writer,
         bucket: &s3::Bucket,
         today: NaiveDate,
-        group: &[u8],
+        records: Vec<Record>,
     ) -> Result<usize, JournalError> {
+        let group = Group { records, after_day: after_day(writer) }.encode_to_vec();
         let header = self.header(writer, today);
         let mut writing = Writing::new(&header);
-        let frame = writing.seal(group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let frame = writing.seal(&group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
         let mut object = header.to_bytes();
         object.extend_from_slice(&frame);
         let bytes = object.len();
         bucket.put(&header.name(), object).await?;
         writing.written(&frame);
-        writer.last = (writer.number, writing.hash());
+        writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
         Ok(bytes)
     }
 
@@ -312,8 +348,8 @@ impl Journal {
     async fn finish(&self, app: &App, writer: &mut Writer) -> Result<(), JournalError> {
         if let (Medium::Folder(folder), Some(open)) = (&self.medium, &writer.open) {
             let day = open.day;
-            let group = Group { records: vec![Event::End(record::EndRecord {}).into()] }.encode_to_vec();
-            self.write_file(app, writer, folder, day, &group).await?;
+            let end = vec![Event::End(record::EndRecord {}).into()];
+            self.write_file(app, writer, folder, day, end).await?;
             writer.open = None;
         }
         Ok(())
@@ -326,6 +362,17 @@ impl Journal {
             tracing::warn!(%error, "the journal's file was not closed properly");
         }
     }
+}
+
+/// The first day whose files must be there. That is a day more than the batches are: the last uploads of a day are in a
+/// batch of the next one.
+fn kept_since(app: &App) -> NaiveDate {
+    app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN)
+}
+
+/// [`Group::after_day`] of the first group of a new segment.
+fn after_day(writer: &Writer) -> i32 {
+    writer.last.map_or(0, |last| last.day.num_days_from_ce())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

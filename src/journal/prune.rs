@@ -2,7 +2,7 @@
 
 use chrono::{NaiveDate, TimeDelta};
 
-use super::{Journal, JournalError, Medium, lock};
+use super::{Journal, JournalError, Medium, kept_since, lock};
 use crate::{app::App, health::JobWatch};
 
 /// How often to look for files that are too old.
@@ -21,8 +21,7 @@ impl Journal {
             writer.pruned = Some(now);
         }
         app.store.forget_unjournaled().await?;
-        let keep_from = app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN);
-        let kept = self.delete_before(keep_from, watch).await.err();
+        let kept = self.delete_before(kept_since(app), watch).await.err();
         lock(&self.keeping).clone_from(&kept.as_ref().map(JournalError::to_string));
         kept.map_or(Ok(()), Err)
     }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use efgs_protocol::{
     batch_tag::ObjectId,
     certificate::{CertificateType, Thumbprint},
@@ -22,6 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     JournalError,
+    check::Chains,
+    kept_since,
     medium::{Listed, Medium},
     record::{CertificateRecord, Event, UploadRecord},
     segment::{self, Segment},
@@ -156,7 +158,7 @@ impl Contents {
             ));
         }
         let mut contents = Self::default();
-        let mut chains: HashMap<u64, BTreeMap<u64, Link>> = HashMap::new();
+        let mut chains = Chains::default();
         segments(app, &medium, &listed, async |listed, segment| {
             match segment {
                 Ok(None) => contents.notes.push(format!(
@@ -165,15 +167,7 @@ impl Contents {
                     listed.name
                 )),
                 Ok(Some(segment)) => {
-                    let header = &segment.header;
-                    let link = Link {
-                        name: segment.name.clone(),
-                        after: header.after,
-                        previous: header.previous,
-                        hashes: segment.hashes.clone(),
-                        damaged: !segment.problems.is_empty(),
-                    };
-                    chains.entry(header.instance).or_default().insert(header.number, link);
+                    chains.take(&segment);
                     contents.take(listed, segment);
                 }
                 Err(problem) => contents.problems.push(problem),
@@ -181,7 +175,7 @@ impl Contents {
             Ok(())
         })
         .await?;
-        contents.check_chains(&chains);
+        contents.problems.extend(chains.check(kept_since(app)));
         contents.check_batches(app.chain.oldest());
         Ok(contents)
     }
@@ -253,70 +247,6 @@ impl Contents {
             }
         }
         Some(())
-    }
-
-    /// Each segment must follow the one that it says it follows; the first ones may have been forgotten.
-    fn check_chains(&mut self, chains: &HashMap<u64, BTreeMap<u64, Link>>) {
-        let mut problems = Vec::new();
-        for chain in chains.values() {
-            for (number, link) in chain.iter().skip(1) {
-                match chain.get(&link.after) {
-                    None => problems.push(format!(
-                        "{}: the file with the number {} before it is missing",
-                        link.name, link.after
-                    )),
-                    // It may go on behind that: what was written and could not be brought to the disk in time does not
-                    // count, though it is genuine. What is wrong with that one has been said.
-                    Some(before) if !before.hashes.contains(&link.previous) && !before.damaged => problems.push(format!(
-                        "{}: it was cut or exchanged: its end is not what {} (number {number}) was written after",
-                        before.name, link.name
-                    )),
-                    Some(_) => {}
-                }
-            }
-        }
-        problems.sort_unstable();
-        self.problems.extend(problems);
-    }
-
-    /// Every batch that has not expired needs its uploads, and no batch of a day is missing before another one of
-    /// that day.
-    fn check_batches(&mut self, oldest: NaiveDate) {
-        let mut last: Option<&PendingBatch> = None;
-        for batch in self.batches.values() {
-            if let Some(last) = last {
-                let follows = match batch.day == last.day {
-                    true => batch.sequence == last.sequence + 1,
-                    false => batch.day > last.day && batch.sequence == 1,
-                };
-                if !follows {
-                    self.problems.push(format!(
-                        "between the batches {} ({}-{}) and {} ({}-{}) there is another one that is missing, or the \
-                         database was restored from a backup in between",
-                        last.id, last.day, last.sequence, batch.id, batch.day, batch.sequence
-                    ));
-                }
-            }
-            last = Some(batch);
-            if batch.day < oldest {
-                continue;
-            }
-            let missing = batch.uploads.iter().filter(|upload| !self.uploads.contains_key(*upload));
-            let amount: u32 =
-                batch.uploads.iter().filter_map(|u| self.uploads.get(u)).map(|u| u.amount).sum();
-            match missing.count() {
-                0 if amount != batch.amount => self.problems.push(format!(
-                    "batch {} has {} keys, but its uploads have {amount}",
-                    batch.id, batch.amount
-                )),
-                0 => {}
-                n => self.problems.push(format!(
-                    "batch {}: {n} of its {} uploads are missing",
-                    batch.id,
-                    batch.uploads.len()
-                )),
-            }
-        }
     }
 
     /// Verifies every upload that `wanted` lets through as if it came now: its keys, its batch signature, the
@@ -406,14 +336,6 @@ impl Contents {
     pub fn counts(&self) -> (usize, usize, usize) {
         (self.batches.len(), self.withdrawals.len(), self.certificates.len())
     }
-}
-
-struct Link {
-    name: String,
-    after: u64,
-    previous: [u8; 32],
-    hashes: Vec<[u8; 32]>,
-    damaged: bool,
 }
 
 /// From a record to an upload that can be stored, through the checks that it passed when it came.

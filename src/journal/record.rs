@@ -17,6 +17,10 @@ use crate::{
 pub(super) struct Group {
     #[prost(message, repeated, tag = "1")]
     pub(super) records: Vec<Record>,
+    /// In the first group of a segment the day of the one before it, in days since the beginning of year 1; else 0. It
+    /// tells whether that one must still be there.
+    #[prost(int32, tag = "2")]
+    pub(super) after_day: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -41,7 +41,7 @@ pub(super) struct Header {
 impl Header {
     /// Where the segment is, below the journal's folder or prefix.
     pub(super) fn name(&self) -> String {
-        format!("{}/{:016x}-{:08}.efgsj", self.day, self.instance, self.number)
+        name(self.day, self.instance, self.number)
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
@@ -69,6 +69,11 @@ impl Header {
             previous: *previous,
         })
     }
+}
+
+/// Where a segment is, below the journal's folder or prefix.
+pub(super) fn name(day: NaiveDate, instance: u64, number: u64) -> String {
+    format!("{day}/{instance:016x}-{number:08}.efgsj")
 }
 
 /// A segment while it is written.
@@ -129,6 +134,8 @@ pub(super) struct Segment {
     /// Where it was found.
     pub(super) name: String,
     pub(super) header: Header,
+    /// The day of the segment before, if it says so.
+    pub(super) after_day: Option<NaiveDate>,
     /// What it records, in order.
     pub(super) events: Vec<Event>,
     /// Whether it was closed properly.
@@ -153,6 +160,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
     let header = Header::parse(bytes).ok_or_else(|| format!("{name}: it is not a file of the journal"))?;
     let mut segment = Segment {
         name: name.to_owned(),
+        after_day: None,
         events: Vec::new(),
         ended: false,
         torn: 0,
@@ -239,6 +247,9 @@ impl Segment {
         }
         match opened.map(|group| Group::decode(group.as_slice())) {
             Ok(Ok(group)) => {
+                if group.after_day != 0 {
+                    self.after_day = NaiveDate::from_num_days_from_ce_opt(group.after_day);
+                }
                 let events = group.records.into_iter().filter_map(|record| record.event);
                 self.events.extend(events);
                 self.ended = matches!(self.events.last(), Some(Event::End(_)));

@@ -39,7 +39,7 @@ fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
     for i in 0..groups {
         let last = i + 1 == groups;
         let records = if last { vec![Event::End(EndRecord {}).into()] } else { Vec::new() };
-        let frame = writing.seal(&Group { records }.encode_to_vec(), keyring).unwrap();
+        let frame = writing.seal(&Group { records, after_day: 0 }.encode_to_vec(), keyring).unwrap();
         writing.written(&frame);
         bytes.extend_from_slice(&frame);
         ends.push(bytes.len());

@@ -217,22 +217,32 @@ impl Store {
     /// Has everything that is stored written to the journal (again, if it is in it); none of it is held back.
     pub async fn journal_everything(&self) -> Result<u64, StoreError> {
         self.repeat("journal everything", || async {
-            let ignore = match self.backend() {
-                sea_orm::DatabaseBackend::Sqlite => "INSERT OR IGNORE",
-                _ => "INSERT IGNORE",
-            };
-            let mut rows = 0;
-            for what in [
-                "journal_pending_upload (upload_id, hold) SELECT id, FALSE FROM upload",
-                "journal_pending_batch (batch_id, hold) SELECT id, FALSE FROM batch",
-                "journal_pending_withdrawal (upload_id) SELECT upload_id FROM withdrawal",
-            ] {
-                let sql = format!("{ignore} INTO {what}");
-                rows += self.db.execute_raw(self.statement(&sql, [])).await?.rows_affected();
-            }
+            let tx = self.begin().await?;
+            let rows = self.await_everything(&tx).await?;
+            tx.commit().await?;
             Ok(rows)
         })
         .await
+    }
+
+    pub(super) async fn await_everything(&self, on: &impl ConnectionTrait) -> Result<u64, Failure> {
+        let mut rows = 0;
+        for what in [
+            "journal_pending_upload (upload_id, hold) SELECT id, FALSE FROM upload",
+            "journal_pending_batch (batch_id, hold) SELECT id, FALSE FROM batch",
+            "journal_pending_withdrawal (upload_id) SELECT upload_id FROM withdrawal",
+        ] {
+            let sql = format!("{} INTO {what}", self.insert_ignore());
+            rows += on.execute_raw(self.statement(&sql, [])).await?.rows_affected();
+        }
+        Ok(rows)
+    }
+
+    fn insert_ignore(&self) -> &'static str {
+        match self.backend() {
+            sea_orm::DatabaseBackend::Sqlite => "INSERT OR IGNORE",
+            _ => "INSERT IGNORE",
+        }
     }
 
     /// Forgets what waited for the journal until it expired.

@@ -33,6 +33,7 @@ mod http;
 mod journal;
 mod journal_bucket;
 mod journal_failures;
+mod journal_upkeep;
 mod limits;
 mod metrics;
 mod national_backend;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         file("journal", journal::TESTS),
         file("journal_bucket", journal_bucket::TESTS),
         file("journal_failures", journal_failures::TESTS),
+        file("journal_upkeep", journal_upkeep::TESTS),
         file("page", page::TESTS),
         file("phones", phones::TESTS),
         file("process", process::TESTS),
