@@ -11,7 +11,7 @@ use tracing::{Instrument as _, trace_span};
 use crate::{
     app::App,
     health::{JobWatch, Waiting},
-    jobs::{self, Shutdown},
+    jobs::{self, Shutdown, Steps},
     journal::{self, JournalError},
     store::{BatchRecord, Formation, Job, Lease},
     telemetry,
@@ -23,7 +23,8 @@ const PACE: Duration = Duration::from_secs(1);
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let pace = PACE.min(app.config.batching.interval);
-    let watch = app.health.watch(Job::Batching.name(), app.config.batching.interval);
+    let interval = journal::interval(&app, app.config.batching.interval);
+    let watch = app.health.watch(Job::Batching.name(), interval);
     let wake = || app.wake_batching.notified();
     jobs::repeat(watch.clone(), pace, shutdown, wake, || turn(&app, &watch)).await;
 }
@@ -43,7 +44,7 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
         watch.set_overdue(None);
         return Ok(());
     }
-    let formed = match journal::ready_for_batches(app).await {
+    let formed = match journal::ready_for_batches(app) {
         Ok(()) => {
             watch.set_overdue(overdue);
             form_due(app, watch).await
@@ -70,7 +71,7 @@ async fn form_due(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
     let working = jobs::under_lease(&app.store, lease, async |lease| {
         // Asked again under the lease: another instance may have done it meanwhile.
         let due = app.store.is_due(Job::Batching).await?;
-        form_all(app, lease, !due).await?;
+        form_all(app, lease, !due, Some(watch)).await?;
         if due {
             app.store.set_due(lease, app.config.batching.interval).await?;
             watch.set_overdue(None);
@@ -83,11 +84,17 @@ async fn form_due(app: &App, watch: &JobWatch) -> Result<(), JournalError> {
 /// Forms batches now until nothing waits, as the command `batch form` does; waits for the lease.
 pub async fn form_now(app: &App) -> Result<Vec<BatchRecord>, JournalError> {
     let lease = jobs::wait_for_lease(&app.store, Job::Batching).await?;
-    jobs::under_lease(&app.store, lease, async |lease| form_all(app, lease, false).await).await
+    jobs::under_lease(&app.store, lease, async |lease| form_all(app, lease, false, None).await).await
 }
 
-async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<BatchRecord>, JournalError> {
-    journal::ready_for_batches(app).await?;
+async fn form_all(
+    app: &App,
+    lease: &Lease,
+    only_full: bool,
+    watch: Option<&JobWatch>,
+) -> Result<Vec<BatchRecord>, JournalError> {
+    journal::ready_for_batches(app)?;
+    let steps = Steps::new(&app.store, lease, watch);
     let mut formed = Vec::new();
     loop {
         let how =
@@ -96,7 +103,7 @@ async fn form_all(app: &App, lease: &Lease, only_full: bool) -> Result<Vec<Batch
             return Ok(formed);
         };
         // Before anybody is told of it.
-        journal::catch_up(app).await?;
+        journal::catch_up(app, Some(&steps)).await?;
         metrics::counter!(telemetry::BATCHES_FORMED).increment(1);
         tracing::info!(
             batch = %batch.id, day = %batch.day, sequence = batch.sequence, uploads = batch.uploads.len(),

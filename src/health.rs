@@ -302,7 +302,7 @@ impl App {
         if let Some(error) = self.journal.as_ref().and_then(|journal| journal.failing()) {
             readiness.warnings.push(format!("uploads are refused: {error}"));
         }
-        readiness.warnings.extend(self.journal.as_ref().and_then(|journal| journal.keeping()));
+        readiness.warnings.extend(self.journal.iter().flat_map(|journal| journal.warnings()));
         readiness.warnings.extend(self.health.troubles().iter().map(|(what, why)| format!("{what}: {why}")));
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {

@@ -106,6 +106,30 @@ pub async fn under_lease<T, E>(
     result
 }
 
+/// Work under a lease that takes many steps.
+#[derive(Debug)]
+pub struct Steps<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+    watch: Option<&'a JobWatch>,
+}
+
+impl<'a> Steps<'a> {
+    /// Work under this lease; `watch`, if anybody watches it, is told of each step.
+    pub fn new(store: &'a Store, lease: &'a Lease, watch: Option<&'a JobWatch>) -> Self {
+        Self { store, lease, watch }
+    }
+
+    /// Before each step: prolongs the lease, or fails when another instance has it.
+    pub async fn next(&self) -> Result<(), StoreError> {
+        self.store.prolong(self.lease).await?;
+        if let Some(watch) = self.watch {
+            watch.progressed();
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::panic, reason = "it is what is tested")]
 mod tests {

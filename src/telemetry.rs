@@ -110,6 +110,10 @@ pub const JOURNAL_BYTES: &str = "efgs_journal_bytes_total";
 pub const JOURNAL_FAILURES: &str = "efgs_journal_failures_total";
 /// Whether this instance could write the journal at its last attempt.
 pub const JOURNAL_UP: &str = "efgs_journal_up";
+/// Uploads that cannot be read and therefore not be written to the journal, as this instance last saw.
+pub const JOURNAL_UNREADABLE: &str = "efgs_journal_unreadable_uploads";
+/// Whether files of the journal that are too old could not be deleted.
+pub const JOURNAL_KEEPS_OLD: &str = "efgs_journal_keeps_old_files";
 /// When this instance last wrote the journal, in seconds since 1970.
 pub const JOURNAL_LAST_WRITE: &str = "efgs_journal_last_write_timestamp_seconds";
 /// Days until a certificate expires, by country, type and thumbprint.

@@ -282,7 +282,7 @@ async fn accept(
             Ok(None)
         }
         UploadOutcome::Repeated(id) => {
-            journal::ensure_upload(app, id).await?;
+            journal::ensure_upload(app, &verified, id).await?;
             count("repeated");
             tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
             Ok(None)

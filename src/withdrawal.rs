@@ -82,7 +82,7 @@ pub async fn withdraw_upload(
         refresh(app).await?;
     }
     // Also when it had been withdrawn before: that attempt may have failed here.
-    journal::catch_up(app).await?;
+    journal::catch_up(app, None).await?;
     Ok(outcome)
 }
 

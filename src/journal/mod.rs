@@ -37,7 +37,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-pub use pending::{catch_up, ensure_upload, ready_for_batches, run, upload};
+pub use pending::{catch_up, ensure_upload, interval, ready_for_batches, run, upload};
 pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};
 
@@ -82,8 +82,9 @@ pub struct Journal {
     waiting: Mutex<Vec<Entry>>,
     writer: tokio::sync::Mutex<Writer>,
     disk: Disk,
-    failing: Mutex<Option<String>>,
+    failing: Mutex<Option<JournalError>>,
     keeping: Mutex<Option<String>>,
+    unreadable: Mutex<pending::Unreadable>,
     /// In seconds since 1970; 0 before the first one.
     last_write: AtomicI64,
 }
@@ -146,6 +147,7 @@ impl Journal {
             disk: Disk::new(config.timeout),
             failing: Mutex::default(),
             keeping: Mutex::default(),
+            unreadable: Mutex::default(),
             last_write: AtomicI64::new(0),
         })
     }
@@ -156,7 +158,7 @@ impl Journal {
     }
 
     /// Why nothing could be written at the last attempt.
-    pub fn failing(&self) -> Option<String> {
+    pub fn failing(&self) -> Option<JournalError> {
         lock(&self.failing).clone()
     }
 
@@ -197,7 +199,7 @@ impl Journal {
             Err(error) if !matches!(error, JournalError::Write(_)) => {}
             Err(error) => {
                 metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
-                if failing.replace(error.to_string()).is_none() {
+                if failing.replace(error.clone()).is_none() {
                     tracing::error!(%error, "the journal cannot be written: uploads are refused with 503 until it can");
                 }
             }

@@ -1,18 +1,19 @@
 //! Making up for what is not in the journal yet.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    Journal, JournalError,
+    Journal, JournalError, lock,
     record::{Event, UploadRecord},
 };
 use crate::{
     app::App,
+    encryption::EncryptionError,
     health::JobWatch,
-    jobs::{self, Shutdown},
-    store::{Job, JournalUpload, Journaled, StoredPayload},
+    jobs::{self, Shutdown, Steps},
+    store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
     upload::VerifiedUpload,
 };
 
@@ -22,8 +23,19 @@ const LEFT_BEHIND: TimeDelta = TimeDelta::seconds(10);
 const UPLOADS: u64 = 8;
 /// Batches and withdrawals that are read at once.
 const ROWS: u64 = 200;
+/// How often to try again what cannot be read.
+const AGAIN: TimeDelta = TimeDelta::minutes(1);
 /// How often to look for what is missing.
 const PACE: Duration = Duration::from_secs(1);
+
+/// Uploads that wait for the journal and cannot be read from the database.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    /// When all that waited was last tried.
+    tried: Option<DateTime<Utc>>,
+    /// By their numbers: which one, why, and what helps.
+    uploads: BTreeMap<i64, String>,
+}
 
 /// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
 pub async fn upload(app: &App, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
@@ -54,26 +66,43 @@ pub async fn upload(app: &App, upload: &VerifiedUpload, id: i64) -> Result<(), J
     journal.append(app, vec![Event::Upload(record).into()], marks).await
 }
 
-/// Writes an upload that was stored by an earlier request, unless the journal has it.
-pub async fn ensure_upload(app: &App, id: i64) -> Result<(), JournalError> {
+/// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. What is
+/// written is what the database has, whose keys may stand in another order under another signature; if that cannot be
+/// read, it is mended with the keys in hand.
+pub async fn ensure_upload(app: &App, sent: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
     let Some(journal) = &app.journal else { return Ok(()) };
-    journal.missing_uploads(app, Some(id)).await.map(drop)
+    let Some(row) = app.store.unjournaled_upload(id).await? else { return Ok(()) };
+    let record = match read(app, row.clone()).await? {
+        Ok(record) => record,
+        Err(reason) => {
+            tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
+            app.store.mend_payloads(id, sent.keys()).await?;
+            read(app, row).await?.map_err(JournalError::Contents)?
+        }
+    };
+    let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+    journal.append(app, vec![Event::Upload(record).into()], marks).await
 }
 
-/// Before batches are formed: an error when the journal cannot be written.
-pub async fn ready_for_batches(app: &App) -> Result<(), JournalError> {
-    match &app.journal {
-        Some(journal) if journal.failing().is_some() => {
-            journal.append(app, Vec::new(), Journaled::default()).await
-        }
-        _ => Ok(()),
-    }
+/// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
+/// tries again; nobody else waits for a disk that is known to hang.
+pub fn ready_for_batches(app: &App) -> Result<(), JournalError> {
+    app.journal.as_ref().and_then(Journal::failing).map_or(Ok(()), Err)
+}
+
+/// How often a job that writes to the journal has to make progress, if it is `interval` without one: a write may wait for
+/// another one, and both may take as long as the disk or the store may.
+pub fn interval(app: &App, interval: Duration) -> Duration {
+    app.config.journal.as_ref().map_or(interval, |journal| interval.max(journal.timeout * 2))
 }
 
 /// Writes the batches and withdrawals that the journal has not yet. Does nothing without a journal.
-pub async fn catch_up(app: &App) -> Result<(), JournalError> {
+pub async fn catch_up(app: &App, steps: Option<&Steps<'_>>) -> Result<(), JournalError> {
     let Some(journal) = &app.journal else { return Ok(()) };
     loop {
+        if let Some(steps) = steps {
+            steps.next().await?;
+        }
         let withdrawals = app.store.unjournaled_withdrawals(ROWS).await?;
         let batches = app.store.unjournaled_batches(ROWS).await?;
         if withdrawals.is_empty() && batches.is_empty() {
@@ -90,32 +119,102 @@ pub async fn catch_up(app: &App) -> Result<(), JournalError> {
     }
 }
 
+/// Reads an upload from the database for the journal, or says which one it is, why it cannot be read and what helps.
+async fn read(app: &App, row: JournalUpload) -> Result<Result<UploadRecord, String>, StoreError> {
+    let (id, country, tag) = (row.id, row.country.clone(), row.tag.clone());
+    let (payloads, amount) = (app.store.payloads(&[id]).await?, row.amount);
+    let what = format!("upload {id}, {tag} of {country}");
+    let helps = format!(
+        "when {country} sends it again under the same tag, it is mended; or withdraw it: `efgs-gateway upload withdraw \
+         --config FILE --country {country} --tag {tag} --reason TEXT`"
+    );
+    if payloads.len() != amount as usize {
+        let there = payloads.len();
+        return Ok(Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}")));
+    }
+    Ok(match UploadRecord::new(row, (0..).zip(payloads).collect(), &app.keyring) {
+        Ok(record) => Ok(record),
+        Err(error @ EncryptionError::UnknownKey(_)) => {
+            Err(format!("{what}: {error}: add it there; or {helps}"))
+        }
+        Err(error) => Err(format!("{what}: {error}; {helps}")),
+    })
+}
+
 impl Journal {
-    /// Writes uploads that were left behind (or one); says whether there were any.
-    async fn missing_uploads(&self, app: &App, only: Option<i64>) -> Result<bool, JournalError> {
-        let rows = app.store.unjournaled_uploads(app.clock.now() - LEFT_BEHIND, only, UPLOADS).await?;
-        if rows.is_empty() {
-            return Ok(false);
-        }
-        let mut marks = Journaled::default();
-        let mut records = Vec::new();
-        for row in rows {
-            let id = row.id;
-            let payloads = app.store.payloads(&[id]).await?;
-            if payloads.len() != row.amount as usize {
-                return Err(JournalError::Contents(format!(
-                    "upload {id} has {} keys in the database instead of {}",
-                    payloads.len(),
-                    row.amount
-                )));
+    /// How many uploads wait for the journal and cannot be read.
+    pub fn unreadable(&self) -> usize {
+        lock(&self.unreadable).uploads.len()
+    }
+
+    /// What the operator should know although uploads are accepted.
+    pub fn warnings(&self) -> Vec<String> {
+        let unreadable = lock(&self.unreadable);
+        let of_uploads = unreadable.uploads.values().next().map(|first| {
+            format!(
+                "{} uploads cannot be written to the journal and are held back; the first: {first}",
+                unreadable.uploads.len()
+            )
+        });
+        self.keeping().into_iter().chain(of_uploads).collect()
+    }
+
+    /// Writes uploads that were left behind. Those that cannot be read keep waiting, so that they get into no batch, and
+    /// keep no others from the journal.
+    async fn missing_uploads(&self, app: &App, steps: &Steps<'_>) -> Result<(), JournalError> {
+        let now = app.clock.now();
+        // Each look reads all keys of each.
+        let known = {
+            let unreadable = lock(&self.unreadable);
+            let fresh = unreadable.tried.is_some_and(|tried| now - tried < AGAIN);
+            if fresh { unreadable.uploads.clone() } else { BTreeMap::new() }
+        };
+        let mut unreadable = BTreeMap::new();
+        let mut after = i64::MIN;
+        loop {
+            steps.next().await?;
+            let rows = app.store.unjournaled_uploads(now - LEFT_BEHIND, after, UPLOADS).await?;
+            let Some(last) = rows.last() else { break };
+            after = last.id;
+            let (mut records, mut marks) = (Vec::new(), Journaled::default());
+            for row in rows {
+                let id = row.id;
+                let reason = match known.get(&id) {
+                    Some(reason) => reason.clone(),
+                    None => match read(app, row).await? {
+                        Ok(record) => {
+                            records.push(Event::Upload(record).into());
+                            marks.uploads.push(id);
+                            continue;
+                        }
+                        // It expired meanwhile, or was withdrawn because it could not be read.
+                        Err(_) if !app.store.is_wanted(id, app.chain.oldest()).await? => {
+                            marks.uploads.push(id);
+                            continue;
+                        }
+                        Err(reason) => reason,
+                    },
+                };
+                unreadable.insert(id, reason);
             }
-            let record = UploadRecord::new(row, (0..).zip(payloads).collect(), &app.keyring)
-                .map_err(|e| JournalError::Contents(format!("upload {id}: {e}")))?;
-            records.push(Event::Upload(record).into());
-            marks.uploads.push(id);
+            if !marks.uploads.is_empty() {
+                self.append(app, records, marks).await?;
+            }
         }
-        self.append(app, records, marks).await?;
-        Ok(true)
+        self.note_unreadable(unreadable, known.is_empty().then_some(now));
+        Ok(())
+    }
+
+    /// `tried` is when all were tried, unless some were known.
+    fn note_unreadable(&self, uploads: BTreeMap<i64, String>, tried: Option<DateTime<Utc>>) {
+        let mut unreadable = lock(&self.unreadable);
+        for (id, reason) in &uploads {
+            if !unreadable.uploads.contains_key(id) {
+                tracing::error!("an upload cannot be written to the journal and is held back: {reason}");
+            }
+        }
+        unreadable.tried = tried.or(unreadable.tried);
+        unreadable.uploads = uploads;
     }
 
     async fn turn(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
@@ -127,12 +226,13 @@ impl Journal {
         if self.failing().is_some() || certificates_are_new {
             self.append(app, Vec::new(), Journaled::default()).await?;
         }
-        if app.store.awaits_journal().await?
-            && let Some(lease) = app.store.acquire_lease(Job::Journal).await?
-        {
-            jobs::under_lease(&app.store, lease, async |_| {
-                while self.missing_uploads(app, None).await? {}
-                catch_up(app).await
+        if !app.store.awaits_journal().await? {
+            self.note_unreadable(BTreeMap::new(), None);
+        } else if let Some(lease) = app.store.acquire_lease(Job::Journal).await? {
+            jobs::under_lease(&app.store, lease, async |lease| {
+                let steps = Steps::new(&app.store, lease, Some(watch));
+                self.missing_uploads(app, &steps).await?;
+                catch_up(app, Some(&steps)).await
             })
             .await?;
         }
@@ -143,7 +243,7 @@ impl Journal {
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let Some(journal) = &app.journal else { return };
-    let watch = app.health.watch(Job::Journal.name(), PACE);
+    let watch = app.health.watch(Job::Journal.name(), interval(&app, PACE));
     let turn = async || match journal.turn(&app, &watch).await {
         // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
         Err(JournalError::Write(_)) => Ok(()),

@@ -4,7 +4,7 @@
 //! row goes when the journal has it. So the journal never has what the database has not, and what crashed in
 //! between is found.
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QueryResult,
@@ -13,12 +13,13 @@ use sea_orm::{
 };
 
 use super::{
-    Store, StoreError,
+    Lease, Store, StoreError,
     batches::parse_id,
     entity::{batch, upload, withdrawal},
     error::Failure,
     sql::placeholders,
 };
+use crate::upload::SealedKey;
 
 pub(super) const PENDING_UPLOAD: &str =
     "INSERT INTO journal_pending_upload (upload_id, hold) VALUES (?, TRUE)";
@@ -108,22 +109,19 @@ pub struct Journaled {
 }
 
 impl Store {
-    /// Some uploads that are not in the journal: those that arrived before `before`, or only the one with this
-    /// number.
+    /// Some uploads that are not in the journal and arrived before `before`: those behind the number `after`, in the
+    /// order of their numbers.
     pub async fn unjournaled_uploads(
         &self,
         before: DateTime<Utc>,
-        only: Option<i64>,
+        after: i64,
         limit: u64,
     ) -> Result<Vec<JournalUpload>, StoreError> {
         self.repeat("uploads for the journal", || async {
-            let which = match only {
-                Some(id) => Condition::all().add(upload::Column::Id.eq(id)),
-                None => Condition::all().add(upload::Column::UploadedAt.lt(before.naive_utc())),
-            };
             let rows = upload::Entity::find()
                 .filter(upload::Column::Id.in_subquery(pending_uploads(false)))
-                .filter(which)
+                .filter(upload::Column::UploadedAt.lt(before.naive_utc()))
+                .filter(upload::Column::Id.gt(after))
                 .order_by_asc(upload::Column::Id)
                 .limit(limit)
                 .all(&self.db)
@@ -131,6 +129,48 @@ impl Store {
             Ok(rows.into_iter().map(JournalUpload::from).collect())
         })
         .await
+    }
+
+    /// An upload, unless the journal has it.
+    pub async fn unjournaled_upload(&self, id: i64) -> Result<Option<JournalUpload>, StoreError> {
+        self.repeat("upload for the journal", || async {
+            let pending = upload::Column::Id.in_subquery(pending_uploads(false));
+            let row = upload::Entity::find_by_id(id).filter(pending).one(&self.db).await?;
+            Ok(row.map(JournalUpload::from))
+        })
+        .await
+    }
+
+    /// Whether an upload is there, has not been withdrawn, and has not expired: was uploaded or put into a batch on
+    /// `oldest` or later.
+    pub async fn is_wanted(&self, upload: i64, oldest: NaiveDate) -> Result<bool, StoreError> {
+        self.repeat("look for an upload", || async {
+            let sql = "SELECT 1 AS there FROM upload u LEFT JOIN batch b ON b.id = u.batch_id WHERE u.id = ? \
+                       AND NOT EXISTS (SELECT 1 FROM withdrawal w WHERE w.upload_id = u.id) \
+                       AND (b.day >= ? OR (u.batch_id IS NULL AND u.uploaded_at >= ?))";
+            let values = [upload.into(), oldest.into(), oldest.and_time(NaiveTime::MIN).into()];
+            Ok(self.db.query_one_raw(self.statement(sql, values)).await?.is_some())
+        })
+        .await
+    }
+
+    /// Puts payloads of the same keys, sealed anew, in the place of those of an upload; each is found by its hash.
+    pub async fn mend_payloads(&self, upload: i64, keys: &[SealedKey]) -> Result<(), StoreError> {
+        self.repeat("mend payloads", || async {
+            let tx = self.begin().await?;
+            for key in keys {
+                let sql = "UPDATE diagnosis_key SET payload = ? WHERE upload_id = ? AND payload_hash = ?";
+                let values = [key.payload.clone().into(), upload.into(), key.payload_hash.to_vec().into()];
+                tx.execute_raw(self.statement(sql, values)).await?;
+            }
+            Ok(tx.commit().await?)
+        })
+        .await
+    }
+
+    /// A step of a job that writes nothing to the database itself: proves that its lease still holds, and prolongs it.
+    pub async fn prolong(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.repeat("prolong lease", || self.fence(&self.db, lease)).await
     }
 
     /// All batches that are not in the journal, in order, a limited number at a time.

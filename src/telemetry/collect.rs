@@ -64,6 +64,8 @@ pub async fn collect(app: &Arc<App>) {
 
     if let Some(journal) = &app.journal {
         gauge!(JOURNAL_UP).set(u8::from(journal.failing().is_none()));
+        gauge!(JOURNAL_UNREADABLE).set(journal.unreadable() as f64);
+        gauge!(JOURNAL_KEEPS_OLD).set(u8::from(journal.keeping().is_some()));
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
 

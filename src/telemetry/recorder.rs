@@ -90,6 +90,16 @@ fn describe() {
         "1 when the last attempt to write the journal succeeded, else 0"
     );
     describe_gauge!(
+        JOURNAL_UNREADABLE,
+        Unit::Count,
+        "uploads that cannot be read and written to the journal, and are held back (of the federation, as this instance last saw)"
+    );
+    describe_gauge!(
+        JOURNAL_KEEPS_OLD,
+        Unit::Count,
+        "1 when files of the journal that are too old could not be deleted at the last attempt, else 0"
+    );
+    describe_gauge!(
         JOURNAL_LAST_WRITE,
         Unit::Seconds,
         "when this instance last wrote the journal; 0 before that"

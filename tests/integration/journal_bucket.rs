@@ -1,6 +1,6 @@
 //! A journal in an object store.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use chrono::{Days, TimeDelta};
 use efgs_gateway::config::Journal;
@@ -13,7 +13,12 @@ use crate::{
     object_store::{ACCESS_KEY, ObjectStore, REGION, SECRET_KEY},
 };
 
-tests![the_journal_can_be_in_an_object_store, only_days_that_are_too_old_are_listed_to_be_deleted,];
+tests![
+    the_journal_can_be_in_an_object_store,
+    only_days_that_are_too_old_are_listed_to_be_deleted,
+    a_store_that_hangs_makes_no_gateway_unready,
+    an_instance_that_has_lost_the_lease_leaves_the_rest_to_others,
+];
 
 fn bucket(case: &Case, store: &ObjectStore) -> Journal {
     for (name, text) in [("s3-access.key", ACCESS_KEY), ("s3-secret.key", SECRET_KEY)] {
@@ -90,6 +95,77 @@ async fn only_days_that_are_too_old_are_listed_to_be_deleted(case: &Case) {
     lists.dedup();
     let below = |day| format!("a federation/{}/ ", first + Days::new(day));
     assert_eq!(lists, ["a federation/ /".to_owned(), below(0), below(1), below(2)]);
+    case.stop(&one).await;
+    store.stop().await;
+}
+
+async fn a_store_that_hangs_makes_no_gateway_unready(case: &Case) {
+    let store = ObjectStore::start();
+    let one = case
+        .gateway_with(|config| {
+            config.journal = Some(Journal { timeout: Duration::from_secs(4), ..bucket(case, &store) });
+            config.database.timeout = Duration::from_millis(500);
+            config.batching.interval = Duration::from_millis(200);
+        })
+        .await;
+    one.client("DE").upload_new("a", 1, case.clock.now()).await;
+    until("a batch", async || (case.db.number("SELECT COUNT(*) FROM batch").await == 1).then_some(())).await;
+    store.set_silent(true);
+    let sent = keys(country("DE"), 1, case.clock.now());
+    let uploading = one.client("DE");
+    let uploading = async { uploading.upload("b", &sent).await.refused(503, "unavailable") };
+    // Until after the second attempt: the first one is the upload's.
+    let failing = || warnings(&one);
+    let looking = async {
+        until("it has failed", async || {
+            let reasons = one.app.readiness(Duration::from_secs(5)).await.reasons;
+            assert_eq!(reasons, Vec::<String>::new());
+            failing().await.iter().any(|w| w.contains("no answer in time")).then_some(())
+        })
+        .await;
+        let since = std::time::Instant::now();
+        until("the job has tried again", async || {
+            let reasons = one.app.readiness(Duration::from_secs(5)).await.reasons;
+            assert_eq!(reasons, Vec::<String>::new());
+            (since.elapsed() > Duration::from_secs(5)).then_some(())
+        })
+        .await;
+    };
+    futures_util::future::join(uploading, looking).await;
+    store.set_silent(false);
+    one.client("DE").upload("b", &sent).await.expect(201);
+    until("a batch", async || (case.db.number("SELECT COUNT(*) FROM batch").await == 2).then_some(())).await;
+    case.stop(&one).await;
+    store.stop().await;
+}
+
+async fn an_instance_that_has_lost_the_lease_leaves_the_rest_to_others(case: &Case) {
+    let store = ObjectStore::start();
+    let one = case
+        .gateway_with(|config| {
+            config.journal = Some(Journal { timeout: Duration::from_secs(50), ..bucket(case, &store) });
+        })
+        .await;
+    for i in 0..10 {
+        one.client("DE").upload_new(&format!("a{i}"), 1, case.clock.now()).await;
+    }
+    store.set_silent(true);
+    case.clock.set(case.clock.now() + TimeDelta::seconds(11));
+    one.app.store.journal_everything().await.unwrap();
+    let held = "SELECT COUNT(*) FROM job WHERE name = 'journal' AND owner IS NOT NULL";
+    until("it has the lease", async || (case.db.number(held).await == 1).then_some(())).await;
+    // It seems to be dead: another one takes over.
+    let taken = "UPDATE job SET owner = 'another', token = token + 1, expires_at = 9000000000000 WHERE name = 'journal'";
+    case.db.execute(taken).await;
+    store.set_silent(false);
+    until("it notices", async || {
+        let job = one.app.health.jobs().into_iter().find(|job| job.name == "journal").unwrap();
+        job.last_error.filter(|error| error.contains("has passed to another instance"))
+    })
+    .await;
+    let waiting = case.db.number("SELECT COUNT(*) FROM journal_pending_upload").await;
+    assert!(waiting >= 2, "{waiting} are left");
+    case.db.execute("UPDATE job SET owner = NULL, expires_at = 0 WHERE name = 'journal'").await;
     case.stop(&one).await;
     store.stop().await;
 }

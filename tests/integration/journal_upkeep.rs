@@ -3,18 +3,20 @@
 use std::fs;
 
 use chrono::{Days, TimeDelta};
+use efgs_gateway::{store::WithdrawnBy, withdrawal::withdraw_upload};
 
 use crate::{
     client::keys,
     harness::{Case, Running, country, tests, until},
     journal::{folder, gateway, problems, replay},
-    journal_failures::files,
+    journal_failures::{files, warnings},
 };
 
 tests![
     what_was_in_a_file_that_was_deleted_while_it_was_written_is_written_again,
     a_whole_instance_that_is_missing_is_missed_by_its_batches,
     a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten,
+    an_upload_that_cannot_be_read_keeps_no_other_from_the_journal,
 ];
 
 /// Waits until the journal has all that the database has.
@@ -80,4 +82,55 @@ async fn a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten(case:
     // When the first one may have been forgotten, and the second one not.
     case.clock.set(case.clock.now() + Days::new(13));
     assert_eq!(problems(case).await, Vec::<String>::new());
+}
+
+async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Case) {
+    let one = gateway(case).await;
+    let de = one.client("DE");
+    // Uploads that are stored while the journal is away.
+    fs::remove_dir_all(folder(case)).unwrap();
+    fs::write(folder(case), "not a folder").unwrap();
+    let [b, c, d] = [2, 3, 4].map(|amount| keys(country("DE"), amount, case.clock.now()));
+    for (tag, sent) in [("b", &b), ("c", &c), ("d", &d)] {
+        de.upload(tag, sent).await.refused(503, "unavailable");
+    }
+    // Two of them cannot be read any more.
+    let of = |tag: u8| format!("upload_id = (SELECT id FROM upload WHERE upload_tag = X'{tag:x}')");
+    case.db.execute(&format!("UPDATE diagnosis_key SET payload = X'00' WHERE {}", of(b'b'))).await;
+    case.db.execute(&format!("DELETE FROM diagnosis_key WHERE position = 1 AND {}", of(b'd'))).await;
+    fs::remove_file(folder(case)).unwrap();
+    case.clock.set(case.clock.now() + TimeDelta::seconds(61));
+    let waiting = "SELECT COUNT(*) FROM journal_pending_upload";
+    until("the other one is written", async || (case.db.number(waiting).await == 2).then_some(())).await;
+    until("it is told", async || {
+        let told = warnings(&one).await;
+        let first = "2 uploads cannot be written to the journal and are held back; the first: upload ";
+        let told = told
+            .iter()
+            .any(|w| w.starts_with(first) && w.contains("b of DE") && w.contains("upload withdraw"));
+        (told && one.app.journal.as_ref().unwrap().unreadable() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(one.app.readiness(std::time::Duration::from_secs(5)).await.reasons, Vec::<String>::new());
+    let batch = one.form().await.remove(0);
+    let nl = one.client("NL");
+    assert_eq!(nl.download(case.today(), None).await.expect(200).keys().len(), 3);
+    // Sent again it is mended, in another order and with another signature: what was stored first stays.
+    de.upload("b", &b).await.expect(201);
+    let next = one.form().await.remove(0);
+    assert_eq!(nl.download(case.today(), Some(&next)).await.expect(200).keys().len(), 2);
+    assert_eq!(nl.download(case.today(), Some(&batch)).await.expect(200).next(), next);
+    // What is not there cannot be mended; withdrawn, it is not missed.
+    de.upload("d", &d).await.refused(503, "unavailable");
+    withdraw_upload(&one.app, country("DE"), "d", WithdrawnBy::Operator, "damaged").await.unwrap();
+    case.clock.set(case.clock.now() + TimeDelta::seconds(61));
+    until("nothing waits", async || (case.db.number(waiting).await == 0).then_some(())).await;
+    until("nothing is told", async || warnings(&one).await.is_empty().then_some(())).await;
+    case.stop(&one).await;
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    let done = replay(case).await;
+    assert_eq!((done.uploads, done.keys, done.batches, done.withdrawals), (2, 5, 2, 1));
+    // The harness looks whether each upload has all its keys.
+    case.db.execute("DELETE FROM upload WHERE upload_tag = X'64'").await;
+    case.db.execute("DELETE FROM diagnosis_key WHERE upload_id NOT IN (SELECT id FROM upload)").await;
 }

@@ -23,6 +23,7 @@ const PAGE: usize = 3;
 struct State {
     objects: Mutex<BTreeMap<String, Vec<u8>>>,
     away: AtomicBool,
+    silent: AtomicBool,
     lists: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
     puts: Mutex<Vec<Put>>,
@@ -74,6 +75,11 @@ impl ObjectStore {
         self.state.away.store(away, Ordering::SeqCst);
     }
 
+    /// From now on no request is answered, or all are, those that wait too.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.state.silent.store(silent, Ordering::SeqCst);
+    }
+
     /// The prefixes that were listed since this was last asked, with the delimiter behind.
     pub(crate) fn lists(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lists.lock().unwrap())
@@ -108,6 +114,9 @@ impl ObjectStore {
 }
 
 async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+    while state.silent.load(Ordering::SeqCst) {
+        actix_web::rt::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     if state.away.load(Ordering::SeqCst) {
         return HttpResponse::ServiceUnavailable().body("<Error><Code>SlowDown</Code></Error>");
     }
