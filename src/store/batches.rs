@@ -223,6 +223,7 @@ impl Store {
             if self.journal {
                 let pending = self.statement(journal::PENDING_BATCH, [id.as_bytes().to_vec().into()]);
                 tx.execute_raw(pending).await?;
+                self.journal_old_uploads(&tx, id, day).await?;
             }
             self.queue_notifications(&tx, id).await?;
             let countries = uploads.iter().map(|upload| upload.country);

@@ -278,6 +278,25 @@ impl Store {
         Ok(rows)
     }
 
+    /// Has those uploads of a batch written to the journal again whose files would be forgotten before the batch is:
+    /// a file is kept for a day more than the batches of its day.
+    pub(super) async fn journal_old_uploads(
+        &self,
+        on: &impl ConnectionTrait,
+        batch: ObjectId,
+        day: NaiveDate,
+    ) -> Result<(), Failure> {
+        let sql = format!(
+            "{} INTO journal_pending_upload (upload_id, hold) SELECT id, FALSE FROM upload \
+             WHERE batch_id = ? AND uploaded_at < ?",
+            self.insert_ignore()
+        );
+        let yesterday = day.pred_opt().unwrap_or(day).and_time(NaiveTime::MIN);
+        let values = [batch.as_bytes().to_vec().into(), yesterday.into()];
+        on.execute_raw(self.statement(&sql, values)).await?;
+        Ok(())
+    }
+
     fn insert_ignore(&self) -> &'static str {
         match self.backend() {
             sea_orm::DatabaseBackend::Sqlite => "INSERT OR IGNORE",

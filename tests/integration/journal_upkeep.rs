@@ -17,6 +17,7 @@ tests![
     a_whole_instance_that_is_missing_is_missed_by_its_batches,
     a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten,
     an_upload_that_cannot_be_read_keeps_no_other_from_the_journal,
+    an_upload_that_waited_for_its_batch_is_kept_as_long_as_the_batch,
 ];
 
 /// Waits until the journal has all that the database has.
@@ -133,4 +134,21 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     // The harness looks whether each upload has all its keys.
     case.db.execute("DELETE FROM upload WHERE upload_tag = X'64'").await;
     case.db.execute("DELETE FROM diagnosis_key WHERE upload_id NOT IN (SELECT id FROM upload)").await;
+}
+
+async fn an_upload_that_waited_for_its_batch_is_kept_as_long_as_the_batch(case: &Case) {
+    let one = gateway(case).await;
+    one.client("DE").upload_new("a", 2, case.clock.now()).await;
+    let first = files(case).remove(0);
+    // All gateways are stopped over a weekend, or the database is filled again days later.
+    case.clock.set(case.clock.now() + Days::new(3));
+    one.form().await;
+    written(case, &one).await;
+    // The last day on which the batch is served.
+    case.clock.set(case.clock.now() + Days::new(14));
+    until("the first file is deleted", async || (!first.exists()).then_some(())).await;
+    case.stop(&one).await;
+    assert_eq!(problems(case).await, Vec::<String>::new());
+    let done = replay(case).await;
+    assert_eq!((done.uploads, done.batches), (1, 1));
 }
