@@ -32,6 +32,8 @@ pub struct Replayed {
     pub withdrawals: usize,
     /// Certificates.
     pub certificates: usize,
+    /// Whether all of it waits to be written to the configured journal, because it was read from somewhere else.
+    pub to_journal: bool,
     /// What could not be brought back, each with the reason; empty unless losses were accepted.
     pub losses: Vec<String>,
 }
@@ -98,13 +100,15 @@ pub async fn replay(
     };
     let done = contents.verify_uploads(app, from, |key| placed.contains_key(key), take, progress).await?;
     refuse_losses(&contents.problems, accept_losses)?;
-    app.store.finish_replay(&batches, &withdrawals).await?;
+    let to_journal = from.is_some() && app.journal.is_some();
+    app.store.finish_replay(&batches, &withdrawals, to_journal).await?;
     Ok(Replayed {
         uploads: done.uploads,
         keys: done.keys,
         batches: batches.len(),
         withdrawals: withdrawals.len(),
         certificates: certificates.len(),
+        to_journal,
         losses: contents.problems,
     })
 }

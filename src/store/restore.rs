@@ -108,14 +108,16 @@ impl Store {
         .await
     }
 
-    /// Stores batches and withdrawals, and takes the mark away: from here on it is an ordinary database.
+    /// Stores batches and withdrawals, and takes the mark away: from here on it is an ordinary database. With
+    /// `journal` everything in it waits to be written to the journal.
     pub async fn finish_replay(
         &self,
         batches: &[PendingBatch],
         withdrawals: &[PendingWithdrawal],
+        journal: bool,
     ) -> Result<(), StoreError> {
         self.repeat("finish replay", || async {
-            match self.finish_once(batches, withdrawals).await {
+            match self.finish_once(batches, withdrawals, journal).await {
                 // The connection broke when an earlier attempt was committed, and it was.
                 Err(Failure::Duplicate) if !self.is_marked().await? => Ok(()),
                 other => other,
@@ -128,6 +130,7 @@ impl Store {
         &self,
         batches: &[PendingBatch],
         withdrawals: &[PendingWithdrawal],
+        journal: bool,
     ) -> Result<(), Failure> {
         let tx = self.begin().await?;
         for some in batches.chunks(ROWS) {
@@ -152,6 +155,9 @@ impl Store {
                 reason: Set(row.reason.clone()),
             });
             withdrawal::Entity::insert_many(rows).exec_without_returning(&tx).await?;
+        }
+        if journal {
+            self.await_everything(&tx).await?;
         }
         tx.execute_raw(self.statement("DELETE FROM job WHERE name = ?", [UNFINISHED.into()])).await?;
         Ok(tx.commit().await?)

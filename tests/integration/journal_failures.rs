@@ -351,9 +351,9 @@ async fn the_end_of_a_replay_can_be_repeated(case: &Case) {
         uploads: Vec::new(),
     };
     // The mark is gone: an earlier attempt was committed.
-    app.store.finish_replay(std::slice::from_ref(&row), &[]).await.unwrap();
+    app.store.finish_replay(std::slice::from_ref(&row), &[], false).await.unwrap();
     app.store.begin_replay(&[]).await.unwrap();
-    assert!(app.store.finish_replay(&[row], &[]).await.is_err());
+    assert!(app.store.finish_replay(&[row], &[], false).await.is_err());
     assert!(app.store.replay_is_unfinished().await.unwrap());
     app.store.clone().close().await;
 }

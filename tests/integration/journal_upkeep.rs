@@ -3,12 +3,16 @@
 use std::fs;
 
 use chrono::{Days, TimeDelta};
-use efgs_gateway::{store::WithdrawnBy, withdrawal::withdraw_upload};
+use efgs_gateway::{
+    journal::{self, Contents},
+    store::WithdrawnBy,
+    withdrawal::withdraw_upload,
+};
 
 use crate::{
     client::keys,
     harness::{Case, Running, country, tests, until},
-    journal::{folder, gateway, problems, replay},
+    journal::{app_on_other, folder, gateway, problems, replay},
     journal_failures::{files, warnings},
 };
 
@@ -18,6 +22,7 @@ tests![
     a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten,
     an_upload_that_cannot_be_read_keeps_no_other_from_the_journal,
     an_upload_that_waited_for_its_batch_is_kept_as_long_as_the_batch,
+    what_was_replayed_from_a_copy_is_in_the_configured_journal,
 ];
 
 /// Waits until the journal has all that the database has.
@@ -151,4 +156,25 @@ async fn an_upload_that_waited_for_its_batch_is_kept_as_long_as_the_batch(case: 
     assert_eq!(problems(case).await, Vec::<String>::new());
     let done = replay(case).await;
     assert_eq!((done.uploads, done.batches), (1, 1));
+}
+
+async fn what_was_replayed_from_a_copy_is_in_the_configured_journal(case: &Case) {
+    let one = gateway(case).await;
+    one.client("DE").upload_new("a", 2, case.clock.now()).await;
+    one.form().await;
+    one.client("DE").upload_new("b", 3, case.clock.now()).await;
+    case.stop(&one).await;
+    let copy = case.folder.path().join("copy");
+    fs::rename(folder(case), &copy).unwrap();
+    let app = app_on_other(case).await;
+    app.store.migrate().await.unwrap();
+    let done = journal::replay(&app, Some(&copy), false, |_| {}).await.unwrap();
+    assert!(done.to_journal);
+    let two = case.start(app).await;
+    written(case, &two).await;
+    case.stop(&two).await;
+    let app = app_on_other(case).await;
+    let mut contents = Contents::survey(&app, None).await.unwrap();
+    let verified = contents.verify(&app, None, |_| {}).await.unwrap();
+    assert_eq!((verified.uploads, verified.keys, contents.problems), (2, 5, Vec::new()));
 }
