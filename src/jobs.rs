@@ -100,7 +100,7 @@ pub async fn under_lease<T, E>(
 ) -> Result<T, E> {
     let result = work(&lease).await;
     if let Err(error) = store.release_lease(lease).await {
-        // It ends by itself.
+        // It is taken again once the database answers, or ends by itself.
         tracing::warn!(%error, "a lease could not be given back");
     }
     result

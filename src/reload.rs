@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use efgs_protocol::certificate::Certificate;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -26,6 +27,7 @@ const PACE: Duration = Duration::from_secs(30);
 
 const TLS: &str = "the TLS certificate was not taken over, the old one stays in use";
 const CALLBACK: &str = "the certificate for callbacks was not taken over, the old one stays in use";
+const SETTINGS: &str = "settings differ from those in use";
 const KEYS: &str = "the encryption keys were not taken over, the old ones stay in use";
 
 /// What can be exchanged in a gateway that runs.
@@ -66,8 +68,12 @@ impl Reload {
     pub fn look_at_certificates(&self) {
         let Ok(registry) = self.app.trust.registry() else { return };
         let in_use = [
-            ("TLS", self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
-            ("CALLBACK-CLIENT", self.app.guard.certificate()),
+            ("TRUST-ANCHOR", Some(self.app.trust.anchor().certificate().clone())),
+            ("TLS", self.tls.as_ref().and_then(|(_, tls)| Certificate::from_der(&tls.certificate()?).ok())),
+            (
+                "CALLBACK-CLIENT",
+                self.app.guard.certificate().and_then(|der| Certificate::from_der(&der).ok()),
+            ),
         ];
         let in_use: Vec<_> =
             in_use.into_iter().filter_map(|(kind, certificate)| Some((kind, certificate?))).collect();
@@ -75,10 +81,15 @@ impl Reload {
         self.app.health.set_certificates(self.expiry.look(&registry, &self.app.config, &in_use, now));
     }
 
-    /// Reads the certificates, the encryption keys of `new` (other settings need a restart) and the registry.
+    /// Reads the certificates, the encryption keys of `new` and the registry. What else has changed needs a restart, of
+    /// which `ready` warns.
     pub async fn all(&self, new: &Config) {
         self.tls();
         self.callback();
+        let later = self.needs_restart(new);
+        let later =
+            if later.is_empty() { Ok(()) } else { Err(format!("restart to use them: {}", later.join(", "))) };
+        self.note(SETTINGS, later);
         let keys = self.keys(&new.encryption).await;
         if let Ok(ids) = &keys {
             tracing::info!(?ids, "the encryption keys were read again");
@@ -112,6 +123,35 @@ impl Reload {
             // A panic in there would have been logged; the next turn looks again.
             drop(tokio::task::spawn_blocking(move || this.changed_files()).await);
         }
+    }
+
+    /// What of a configuration is not that with which this gateway was started.
+    fn needs_restart(&self, new: &Config) -> Vec<String> {
+        let old = &self.app.config;
+        let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        let pair =
+            |name, old: &dyn std::fmt::Debug, new: &dyn std::fmt::Debug| (name, text(old) != text(new));
+        let sections = [
+            pair("[server]", &old.server, &new.server),
+            pair("[tls]", &old.tls, &new.tls),
+            pair("[database]", &old.database, &new.database),
+            pair("[trust]", &old.trust, &new.trust),
+            pair("[upload]", &old.upload, &new.upload),
+            pair("[limits]", &old.limits, &new.limits),
+            pair("[batching]", &old.batching, &new.batching),
+            pair("[download]", &old.download, &new.download),
+            pair("[retention]", &old.retention, &new.retention),
+            pair("[journal]", &old.journal, &new.journal),
+            pair("[access_log]", &old.access_log, &new.access_log),
+            pair("[callback]", &old.callback, &new.callback),
+            pair("[tracing]", &old.tracing, &new.tracing),
+            pair("[participants]", &old.participants, &new.participants),
+        ];
+        let changed = sections.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name.to_owned());
+        let anchor = Certificate::from_pem(std::fs::read(&old.trust.anchor).unwrap_or_default());
+        let other = anchor
+            .is_ok_and(|anchor| anchor.thumbprint() != self.app.trust.anchor().certificate().thumbprint());
+        changed.chain(other.then(|| format!("the trust anchor in {}", old.trust.anchor.display()))).collect()
     }
 
     fn tls(&self) {

@@ -37,6 +37,7 @@ pub(crate) async fn measure(
     report.progress(format!("journal on {}", kind.name()));
     let site = Site::new(program, kind).await?;
     let more = "[journal]\nfolder = \"journal\"\n";
+    std::fs::create_dir(site.folder.path().join("journal"))?;
     let gateway = site.start(more)?;
     let mut uploaded = 0;
     for connections in [1, 4] {

@@ -32,6 +32,11 @@ pub(super) struct Listed {
 impl Medium {
     pub(super) fn open(config: &config::Journal) -> Result<Self, ConfigError> {
         match &config.folder {
+            // Made here it would lie on another disk whenever its own is not mounted.
+            Some(folder) if !folder.is_dir() => Err(ConfigError::Invalid(format!(
+                "`journal.folder`: there is no folder {}: create it, or mount its disk",
+                folder.display()
+            ))),
             Some(folder) => Ok(Self::Folder(folder.clone())),
             None => Ok(Self::Bucket(Box::new(Bucket::open(config)?))),
         }
@@ -235,7 +240,10 @@ impl Appending {
 
 fn create(path: &Path, header: &[u8]) -> io::Result<File> {
     let day = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(day)?;
+    match fs::create_dir(day) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     create_with(path, |file| {
         file.write_all(header)?;
         file.sync_all()?;

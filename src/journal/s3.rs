@@ -138,10 +138,13 @@ impl Bucket {
             if let Some(delimiter) = delimiter {
                 action.with_delimiter(delimiter);
             }
-            if let Some(token) = token {
+            if let Some(token) = token.clone() {
                 action.with_continuation_token(token);
             }
             let page = self.page(&action).await.map_err(fail)?;
+            if token.is_some() && page.next_continuation_token == token {
+                return Err(fail("the store repeats its continuation token".into()));
+            }
             token = page.next_continuation_token.clone();
             take(page);
             if token.is_none() {

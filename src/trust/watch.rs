@@ -8,8 +8,6 @@ use efgs_protocol::{
     country::Country,
 };
 
-use rustls::pki_types::CertificateDer;
-
 use super::Registry;
 use crate::{config::Config, health::WatchedCertificate};
 
@@ -27,7 +25,7 @@ impl ExpiryWatch {
         &self,
         registry: &Registry,
         config: &Config,
-        in_use: &[(&'static str, CertificateDer<'static>)],
+        in_use: &[(&'static str, Certificate)],
         now: DateTime<Utc>,
     ) -> Vec<WatchedCertificate> {
         let watched = |country, kind, certificate: &Certificate| WatchedCertificate {
@@ -40,11 +38,9 @@ impl ExpiryWatch {
         let mut all: Vec<_> = registered
             .map(|entry| watched(Some(entry.country), entry.kind.as_str(), &entry.certificate))
             .collect();
-        let own = in_use.iter().filter_map(|(kind, der)| Some((*kind, Certificate::from_der(der).ok()?)));
-        all.extend(own.map(|(kind, certificate)| watched(None, kind, &certificate)));
+        all.extend(in_use.iter().map(|(kind, certificate)| watched(None, kind, certificate)));
         let (tls, callback) = (config.tls.as_ref(), config.callback.as_ref());
         let authorities = [
-            ("TRUST-ANCHOR", Some(&config.trust.anchor)),
             ("TLS-CLIENT-CA", tls.and_then(|tls| tls.client_ca.as_ref())),
             ("CALLBACK-CA", callback.and_then(|callback| callback.ca.as_ref())),
             ("DATABASE-CA", config.database.tls_ca.as_ref()),

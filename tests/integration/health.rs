@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
 use efgs_protocol::certificate::CertificateType;
-use efgs_test_ca::Request as CertificateRequest;
+use efgs_test_ca::{KeyKind, Pki, Request as CertificateRequest};
 use serde_json::Value;
 
 use crate::harness::{Case, PKI, Running, noon, tests, until};
@@ -14,6 +14,7 @@ tests![
     work_that_no_instance_does_makes_the_gateway_unready,
     a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
     a_certificate_that_is_not_taken_over_is_warned_of_until_it_is,
+    what_needs_a_restart_is_warned_of,
     an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request,
 ];
 
@@ -128,6 +129,33 @@ async fn a_certificate_that_is_not_taken_over_is_warned_of_until_it_is(case: &Ca
     write("server.key", &new.key_pem);
     gateway.files.changed_files();
     assert!(!warned().await && tls() == new.certificate.thumbprint());
+}
+
+async fn what_needs_a_restart_is_warned_of(case: &Case) {
+    let gateway = case.gateway().await;
+    let warned = async || {
+        let (_, body) = ready(&gateway).await;
+        texts(&body, "warnings")
+            .into_iter()
+            .find(|text| text.starts_with("settings differ from those in use"))
+    };
+    gateway.files.all(&case.config()).await;
+    assert_eq!(warned().await, None);
+    let mut new = case.config();
+    new.limits.keys_per_day = 1;
+    let anchor = case.folder.path().join("trust-anchor.pem");
+    let other = Pki::new(KeyKind::Ec256).unwrap();
+    std::fs::write(&anchor, other.anchor_pair.certificate.pem()).unwrap();
+    gateway.files.all(&new).await;
+    let restart = format!(": restart to use them: [limits], the trust anchor in {}", anchor.display());
+    assert!(warned().await.is_some_and(|text| text.ends_with(&restart)), "{:?}", warned().await);
+    // The days left are those of the anchor that counts.
+    let watched = gateway.app.health.certificates();
+    let anchors: Vec<_> = watched.iter().filter(|certificate| certificate.kind == "TRUST-ANCHOR").collect();
+    assert!(anchors.len() == 1 && anchors[0].thumbprint == PKI.anchor_pair.certificate.thumbprint());
+    std::fs::write(&anchor, PKI.anchor_pair.certificate.pem()).unwrap();
+    gateway.files.all(&case.config()).await;
+    assert_eq!(warned().await, None);
 }
 
 async fn an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request(case: &Case) {

@@ -31,6 +31,7 @@ pub(crate) fn folder(case: &Case) -> PathBuf {
 }
 
 pub(crate) fn with_journal(case: &Case, config: &mut Config) {
+    std::fs::create_dir_all(folder(case)).unwrap();
     config.journal = Some(Journal { folder: Some(folder(case)), ..Journal::default() });
 }
 

@@ -73,6 +73,7 @@ async fn the_journal_can_be_in_an_object_store(case: &Case) {
 async fn only_days_that_are_too_old_are_listed_to_be_deleted(case: &Case) {
     let store = ObjectStore::start();
     let one = case.gateway_with(|config| config.journal = Some(bucket(case, &store))).await;
+    until("the first look", async || (!store.lists().is_empty()).then_some(())).await;
     let name = |day, number| format!("a federation/{day}/0000000000000001-{number:08}.efgsj");
     let first = case.today() - Days::new(20);
     // More days than are in one page of a list, and more objects of a day.

@@ -193,6 +193,7 @@ async fn without_its_journal_uploads_are_refused_and_downloads_go_on(case: &Case
     assert_eq!((answer.tag(), answer.next(), answer.keys().len()), (batch, "null".to_owned(), 0));
     // The disk comes back.
     fs::remove_file(folder(case)).unwrap();
+    fs::create_dir(folder(case)).unwrap();
     de.upload("b", &sent).await.expect(201);
     assert!(!warnings(&one).await.iter().any(|w| w.contains("journal")));
     de.send(Request::new("DELETE", format!("{}/a", wire::UPLOAD_PATH))).await.expect(200);
@@ -236,6 +237,7 @@ async fn without_its_journal_a_gateway_stays_ready_however_long_no_batch_is_form
         assert!(readiness.warnings.iter().any(|w| w.contains("the journal cannot be written")));
     }
     fs::remove_file(folder(case)).unwrap();
+    fs::create_dir(folder(case)).unwrap();
     until("a batch", async || (case.db.number("SELECT COUNT(*) FROM batch").await == 1).then_some(())).await;
 }
 
@@ -330,6 +332,7 @@ async fn no_country_is_called_for_a_batch_that_is_held_back(case: &Case) {
     one.app.store.release_callback(lease).await.unwrap();
     assert_eq!(server.tags(), [first]);
     fs::remove_file(folder(case)).unwrap();
+    fs::create_dir(folder(case)).unwrap();
     until("it is called", async || (server.tags().len() == 2).then_some(())).await;
     let tag = server.tags().remove(1);
     assert_eq!(one.client("NL").download(case.today(), Some(&tag)).await.expect(200).tag(), tag);
@@ -362,6 +365,7 @@ async fn kill_9_loses_nothing_that_was_acknowledged_from_the_journal(case: &Case
     let rounds: usize = std::env::var("EFGS_TEST_KILL_ROUNDS").map_or(3, |n| n.parse().unwrap());
     case.prepare().await;
     let text = fs::read_to_string(busy(case)).unwrap();
+    fs::create_dir(folder(case)).unwrap();
     let config = case.write_config(&format!("{text}[journal]\nfolder = \"journal\"\n"));
     let mut all: Vec<Sent> = Vec::new();
     for round in 0..rounds {

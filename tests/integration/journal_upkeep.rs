@@ -36,7 +36,7 @@ async fn what_was_in_a_file_that_was_deleted_while_it_was_written_is_written_aga
     let one = gateway(case).await;
     one.client("DE").upload_new("a", 2, case.clock.now()).await;
     one.form().await;
-    fs::remove_dir_all(folder(case)).unwrap();
+    fs::remove_dir_all(folder(case).join(case.today().to_string())).unwrap();
     let sent = keys(country("DE"), 3, case.clock.now());
     // The one that finds out is refused, and the next one has a new file.
     until("it is written again", async || {
@@ -93,6 +93,8 @@ async fn a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten(case:
 async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Case) {
     let one = gateway(case).await;
     let de = one.client("DE");
+    until("the first file", async || (one.app.journal.as_ref().unwrap().last_write() > 0).then_some(()))
+        .await;
     // Uploads that are stored while the journal is away.
     fs::remove_dir_all(folder(case)).unwrap();
     fs::write(folder(case), "not a folder").unwrap();
@@ -105,6 +107,7 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     case.db.execute(&format!("UPDATE diagnosis_key SET payload = X'00' WHERE {}", of(b'b'))).await;
     case.db.execute(&format!("DELETE FROM diagnosis_key WHERE position = 1 AND {}", of(b'd'))).await;
     fs::remove_file(folder(case)).unwrap();
+    fs::create_dir(folder(case)).unwrap();
     case.clock.set(case.clock.now() + TimeDelta::seconds(61));
     let waiting = "SELECT COUNT(*) FROM journal_pending_upload";
     until("the other one is written", async || (case.db.number(waiting).await == 2).then_some(())).await;
@@ -131,7 +134,10 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     withdraw_upload(&one.app, country("DE"), "d", WithdrawnBy::Operator, "damaged").await.unwrap();
     case.clock.set(case.clock.now() + TimeDelta::seconds(61));
     until("nothing waits", async || (case.db.number(waiting).await == 0).then_some(())).await;
-    until("nothing is told", async || warnings(&one).await.is_empty().then_some(())).await;
+    until("nothing is told", async || {
+        (!warnings(&one).await.iter().any(|warning| warning.contains("journal"))).then_some(())
+    })
+    .await;
     case.stop(&one).await;
     assert_eq!(problems(case).await, Vec::<String>::new());
     let done = replay(case).await;

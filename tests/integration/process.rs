@@ -357,11 +357,11 @@ async fn a_second_process_cannot_take_the_same_port(case: &Case) {
 }
 
 async fn what_is_acknowledged_after_a_full_disk_is_there(case: &Case) {
+    case.prepare().await;
     if case.db.kind != Kind::Sqlite {
         // The files are another process's.
         return;
     }
-    case.prepare().await;
     let config = busy(case);
     // No file may grow beyond this, as if the disk were full.
     let mut limited = Command::new("bash");
