@@ -83,11 +83,11 @@ async fn forget(app: &App, lease: &Lease) -> Result<Forgotten, StoreError> {
 async fn trim(app: &App, lease: &Lease, before: DateTime<Utc>) -> Result<u64, StoreError> {
     let mut live: HashMap<String, i64> =
         app.store.logged_instances().await?.into_iter().map(|instance| (instance, i64::MAX)).collect();
-    let (mut end, mut at) = (None, 0);
+    let (mut end, mut from) = (None, 1);
     'list: loop {
-        let page = app.store.statements_after(at, 1000).await?;
+        let page = app.store.statements_from(from, 1000).await?;
         let Some(last) = page.last() else { break };
-        at = last.number;
+        from = last.number.saturating_add(1);
         for statement in &page {
             if statement.at.is_none_or(|at| at >= before) {
                 break 'list;
@@ -102,7 +102,7 @@ async fn trim(app: &App, lease: &Lease, before: DateTime<Utc>) -> Result<u64, St
     }
     // The first statement that stays.
     let Some(first) = end.map(|end| live.values().copied().fold(end + 1, i64::min)) else { return Ok(0) };
-    if app.store.statements_after(0, 1).await?.first().is_none_or(|oldest| oldest.number >= first) {
+    if app.store.statements_from(1, 1).await?.first().is_none_or(|oldest| oldest.number >= first) {
         return Ok(0);
     }
     let statement = Statement::new(Kind::Trim, &app.instance.id, &ChainEnd::default(), app.clock.now());

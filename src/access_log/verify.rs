@@ -139,11 +139,11 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreE
 
 /// Whether a chain is named now: it may have begun after the statements were read.
 async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreError> {
-    let mut after = 0;
+    let mut from = 1;
     loop {
-        let page = store.statements_after(after, PAGE).await?;
+        let page = store.statements_from(from, PAGE).await?;
         let Some(last) = page.last() else { return Ok(false) };
-        after = last.number;
+        from = last.number.saturating_add(1);
         if page.iter().any(|statement| statement.instance == instance) {
             return Ok(true);
         }
@@ -187,11 +187,11 @@ impl Walk<'_> {
     async fn run(mut self) -> Result<(), StoreError> {
         let mut before: Option<Before> = None;
         let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
-        let mut after = i64::MIN;
-        loop {
-            let page = self.store.records_of(self.instance, after, PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = last.sequence;
+        let mut from = Some(i64::MIN);
+        while let Some(first) = from {
+            let page = self.store.records_of(self.instance, first, PAGE).await?;
+            // Nothing is behind the greatest of all numbers.
+            from = page.last().and_then(|last| last.sequence.checked_add(1));
             for row in page {
                 self.report.records += 1;
                 if row.sequence < 1 {
@@ -207,16 +207,16 @@ impl Walk<'_> {
         let covered = self.known.last.max(cut);
         if let Some(to) = last.filter(|last| *last > covered && self.report.uncovered.len() < MOST) {
             let instance = self.instance.to_owned();
-            self.report.uncovered.push(Uncovered { instance, from: covered + 1, to });
+            self.report.uncovered.push(Uncovered { instance, from: covered.saturating_add(1), to });
         }
-        self.gap(last, covered + 1).await
+        self.gap(last, covered.saturating_add(1)).await
     }
 
     /// Looks whether records are missing between one and the next.
     async fn gap(&mut self, before: Option<i64>, next: i64) -> Result<(), StoreError> {
         let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
         // What the retention is about to delete begins anywhere.
-        let from = before.unwrap_or(cut) + 1;
+        let from = before.unwrap_or(cut).saturating_add(1);
         if from >= next {
             return Ok(());
         }
@@ -233,7 +233,7 @@ impl Walk<'_> {
     }
 
     async fn exists(&self, sequence: i64) -> Result<bool, StoreError> {
-        let row = self.store.records_of(self.instance, sequence - 1, 1).await?.pop();
+        let row = self.store.records_of(self.instance, sequence, 1).await?.pop();
         Ok(row.is_some_and(|row| row.sequence == sequence))
     }
 
@@ -248,7 +248,7 @@ impl Walk<'_> {
         let (cut, cut_hash) = self.known.cut.unwrap_or((0, ORIGIN));
         // The record that this one must follow, if it is known by its hash.
         let follows = match &before {
-            _ if sequence == cut + 1 => Some((cut_hash, sequence)),
+            _ if sequence == cut.saturating_add(1) => Some((cut_hash, sequence)),
             None if sequence == 1 => Some((ORIGIN, sequence)),
             Some(before) if before.sequence + 1 == sequence && before.intact => {
                 Some((before.hash, before.sequence))

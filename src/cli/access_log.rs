@@ -207,15 +207,15 @@ async fn export(args: &ExportArgs) -> Outcome {
 
 async fn heads(args: &HeadsArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    let mut after = args.after;
-    loop {
-        let page = app.store.statements_after(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(ExitCode::SUCCESS) };
-        after = last.number;
+    let mut from = args.after.checked_add(1);
+    while let Some(first) = from {
+        let page = app.store.statements_from(first, PAGE).await?;
+        from = page.last().and_then(|last| last.number.checked_add(1));
         for statement in &page {
             say(serde_json::to_string(&statement.signed)?)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn expire(args: &WorkArgs) -> Outcome {

@@ -177,10 +177,14 @@ impl Store {
         self.repeat("instances in the access log", || async {
             let mut all: Vec<String> = Vec::new();
             loop {
-                // One look into the index for each, instead of a walk through all records.
-                let sql = "SELECT MIN(instance) AS instance FROM access_log WHERE instance > ?";
-                let last = all.last().cloned().unwrap_or_default();
-                let row = self.db.query_one_raw(self.statement(sql, [last.into()])).await?;
+                // One look into the index for each, instead of a walk through all records. The first has no bound: some
+                // names are not greater than the empty one, which is a name too.
+                let mut sql = "SELECT MIN(instance) AS instance FROM access_log".to_owned();
+                if all.last().is_some() {
+                    sql += " WHERE instance > ?";
+                }
+                let last = all.last().map(|last| last.as_str().into());
+                let row = self.db.query_one_raw(self.statement(&sql, last)).await?;
                 match row.map(|row| row.try_get::<Option<String>>("", "instance")).transpose()?.flatten() {
                     Some(next) => all.push(next),
                     None => return Ok(all),
@@ -190,17 +194,17 @@ impl Store {
         .await
     }
 
-    /// The next records of an instance's chain, behind number `after`.
+    /// The next records of an instance's chain, from number `from` on.
     pub async fn records_of(
         &self,
         instance: &str,
-        after: i64,
+        from: i64,
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
         self.repeat("read the access log", || async {
             let sql =
-                "SELECT * FROM access_log WHERE instance = ? AND sequence > ? ORDER BY sequence LIMIT ?";
-            let values = [instance.into(), after.into(), limit.into()];
+                "SELECT * FROM access_log WHERE instance = ? AND sequence >= ? ORDER BY sequence LIMIT ?";
+            let values = [instance.into(), from.into(), limit.into()];
             let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
             rows.iter().map(stored).collect()
         })
@@ -215,10 +219,11 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
         self.repeat("export the access log", || async {
-            let mut sql = "SELECT * FROM access_log WHERE at >= ? AND at < ?".to_owned();
+            let mut sql = "SELECT * FROM access_log WHERE at >= ? AND at <= ?".to_owned();
             let micros = |at: DateTime<Utc>| at.timestamp_micros();
             let from = after.map(|(at, ..)| at).or(filter.from.map(micros)).unwrap_or(i64::MIN);
-            let mut values: Vec<Value> = vec![from.into(), filter.to.map_or(i64::MAX, micros).into()];
+            let to = filter.to.map_or(i64::MAX, |to| micros(to) - 1);
+            let mut values: Vec<Value> = vec![from.into(), to.into()];
             if let Some(country) = &filter.country {
                 sql += " AND country = ?";
                 values.push(country.as_str().into());
@@ -244,11 +249,11 @@ impl Store {
     ) -> Result<Option<ChainEnd>, StoreError> {
         let mut last = None;
         loop {
-            let after = last.as_ref().map_or(i64::MIN, |end: &ChainEnd| end.sequence);
+            let from = last.as_ref().map_or(i64::MIN, |end: &ChainEnd| end.sequence.saturating_add(1));
             let page = self
                 .repeat("outdated records", || async {
-                    let sql = "SELECT sequence, at, hash FROM access_log WHERE instance = ? AND sequence > ? ORDER BY sequence LIMIT ?";
-                    let values = [instance.into(), after.into(), STEP.into()];
+                    let sql = "SELECT sequence, at, hash FROM access_log WHERE instance = ? AND sequence >= ? ORDER BY sequence LIMIT ?";
+                    let values = [instance.into(), from.into(), STEP.into()];
                     let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
                     let row = |row: &QueryResult| -> Result<(i64, i64, Vec<u8>), Failure> {
                         Ok((row.try_get("", "sequence")?, row.try_get("", "at")?, row.try_get("", "hash")?))

@@ -114,10 +114,10 @@ impl Store {
         row.map(read).transpose()
     }
 
-    /// The next statements behind number `after`.
-    pub async fn statements_after(&self, after: i64, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE number > ? ORDER BY number LIMIT ?";
-        self.statements(sql, &[after.into(), limit.into()]).await
+    /// The next statements, from number `from` on.
+    pub async fn statements_from(&self, from: i64, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE number >= ? ORDER BY number LIMIT ?";
+        self.statements(sql, &[from.into(), limit.into()]).await
     }
 
     /// The next starts and heads of an instance, of records from `from` on.

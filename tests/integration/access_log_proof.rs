@@ -301,7 +301,7 @@ pub(crate) async fn insert_record(case: &Case, record: &Record) {
 }
 
 /// Puts a statement that is not signed into the list.
-async fn forge(case: &Case, number: i64, kind: Kind, instance: &str, sequence: i64, hash: &str) {
+pub(crate) async fn forge(case: &Case, number: i64, kind: Kind, instance: &str, sequence: i64, hash: &str) {
     let mut statement = Statement::new(kind, instance, &Default::default(), case.clock.now());
     (statement.number, statement.sequence, statement.hash) = (number, sequence, hash.to_owned());
     let (at, text) = (case.clock.now().timestamp_micros(), statement.text());

@@ -1,13 +1,13 @@
 //! What somebody can do who writes to the database and has no key, while gateways sign.
 
 use efgs_gateway::access_log::{
-    Entry, ORIGIN, Record, Statement, digest, hex,
+    Entry, Kind, ORIGIN, Record, Statement, digest, hex,
     verify::{Evidence, Uncovered},
 };
 
 use crate::{
     access_log::{evidence, look, places, run},
-    access_log_proof::{assert_names, insert_record, logged},
+    access_log_proof::{assert_names, forge, insert_record, logged},
     harness::{Case, Running, tests},
 };
 
@@ -18,6 +18,7 @@ tests![
     nor_when_others_have_taken_the_numbers_that_were_free,
     a_gateway_does_not_build_upon_records_of_others,
     records_behind_the_last_statement_are_named,
+    no_name_and_no_number_hides_a_row,
 ];
 
 async fn a_log_without_any_signature_is_no_proof(case: &Case) {
@@ -156,4 +157,29 @@ async fn records_behind_the_last_statement_are_named(case: &Case) {
     let output = run(case, &["access-log", "verify"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains(&format!("instance {first} records 11 to 11: no statement covers")), "{text}");
+}
+
+async fn no_name_and_no_number_hides_a_row(case: &Case) {
+    let [first, _] = logged(case).await;
+    let evidence = evidence(case);
+    // Where names are padded with spaces, the last one comes before the empty one.
+    for instance in ["", "\u{1}"] {
+        insert_record(case, &Record::new(instance, 1, ORIGIN, Entry::default())).await;
+        assert_names(&look(case, &evidence).await, Some(instance), 0, "no statement names this chain");
+        let sql = format!("DELETE FROM access_log WHERE instance = '{instance}'");
+        assert_eq!(case.db.execute(&sql).await, 1);
+    }
+    for sequence in [i64::MIN, 0] {
+        insert_record(case, &Record::new(&first, sequence, ORIGIN, Entry::default())).await;
+        assert_names(&look(case, &evidence).await, Some(&first), sequence, "it was inserted");
+        forge(case, sequence, Kind::Cut, &first, 6, "").await;
+        assert_names(&look(case, &evidence).await, None, sequence, "it was inserted");
+    }
+    case.db.execute("DELETE FROM access_log WHERE sequence < 1").await;
+    case.db.execute("DELETE FROM access_log_head WHERE number < 1").await;
+    insert_record(case, &Record::new(&first, i64::MAX, ORIGIN, Entry::default())).await;
+    assert_names(&look(case, &evidence).await, Some(&first), 11, "records are missing");
+    forge(case, i64::MAX, Kind::Head, &first, i64::MAX, "").await;
+    assert_names(&look(case, &evidence).await, None, i64::MAX, "not signed");
+    forget_all(case).await;
 }

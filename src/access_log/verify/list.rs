@@ -65,11 +65,11 @@ pub(super) async fn walk(
     let mut unsigned = Forgotten::default();
     let mut bare = Bare::default();
     let mut last: Option<(i64, Hash)> = None;
-    let mut after = i64::MIN;
-    loop {
-        let page = store.statements_after(after, PAGE).await?;
-        let Some(end) = page.last() else { break };
-        after = end.number;
+    let mut from = Some(i64::MIN);
+    while let Some(first) = from {
+        let page = store.statements_from(first, PAGE).await?;
+        // Nothing is behind the greatest of all numbers.
+        from = page.last().and_then(|last| last.number.checked_add(1));
         for row in page {
             report.statements += 1;
             let number = row.number;
@@ -164,7 +164,7 @@ fn kept<'a>(evidence: &'a Evidence, report: &mut Report) -> HashMap<i64, &'a Sig
 }
 
 async fn exists(store: &Store, number: i64) -> Result<bool, StoreError> {
-    Ok(store.statements_after(number - 1, 1).await?.pop().is_some_and(|row| row.number == number))
+    Ok(store.statements_from(number, 1).await?.pop().is_some_and(|row| row.number == number))
 }
 
 /// The statement of a row, if the columns beside it say the same.
@@ -184,7 +184,7 @@ struct Bare(Option<(i64, i64)>);
 impl Bare {
     fn add(&mut self, number: i64, report: &mut Report) {
         match &mut self.0 {
-            Some((_, to)) if *to + 1 == number => *to = number,
+            Some((_, to)) if to.checked_add(1) == Some(number) => *to = number,
             _ => {
                 self.end(report);
                 self.0 = Some((number, number));
@@ -201,7 +201,7 @@ impl Bare {
         let what = format!(
             "{which}: the signatures were removed, or a gateway ran without the key; if signing began only afterwards, \
              say so with --signed-from {}",
-            to + 1
+            to.saturating_add(1)
         );
         report.fault(None, from, what);
     }
