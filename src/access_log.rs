@@ -29,9 +29,10 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use head::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
 pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
-pub use retention::{forget_now, run as run_retention};
+pub use retention::{Forgotten, RetentionError, forget_now, horizon, run as run_retention};
 pub use tally::{NOBODY, Tally, tallies};
 pub use trail::{Facts, Trail};
+use verify::Evidence;
 
 use crate::{
     app::App,
@@ -101,6 +102,8 @@ pub struct AccessLog {
     queue: Mutex<Option<Queue>>,
     incoming: Mutex<Option<mpsc::Receiver<Waiting>>>,
     signer: Option<Signer>,
+    /// What statements are held against.
+    evidence: Evidence,
     /// The newest statement that this instance has put into the list.
     newest: tokio::sync::Mutex<Option<Place>>,
 }
@@ -111,8 +114,12 @@ impl AccessLog {
         let (sender, incoming) = mpsc::channel(WAITING);
         let signer = config.signing_key.as_deref().map(Signer::read).transpose();
         let signer = signer.map_err(|e| ConfigError::Invalid(format!("`access_log.signing_key`: {e}")))?;
+        let former: Result<Vec<Key>, _> = config.former_keys.iter().map(|path| Key::read(path)).collect();
+        let mut keys = former.map_err(|e| ConfigError::Invalid(format!("`access_log.former_keys`: {e}")))?;
+        keys.extend(signer.as_ref().map(|signer| signer.public().clone()));
+        let evidence = Evidence { keys, signed_from: config.signed_from, ..Evidence::default() };
         let queue = Mutex::new(Some(Queue { sender, patience }));
-        Ok(Self { queue, incoming: Mutex::new(Some(incoming)), signer, newest: Default::default() })
+        Ok(Self { queue, incoming: Mutex::new(Some(incoming)), signer, evidence, newest: Default::default() })
     }
 
     /// Where requests leave their entries; none when the gateway has stopped.
@@ -123,6 +130,11 @@ impl AccessLog {
     /// Who signs, if anybody does.
     pub fn signer(&self) -> Option<&Signer> {
         self.signer.as_ref()
+    }
+
+    /// What statements are held against: the keys that may have signed, and from which statement on they must have.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
     }
 
     /// Puts a statement into the list, and says when what is there is not what should be there. It is recorded
@@ -143,7 +155,7 @@ impl AccessLog {
             (Some(false), Some(_)) => tracing::warn!(
                 number,
                 "the statement about the access log before this one is not signed: either signing begins with this one, \
-                 then tell `access-log verify --signed-from` its number, or signatures were removed"
+                 then set `access_log.signed_from` to its number, or signatures were removed"
             ),
             (Some(true), None) => tracing::warn!(
                 number,

@@ -64,6 +64,9 @@ pub struct Statement {
     pub sequence: i64,
     /// That record's hash, 64 hexadecimal digits.
     pub hash: String,
+    /// Of a cut or a trim: why the operator had something forgotten that was not as it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub although: Option<String>,
     /// When it was made, UTC.
     pub at: String,
     /// SHA-256 of the statement before it; zeros for the first.
@@ -83,6 +86,7 @@ impl Statement {
             host: None,
             sequence: end.sequence,
             hash: hex(&end.hash),
+            although: None,
             at: at.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string(),
             previous: hex(&super::ORIGIN),
         }

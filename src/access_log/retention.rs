@@ -2,12 +2,18 @@
 //!
 //! Before the first records of a chain are deleted, a statement says up to which one, and with which hash it
 //! ends there; what is left is verified from that point. The same is done for the list of statements itself.
+//!
+//! What is deleted can be verified no more, so it is verified before: nothing is signed away that is not as it was
+//! written, unless the operator wants it so, and then the statement says that too.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Kind, Statement};
+use super::{
+    Kind, Statement,
+    verify::{Finding, Report, past},
+};
 use crate::{
     app::App,
     health::JobWatch,
@@ -24,6 +30,26 @@ pub struct Forgotten {
     pub statements: u64,
 }
 
+/// Why what is old was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    /// The database did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is not as it was written. Everything else was deleted.
+    #[error(
+        "an old part of the access log is not as it was written and stays ({faults} faults, the first is {first}): look with \
+         `efgs-gateway access-log verify`, keep what proves it, then delete it with \
+         `efgs-gateway access-log expire --although REASON`"
+    )]
+    Unsound {
+        /// How many faults there are.
+        faults: u64,
+        /// The first of them.
+        first: Finding,
+    },
+}
+
 /// The job, until the gateway stops.
 pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     let pace = std::time::Duration::from_secs(60).min(app.config.retention.interval);
@@ -31,7 +57,7 @@ pub async fn run(app: Arc<App>, shutdown: Shutdown) {
     jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || turn(&app, &watch)).await;
 }
 
-async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
+async fn turn(app: &App, watch: &JobWatch) -> Result<(), RetentionError> {
     let overdue = app.store.overdue(Job::AccessLog).await?;
     watch.set_overdue(overdue);
     if overdue.is_none() {
@@ -39,7 +65,7 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     }
     let Some(lease) = app.store.acquire_lease(Job::AccessLog).await? else { return Ok(()) };
     jobs::under_lease(&app.store, lease, async |lease| {
-        forget(app, lease).await?;
+        forget(app, lease, None).await?;
         app.store.set_due(lease, app.config.retention.interval).await?;
         watch.set_overdue(None);
         Ok(())
@@ -47,70 +73,84 @@ async fn turn(app: &App, watch: &JobWatch) -> Result<(), StoreError> {
     .await
 }
 
-/// Deletes now all that is too old; waits for the lease.
-pub async fn forget_now(app: &App) -> Result<Forgotten, StoreError> {
+/// Deletes now all that is too old; waits for the lease. With a reason also what is not as it was written: the
+/// statements about it say why.
+pub async fn forget_now(app: &App, although: Option<&str>) -> Result<Forgotten, RetentionError> {
     let lease = jobs::wait_for_lease(&app.store, Job::AccessLog).await?;
-    jobs::under_lease(&app.store, lease, async |lease| forget(app, lease).await).await
+    jobs::under_lease(&app.store, lease, async |lease| forget(app, lease, although).await).await
 }
 
-async fn forget(app: &App, lease: &Lease) -> Result<Forgotten, StoreError> {
+/// What arrived, or was stated, before this time is forgotten.
+pub fn horizon(app: &App) -> Option<DateTime<Utc>> {
     let retention = TimeDelta::from_std(app.config.access_log.retention).unwrap_or(TimeDelta::MAX);
-    let Some(before) = app.clock.now().checked_sub_signed(retention) else { return Ok(Forgotten::default()) };
-    let mut done = Forgotten::default();
-    for instance in app.store.logged_instances().await? {
-        let Some(end) = app.store.last_outdated(&instance, before).await? else { continue };
+    app.clock.now().checked_sub_signed(retention)
+}
+
+async fn forget(app: &App, lease: &Lease, although: Option<&str>) -> Result<Forgotten, RetentionError> {
+    let Some(before) = horizon(app) else { return Ok(Forgotten::default()) };
+    let (store, evidence) = (&app.store, app.access_log.evidence());
+    let (mut done, mut all) = (Forgotten::default(), Report::default());
+    // Chains before statements: each chain begins with one.
+    let instances = store.logged_instances().await?;
+    let past = past::walk(store, evidence, before).await?;
+    for instance in &instances {
+        let mut report = Report::default();
+        let Some(old) = past.records(store, evidence, instance, before, &mut report).await? else { continue };
+        let sound = report.faults == 0;
+        all.append(report);
+        if !sound && although.is_none() {
+            continue;
+        }
         // A run that was cut off has said it already.
-        let said = app.store.newest_cut(&instance).await?.is_some_and(|cut| cut.sequence >= end.sequence);
-        if !said {
-            let statement = Statement::new(Kind::Cut, &instance, &end, app.clock.now());
-            app.access_log.append(&app.store, &statement).await?;
+        if !sound || !old.said {
+            let statement = Statement::new(Kind::Cut, instance, &old.end, app.clock.now());
+            let although = although.filter(|_| !sound).map(str::to_owned);
+            app.access_log.append(store, &Statement { although, ..statement }).await?;
         }
         loop {
-            match app.store.forget_records(lease, &instance, end.sequence).await? {
+            match store.forget_records(lease, instance, old.end.sequence).await? {
                 0 => break,
                 records => done.records += records,
             }
         }
     }
-    done.statements = trim(app, lease, before).await?;
+    done.statements = trim(app, lease, &past, &mut all, although).await?;
     if done != Forgotten::default() {
         tracing::info!(records = done.records, statements = done.statements, %before, "what was too old of the access log was deleted");
     }
-    Ok(done)
+    match all.findings.into_iter().next() {
+        Some(first) if although.is_none() => Err(RetentionError::Unsound { faults: all.faults, first }),
+        _ => Ok(done),
+    }
 }
 
 /// Deletes statements that are too old, except what the records that are left are verified from.
-async fn trim(app: &App, lease: &Lease, before: DateTime<Utc>) -> Result<u64, StoreError> {
-    let mut live: HashMap<String, i64> =
-        app.store.logged_instances().await?.into_iter().map(|instance| (instance, i64::MAX)).collect();
-    let (mut end, mut from) = (None, 1);
-    'list: loop {
-        let page = app.store.statements_from(from, 1000).await?;
-        let Some(last) = page.last() else { break };
-        from = last.number.saturating_add(1);
-        for statement in &page {
-            if statement.at.is_none_or(|at| at >= before) {
-                break 'list;
-            }
-            end = Some(statement.number);
-            if let Some(from) = live.get_mut(&statement.instance)
-                && (*from == i64::MAX || statement.kind == Kind::Cut.as_str())
-            {
-                *from = statement.number;
-            }
-        }
-    }
-    // The first statement that stays.
-    let Some(first) = end.map(|end| live.values().copied().fold(end + 1, i64::min)) else { return Ok(0) };
-    if app.store.statements_from(1, 1).await?.first().is_none_or(|oldest| oldest.number >= first) {
+async fn trim(
+    app: &App,
+    lease: &Lease,
+    past: &past::Past,
+    all: &mut Report,
+    although: Option<&str>,
+) -> Result<u64, RetentionError> {
+    let store = &app.store;
+    let mut live: HashSet<String> = store.logged_instances().await?.into_iter().collect();
+    // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
+    live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
+    live.insert(app.instance.id.clone());
+    let mut report = Report::default();
+    let first = past.statements(store, app.access_log.evidence(), &live, &mut report).await?;
+    let Some(first) = first else { return Ok(0) };
+    let sound = report.faults == 0;
+    all.append(report);
+    if !sound && although.is_none() {
         return Ok(0);
     }
     let statement = Statement::new(Kind::Trim, &app.instance.id, &ChainEnd::default(), app.clock.now());
-    let statement = Statement { sequence: first, ..statement };
-    app.access_log.append(&app.store, &statement).await?;
+    let although = although.filter(|_| !sound).map(str::to_owned);
+    app.access_log.append(store, &Statement { sequence: first, although, ..statement }).await?;
     let mut deleted = 0;
     loop {
-        match app.store.forget_statements(lease, first).await? {
+        match store.forget_statements(lease, first).await? {
             0 => return Ok(deleted),
             statements => deleted += statements,
         }

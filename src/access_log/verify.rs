@@ -4,12 +4,16 @@
 //! signed. Then each chain of records: numbers without a gap, each with the hash of the one before it, and at
 //! each statement the hash that was stated. Both are read in pages, so memory does not grow with the log.
 
+mod kept;
 mod list;
+pub(super) mod past;
 
 use std::collections::{VecDeque, btree_map::Entry};
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+pub use self::kept::Kept;
 use super::{self as access_log, Hash, Key, ORIGIN, Record, SignedStatement, Statement, hash};
 use crate::store::{Store, StoreError, StoredRecord, StoredStatement};
 
@@ -30,6 +34,29 @@ pub struct Finding {
     pub sequence: i64,
     /// What is wrong.
     pub what: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.instance {
+            Some(instance) => write!(f, "instance {instance} record {}: ", self.sequence)?,
+            None => write!(f, "statement {}: ", self.sequence)?,
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// Something that the operator had forgotten although it was not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Forced {
+    /// The statement that says so.
+    pub number: i64,
+    /// Whose chain; none for statements.
+    pub instance: Option<String>,
+    /// The last record, or the first statement that stayed.
+    pub sequence: i64,
+    /// The operator's reason.
+    pub because: String,
 }
 
 /// Records of a chain that no statement covers.
@@ -60,6 +87,8 @@ pub struct Report {
     /// Records behind the last statement about their chain. Their gateway has not made one yet, or was killed: nothing
     /// proves that they are its own.
     pub uncovered: Vec<Uncovered>,
+    /// What was forgotten although it was not as it was written.
+    pub forced: Vec<Forced>,
     /// How much is not as it was written.
     pub faults: u64,
     /// The first of them.
@@ -72,10 +101,12 @@ pub struct Evidence {
     /// Keys that may have signed.
     pub keys: Vec<Key>,
     /// Statements that were kept elsewhere.
-    pub kept: Vec<SignedStatement>,
+    pub kept: Kept,
     /// The first statement that must be signed, if there are keys. Those before it are from a time without a key, and
     /// only somebody who remembers that time can say so: the database cannot, because signatures can be removed.
     pub signed_from: i64,
+    /// What was stated at this time or later must not have been forgotten yet.
+    pub forgotten_before: Option<DateTime<Utc>>,
 }
 
 impl Evidence {
@@ -87,6 +118,17 @@ impl Evidence {
     /// Whether the statement with this number must be signed.
     fn demands(&self, number: i64) -> bool {
         !self.keys.is_empty() && number >= self.signed_from
+    }
+
+    /// The statement of a row, if it is as it was written, and signed if it must be.
+    fn read(&self, row: &StoredStatement) -> Option<Statement> {
+        list::read(row).filter(|_| self.verifies(&row.signed) || !self.demands(row.number))
+    }
+
+    /// Whether a statement of this time is too young to have been forgotten.
+    fn is_young(&self, statement: &Statement) -> bool {
+        let at = statement.at.parse::<DateTime<Utc>>().ok();
+        at.zip(self.forgotten_before).is_some_and(|(at, before)| at >= before)
     }
 }
 
@@ -101,15 +143,31 @@ impl Report {
             });
         }
     }
+
+    /// Adds the faults of another one.
+    pub(super) fn append(&mut self, other: Self) {
+        self.faults += other.faults;
+        self.findings.extend(other.findings);
+        self.findings.truncate(MOST);
+    }
 }
 
 /// What the statements say of a chain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Known {
     /// The last record that is named; 0 when none is.
     last: i64,
     /// The last record that is forgotten, and its hash.
     cut: Option<(i64, Hash)>,
+    /// The first record that a statement names which is too young to be forgotten, and that statement.
+    young: Option<(i64, i64)>,
+}
+
+impl Known {
+    fn note_young(&mut self, sequence: i64, number: i64) {
+        let young = (sequence, number);
+        self.young = Some(self.young.map_or(young, |known| known.min(young)));
+    }
 }
 
 /// Walks through everything.
@@ -124,14 +182,14 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreE
                     "no statement names this chain: its records were inserted, or its statements removed";
                 report.fault(Some(&instance), 0, what);
             }
-            unknown.insert(Known { last: 0, cut: None });
+            unknown.insert(Known::default());
         }
     }
     report.chains = known.len() as u64;
     let mut changed = Vec::new();
     for (instance, known) in known {
         let (report, changed) = (&mut report, &mut changed);
-        Walk { store, evidence, instance: &instance, known, report, changed }.run().await?;
+        Walk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }.run().await?;
     }
     moved(&changed, &mut report);
     Ok(report)
@@ -148,6 +206,17 @@ async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreErr
             return Ok(true);
         }
     }
+}
+
+/// The last record of a chain that is forgotten, and its hash.
+async fn newest_cut(
+    store: &Store,
+    evidence: &Evidence,
+    instance: &str,
+) -> Result<Option<(i64, Hash)>, StoreError> {
+    let cuts = store.newest_cuts(instance, PAGE).await?;
+    let cut = cuts.iter().find_map(|cut| evidence.read(cut));
+    Ok(cut.map(|cut| (cut.sequence, parse(&cut.hash))))
 }
 
 fn missing(report: &mut Report, instance: Option<&str>, from: i64, to: i64) {
@@ -171,6 +240,8 @@ struct Walk<'a> {
     evidence: &'a Evidence,
     instance: &'a str,
     known: Known,
+    /// The last record to look at.
+    end: i64,
     report: &'a mut Report,
     changed: &'a mut Vec<Record>,
 }
@@ -188,11 +259,12 @@ impl Walk<'_> {
         let mut before: Option<Before> = None;
         let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
         let mut from = Some(i64::MIN);
-        while let Some(first) = from {
+        let end = self.end;
+        while let Some(first) = from.filter(|from| *from <= end) {
             let page = self.store.records_of(self.instance, first, PAGE).await?;
             // Nothing is behind the greatest of all numbers.
             from = page.last().and_then(|last| last.sequence.checked_add(1));
-            for row in page {
+            for row in page.into_iter().take_while(|row| row.sequence <= end) {
                 self.report.records += 1;
                 if row.sequence < 1 {
                     let what = "a record before the beginning of the chain: it was inserted";
@@ -290,14 +362,11 @@ impl Walk<'_> {
     /// Whether the retention has taken a record in the meantime.
     async fn is_cut(&mut self, sequence: i64) -> Result<bool, StoreError> {
         // A cut from before signing began was in the list already.
-        let counts =
-            |cut: &StoredStatement| self.evidence.keys.is_empty() || self.evidence.verifies(&cut.signed);
-        let cut = self.store.newest_cut(self.instance).await?.filter(counts);
-        let statement = cut.and_then(|cut| list::read(&cut));
-        if let Some(statement) = statement
-            && self.known.cut.is_none_or(|(known, _)| statement.sequence > known)
+        let evidence = Evidence { keys: self.evidence.keys.clone(), ..Evidence::default() };
+        if let Some(cut) = newest_cut(self.store, &evidence, self.instance).await?
+            && self.known.cut.is_none_or(|(known, _)| cut.0 > known)
         {
-            self.known.cut = Some((statement.sequence, parse(&statement.hash)));
+            self.known.cut = Some(cut);
         }
         Ok(self.known.cut.is_some_and(|(cut, _)| sequence <= cut))
     }

@@ -14,7 +14,7 @@ use super::{ConfigFile, Outcome, WorkArgs, clean, open_current, print, say};
 use crate::{
     access_log::{
         self, Key, SignedStatement,
-        verify::{Evidence, Uncovered},
+        verify::{Evidence, Forced, Uncovered},
     },
     store::RecordFilter,
 };
@@ -41,24 +41,25 @@ pub(super) enum AccessLogCommand {
     Heads(HeadsArgs),
     /// Delete now what is older than `access_log.retention`
     #[command(
-        after_help = "Example:\n  efgs-gateway access-log expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
+        after_help = "Example:\n  efgs-gateway access-log expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease. What is not as it was written is left, and named."
     )]
-    Expire(WorkArgs),
+    Expire(ExpireArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// A public key (PEM) that has signed; beside that of `access_log.signing_key`
+    /// A public key (PEM) that has signed; beside those of `access_log.signing_key` and `former_keys`
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
     /// Statements that were kept elsewhere, as `access-log heads` writes them
     #[arg(long, value_name = "FILE")]
     heads: Option<PathBuf>,
     /// The first statement that must be signed, when the log was begun without a key; the gateway's log names it
-    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
-    signed_from: i64,
+    /// [default: access_log.signed_from]
+    #[arg(long, value_name = "NUMBER")]
+    signed_from: Option<i64>,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -83,6 +84,15 @@ pub(super) struct ExportArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct ExpireArgs {
+    #[command(flatten)]
+    work: WorkArgs,
+    /// Also delete what is not as it was written; the signed statements about it repeat this reason for ever
+    #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    although: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct HeadsArgs {
     #[command(flatten)]
     file: ConfigFile,
@@ -102,24 +112,22 @@ pub(super) async fn run(command: AccessLogCommand) -> Outcome {
 
 async fn verify(args: &VerifyArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    let mut keys: Vec<Key> =
-        app.access_log.signer().map(|signer| signer.public().clone()).into_iter().collect();
+    let mut evidence =
+        Evidence { forgotten_before: access_log::horizon(&app), ..app.access_log.evidence().clone() };
+    evidence.signed_from = args.signed_from.unwrap_or(evidence.signed_from);
     for path in &args.public_key {
-        keys.push(Key::read(path)?);
+        evidence.keys.push(Key::read(path)?);
     }
-    let kept = args.heads.as_deref().map(read_heads).transpose()?.unwrap_or_default();
-    let evidence = Evidence { keys, kept, signed_from: args.signed_from };
+    if let Some(path) = &args.heads {
+        read_heads(path, &mut evidence)?;
+    }
     let report = access_log::verify::verify(&app.store, &evidence).await?;
     let whole = report.faults == 0;
     if args.json {
         say(serde_json::to_string(&report)?)?;
     } else {
         for finding in &report.findings {
-            let place = match &finding.instance {
-                Some(instance) => format!("instance {} record {}", clean(instance), finding.sequence),
-                None => format!("statement {}", finding.sequence),
-            };
-            say(format!("{place}: {}", clean(&finding.what)))?;
+            say(clean(&finding.to_string()))?;
         }
         let more = report.faults - report.findings.len() as u64;
         if more > 0 {
@@ -136,6 +144,16 @@ async fn verify(args: &VerifyArgs) -> Outcome {
                 clean(instance)
             ))?;
         }
+        for Forced { number, instance, sequence, because } in &report.forced {
+            let what = match instance {
+                Some(instance) => format!("records of instance {} up to {sequence}", clean(instance)),
+                None => format!("statements before {sequence}"),
+            };
+            say(format!(
+                "statement {number}: the operator had {what} deleted although they were not as they were written: {}",
+                clean(because)
+            ))?;
+        }
         if evidence.keys.is_empty() {
             say("no key is known, so no signature was verified: name it with --public-key")?;
         }
@@ -148,17 +166,18 @@ async fn verify(args: &VerifyArgs) -> Outcome {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn read_heads(path: &Path) -> Result<Vec<SignedStatement>, String> {
+fn read_heads(path: &Path, evidence: &mut Evidence) -> Result<(), String> {
     let fail = |e: &dyn std::fmt::Display| format!("--heads {}: {e}", path.display());
     let lines = BufReader::new(std::fs::File::open(path).map_err(|e| fail(&e))?).lines();
-    let mut all = Vec::new();
     for (number, line) in (1..).zip(lines) {
         let line = line.map_err(|e| fail(&e))?;
         if !line.trim().is_empty() {
-            all.push(serde_json::from_str(&line).map_err(|e| fail(&format!("line {number}: {e}")))?);
+            let signed: SignedStatement =
+                serde_json::from_str(&line).map_err(|e| fail(&format!("line {number}: {e}")))?;
+            evidence.keep(&signed);
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 async fn export(args: &ExportArgs) -> Outcome {
@@ -218,10 +237,10 @@ async fn heads(args: &HeadsArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn expire(args: &WorkArgs) -> Outcome {
-    let app = open_current(&args.file.config).await?;
-    let done = access_log::forget_now(&app).await?;
-    if args.json {
+async fn expire(args: &ExpireArgs) -> Outcome {
+    let app = open_current(&args.work.file.config).await?;
+    let done = access_log::forget_now(&app, args.although.as_deref()).await?;
+    if args.work.json {
         return say(serde_json::json!({"records": done.records, "statements": done.statements}));
     }
     say(format!(

@@ -10,6 +10,10 @@ use serde::Deserialize;
 pub struct AccessLog {
     /// PEM: the private key, Ed25519 or EC, that signs where the log stands.
     pub signing_key: Option<PathBuf>,
+    /// PEM: public keys that have signed it before.
+    pub former_keys: Vec<PathBuf>,
+    /// The first statement that is signed, of a log that was begun without a key.
+    pub signed_from: i64,
     /// How often that is signed.
     #[serde(with = "humantime_serde")]
     pub sign_every: Duration,
@@ -22,6 +26,8 @@ impl Default for AccessLog {
     fn default() -> Self {
         Self {
             signing_key: None,
+            former_keys: Vec::new(),
+            signed_from: 1,
             sign_every: Duration::from_secs(60),
             retention: Duration::from_secs(90 * 24 * 3600),
         }

@@ -444,6 +444,7 @@ fn absolute(config: &mut Config, folder: &Path) {
     paths.extend(config.database.url_file.as_mut());
     paths.extend(config.database.tls_ca.as_mut());
     paths.extend(config.access_log.signing_key.as_mut());
+    paths.extend(&mut config.access_log.former_keys);
     if let Some(callback) = &mut config.callback {
         paths.extend([&mut callback.certificate, &mut callback.private_key]);
         paths.extend(callback.ca.as_mut());

@@ -35,7 +35,8 @@ impl Default for ChainEnd {
 }
 
 impl ChainEnd {
-    fn new(sequence: i64, hash: Hash) -> Self {
+    /// A chain whose last record has this number and this hash.
+    pub fn new(sequence: i64, hash: Hash) -> Self {
         Self { sequence, hash, open: Vec::new() }
     }
 

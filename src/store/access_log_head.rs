@@ -120,7 +120,7 @@ impl Store {
         self.statements(sql, &[from.into(), limit.into()]).await
     }
 
-    /// The next starts and heads of an instance, of records from `from` on.
+    /// The next heads of an instance, of records from `from` on.
     pub async fn heads_of(
         &self,
         instance: &str,
@@ -133,10 +133,22 @@ impl Store {
         self.statements(sql, &[instance.into(), from.into(), from.into(), after.into(), limit.into()]).await
     }
 
-    /// The newest cut of an instance's chain.
-    pub async fn newest_cut(&self, instance: &str) -> Result<Option<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT 1";
-        Ok(self.statements(sql, &[instance.into()]).await?.pop())
+    /// The last cuts of an instance's chain, the one that goes furthest first.
+    pub async fn newest_cuts(&self, instance: &str, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT ?";
+        self.statements(sql, &[instance.into(), limit.into()]).await
+    }
+
+    /// The last trims, the newest first.
+    pub async fn newest_trims(&self, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE kind = 'trim' ORDER BY number DESC LIMIT ?";
+        self.statements(sql, &[limit.into()]).await
+    }
+
+    /// Whether a statement from number `from` on says that an instance's chain has begun or moved on.
+    pub async fn is_named_from(&self, instance: &str, from: i64) -> Result<bool, StoreError> {
+        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND number >= ? AND kind IN ('start', 'head') LIMIT 1";
+        Ok(!self.statements(sql, &[instance.into(), from.into()]).await?.is_empty())
     }
 
     async fn statements(&self, sql: &str, values: &[Value]) -> Result<Vec<StoredStatement>, StoreError> {

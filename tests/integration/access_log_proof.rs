@@ -199,7 +199,8 @@ async fn what_was_kept_elsewhere_shows_that_the_end_was_cut_off(case: &Case) {
     let kept = String::from_utf8(run(case, &["access-log", "heads"]).stdout).unwrap();
     std::fs::write(case.folder.path().join("kept.jsonl"), &kept).unwrap();
     let kept: Vec<SignedStatement> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let evidence = Evidence { kept, ..evidence(case) };
+    let mut evidence = evidence(case);
+    kept.iter().for_each(|signed| evidence.keep(signed));
     let report = look(case, &evidence).await;
     assert_eq!((report.findings.len(), report.compared), (0, report.statements), "{report:?}");
     // Whoever holds the key and the database can write another history, but not what others keep.
@@ -214,7 +215,7 @@ async fn what_was_kept_elsewhere_shows_that_the_end_was_cut_off(case: &Case) {
     ] {
         case.db.execute(&sql).await;
     }
-    assert_eq!(look(case, &Evidence { kept: Vec::new(), ..evidence.clone() }).await.findings, []);
+    assert_eq!(look(case, &Evidence { kept: Default::default(), ..evidence.clone() }).await.findings, []);
     let report = look(case, &evidence).await;
     assert_eq!(places(&report), [(None, newest)], "{report:?}");
     let heads = case.folder.path().join("kept.jsonl");
@@ -241,17 +242,17 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     case.clock.set(start + day * 60);
     let gateway = case.gateway().await;
     ask(&gateway, 4).await;
-    assert_eq!(forget_now(&gateway.app).await.unwrap(), Default::default());
+    assert_eq!(forget_now(&gateway.app, None).await.unwrap(), Default::default());
     // The old chain has gone as a whole, the other one loses its beginning.
     case.clock.set(start + day * 100);
     ask(&gateway, 3).await;
-    let done = forget_now(&gateway.app).await.unwrap();
+    let done = forget_now(&gateway.app, None).await.unwrap();
     // Nothing is left that the statements about the old chain would prove.
     assert_eq!((done.records, done.statements), (5, 2));
     assert_eq!(look(case, &evidence).await.findings, []);
     case.clock.set(start + day * 155);
     ask(&gateway, 2).await;
-    assert_eq!(forget_now(&gateway.app).await.unwrap().records, 4);
+    assert_eq!(forget_now(&gateway.app, None).await.unwrap().records, 4);
     let report = look(case, &evidence).await;
     assert_eq!((report.records, &report.findings[..]), (5, &[][..]), "{report:?}");
     // What retention has cut is no licence to cut more.
@@ -263,7 +264,7 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     restore(case, "access_log").await;
     case.clock.set(start + day * 200);
     ask(&gateway, 1).await;
-    assert_eq!(forget_now(&gateway.app).await.unwrap().records, 3);
+    assert_eq!(forget_now(&gateway.app, None).await.unwrap().records, 3);
     assert_eq!(look(case, &evidence).await.findings, []);
     // No more statements than those.
     let first = case.db.number("SELECT MIN(number) FROM access_log_head").await;
@@ -274,7 +275,7 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     restore(case, "access_log_head").await;
 }
 
-async fn keep(case: &Case) {
+pub(crate) async fn keep(case: &Case) {
     for table in ["access_log", "access_log_head"] {
         case.db.execute(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
     }
@@ -361,7 +362,7 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
     for _ in 0..3 {
         gateway.client("DE").download(case.today(), None).await;
     }
-    let done = efgs_gateway::access_log::forget_now(&gateway.app).await.unwrap();
+    let done = efgs_gateway::access_log::forget_now(&gateway.app, None).await.unwrap();
     assert!(done.records == 20 && done.statements >= 4, "{done:?}");
     case.stop(&gateway).await;
     assert_eq!(look(case, &evidence).await.findings, []);
@@ -394,7 +395,7 @@ async fn nothing_is_inserted_below_a_cut(case: &Case) {
         gateway.client("DE").download(case.today(), None).await;
     }
     case.db.execute("CREATE TABLE whole AS SELECT * FROM access_log").await;
-    assert_eq!(efgs_gateway::access_log::forget_now(&gateway.app).await.unwrap().records, 6);
+    assert_eq!(efgs_gateway::access_log::forget_now(&gateway.app, None).await.unwrap().records, 6);
     case.stop(&gateway).await;
     let instance = gateway.app.instance.id.clone();
     let evidence = evidence(case);

@@ -115,7 +115,7 @@ async fn nor_when_others_have_taken_the_numbers_that_were_free(case: &Case) {
 }
 
 /// Leaves nothing that the check at the end of every test would find.
-async fn forget_all(case: &Case) {
+pub(crate) async fn forget_all(case: &Case) {
     for table in ["access_log", "access_log_head"] {
         case.db.execute(&format!("DELETE FROM {table}")).await;
     }

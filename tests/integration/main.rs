@@ -8,6 +8,7 @@
 
 mod access_log;
 mod access_log_proof;
+mod access_log_retention;
 mod access_log_signing;
 mod audit;
 mod authority;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     harness::run(&[
         file("access_log", access_log::TESTS),
         file("access_log_proof", access_log_proof::TESTS),
+        file("access_log_retention", access_log_retention::TESTS),
         file("access_log_signing", access_log_signing::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),

@@ -1,10 +1,10 @@
 //! The walk along the list of statements.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::{
     super::{Hash, Kind, ORIGIN, SignedStatement, Statement, digest, hex},
-    Evidence, Known, MOST, PAGE, Report, missing, parse,
+    Evidence, Forced, Known, MOST, PAGE, Report, missing, parse,
 };
 use crate::store::{Store, StoreError, StoredStatement};
 
@@ -58,7 +58,9 @@ pub(super) async fn walk(
     report: &mut Report,
 ) -> Result<BTreeMap<String, Known>, StoreError> {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
-    let mut kept = kept(evidence, report);
+    evidence.kept.tell(report);
+    let mut kept = evidence.kept.iter().peekable();
+    let mut gone: Vec<(i64, bool)> = Vec::new();
     // What is missing may have been forgotten because of its age: a statement further on says so.
     let (mut gaps, mut forgotten): (Vec<Gap>, Forgotten) = (Vec::new(), Forgotten::default());
     // What the statements since the last signed one say.
@@ -86,9 +88,12 @@ pub(super) async fn walk(
             let follows = if number == 1 { Some(ORIGIN) } else { follows };
             last = Some((number, digest(&row.signed.statement)));
             let signed = signature(&row.signed, number, evidence, &mut bare, report);
-            if let Some(kept) = kept.remove(&number) {
+            while let Some((before, _, young)) = kept.next_if(|(before, ..)| *before < number) {
+                gone.push((before, young));
+            }
+            if let Some((_, kept, _)) = kept.next_if(|(kept, ..)| *kept == number) {
                 report.compared += 1;
-                if kept.statement != row.signed.statement {
+                if last.is_some_and(|(_, digest)| digest != kept) {
                     report.fault(None, number, "the statement is another one than was kept elsewhere");
                 }
             }
@@ -114,9 +119,18 @@ pub(super) async fn walk(
             if signed || evidence.keys.is_empty() {
                 forgotten.append(&mut unsigned);
             }
+            if let Some(because) = &statement.although {
+                let instance = (statement.kind != Kind::Trim).then(|| statement.instance.clone());
+                let (sequence, because) = (statement.sequence, because.clone());
+                report.forced.push(Forced { number, instance, sequence, because });
+            }
             if statement.kind != Kind::Trim {
-                let chain = known.entry(statement.instance).or_insert(Known { last: 0, cut: None });
+                let young = statement.kind == Kind::Head && evidence.is_young(&statement);
+                let chain = known.entry(statement.instance).or_default();
                 chain.last = chain.last.max(statement.sequence);
+                if young {
+                    chain.note_young(statement.sequence, number);
+                }
             }
         }
     }
@@ -130,37 +144,30 @@ pub(super) async fn walk(
         let what = "the list ends before the first statement that should be signed (--signed-from)";
         report.fault(None, newest, what);
     }
-    for (number, _) in kept.into_iter().filter(|(number, _)| *number >= forgotten.trimmed) {
-        let what = if number > newest { "at the end of the list " } else { "" };
-        report.fault(
-            None,
-            number,
-            format!("the statement that was kept elsewhere is missing {what}in the database"),
-        );
+    gone.extend(kept.map(|(number, _, young)| (number, young)));
+    for (number, young) in gone {
+        let at_end = if number > newest { "at the end of the list " } else { "" };
+        if number >= forgotten.trimmed {
+            let what = format!("the statement that was kept elsewhere is missing {at_end}in the database");
+            report.fault(None, number, what);
+        } else if young {
+            let what = "the statement that was kept elsewhere was forgotten, but is younger than `access_log.retention`";
+            report.fault(None, number, what);
+        }
     }
+    evidence.kept.note_young(&mut known);
     for (instance, cut) in forgotten.cuts {
         if let Some(known) = known.get_mut(&instance) {
             known.cut = Some(cut);
+            if let Some((sequence, number)) = known.young.filter(|(young, _)| *young <= cut.0) {
+                let what = format!(
+                    "the record was forgotten, but statement {number} about it is younger than `access_log.retention`"
+                );
+                report.fault(Some(&instance), sequence, what);
+            }
         }
     }
     Ok(known)
-}
-
-/// The statements that were kept elsewhere, by their number.
-fn kept<'a>(evidence: &'a Evidence, report: &mut Report) -> HashMap<i64, &'a SignedStatement> {
-    let mut kept = HashMap::new();
-    for one in &evidence.kept {
-        match Statement::parse(&one.statement) {
-            Some(statement) => drop(kept.insert(statement.number, one)),
-            None => {
-                report.fault(None, 0, format!("a line of the file is not a statement: {:?}", one.statement))
-            }
-        }
-        if !evidence.keys.is_empty() && !evidence.verifies(one) {
-            report.fault(None, 0, "a statement of the file is not signed with the key");
-        }
-    }
-    kept
 }
 
 async fn exists(store: &Store, number: i64) -> Result<bool, StoreError> {
