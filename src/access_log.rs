@@ -18,6 +18,7 @@ mod trail;
 pub mod verify;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 pub use head::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
@@ -44,6 +46,9 @@ use crate::{
 
 /// Records in one commit.
 const BATCH: usize = 256;
+
+/// How often a log that cannot be written is tried, at least.
+const PROBE: Duration = Duration::from_secs(10);
 
 /// Entries that wait to be written; there are more only when the database does not keep up.
 const WAITING: usize = 4096;
@@ -187,11 +192,15 @@ async fn state(app: &App, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> 
 pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
     let incoming = app.access_log.incoming.lock().ok().and_then(|mut incoming| incoming.take());
     let Some(mut incoming) = incoming else { return };
-    let period = app.config.access_log.sign_every;
-    // A log that cannot be written makes the gateway unready: it answers nothing but 503.
-    let watch = app.health.watch("log-writer", period);
-    let mut writer = Writer { end: ChainEnd::default(), stated: 0, failing: false, watch };
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    let every = app.config.access_log.sign_every;
+    let probe = PROBE.min(every);
+    // A log that cannot be written makes the gateway unready: it answers nothing but 503. So does one about which nothing
+    // is stated: nobody could tell any more whether it is as it was written.
+    let watch = app.health.watch("log-writer", probe);
+    let signing = app.health.watch("log-signer", every);
+    let mut writer = Writer { end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
+    let ticks = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    let (mut probing, mut stating) = (ticks(probe), ticks(every));
     let mut batch = Vec::with_capacity(BATCH);
     let mut stopping = false;
     loop {
@@ -200,19 +209,27 @@ pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
                 if received == 0 {
                     break;
                 }
-                writer.write(&app, batch.drain(..)).await;
+                // Whoever waits for an entry that goes down in a panic is answered 503.
+                whatever_happens(&writer.watch.clone(), writer.write(&app, batch.drain(..))).await;
             }
-            _ = tick.tick() => {
-                writer.probe(&app).await;
-                writer.sign(&app).await;
-            }
+            _ = probing.tick() => whatever_happens(&writer.watch.clone(), writer.probe(&app)).await,
+            _ = stating.tick() => whatever_happens(&writer.signing.clone(), writer.sign(&app)).await,
             () = shutdown.requested(), if !stopping => {
                 stopping = true;
                 drop(app.access_log.queue.lock().map(|mut queue| queue.take()));
             }
         }
     }
-    writer.sign(&app).await;
+    whatever_happens(&writer.signing.clone(), writer.sign(&app)).await;
+}
+
+/// Lets a panic, which is a defect and has been logged, end nothing but the work at hand: a log that nobody writes would
+/// have every request answered 503 until somebody restarts the gateway.
+async fn whatever_happens(watch: &JobWatch, work: impl Future<Output = ()>) {
+    if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+        watch.failed("a panic: please report it".into());
+        tracing::error!(job = watch.name(), "the access log goes on after a panic: please report it");
+    }
 }
 
 struct Writer {
@@ -221,23 +238,44 @@ struct Writer {
     stated: i64,
     failing: bool,
     watch: JobWatch,
+    signing: JobWatch,
 }
 
 impl Writer {
     async fn write(&mut self, app: &App, batch: impl Iterator<Item = Waiting>) {
         // Nobody must wait behind what was refused during an outage.
         let wanted = |one: &Waiting| !(self.failing && one.is_refused());
-        let (entries, waiting): (Vec<Entry>, Vec<_>) =
+        let (entries, mut waiting): (Vec<Entry>, Vec<_>) =
             batch.filter(wanted).map(|one| (one.entry, one.done)).unzip();
-        if entries.is_empty() {
-            return;
-        }
-        let written = app.store.append_records(&app.instance.id, &mut self.end, &entries).await;
-        let ok = written.is_ok();
-        self.learn(written);
-        for done in waiting.into_iter().flatten() {
-            // Who does not wait any more has gone away.
-            let _ = done.send(ok);
+        // What is still to be written, in its order; the next part is the last one.
+        let mut parts = Vec::from_iter((!entries.is_empty()).then_some(&entries[..]));
+        let mut waiting = waiting.drain(..);
+        while let Some(part) = parts.pop() {
+            let written = app.store.append_records(&app.instance.id, &mut self.end, part).await;
+            if let Err(StoreError::Refused { reason, .. }) = &written
+                && app.store.try_log(&app.instance.id).await.is_ok()
+            {
+                // It is not the log that fails, but an entry: it must harm no other one.
+                if part.len() > 1 {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                    continue;
+                }
+                let id = part.first().map(|entry| entry.request_id.as_str());
+                tracing::error!(
+                    request_id = id,
+                    reason,
+                    "the database refuses this record: please report it"
+                );
+                let _ = waiting.next().flatten().map(|done| done.send(false));
+                continue;
+            }
+            let ok = written.is_ok();
+            self.learn(written);
+            for done in waiting.by_ref().take(part.len()).flatten() {
+                // Who does not wait any more has gone away.
+                let _ = done.send(ok);
+            }
         }
     }
 
@@ -247,6 +285,9 @@ impl Writer {
         if self.failing {
             let tried = app.store.try_log(&app.instance.id).await;
             self.learn(tried);
+        } else {
+            // There was nothing to do.
+            self.watch.progressed();
         }
     }
 
@@ -274,16 +315,18 @@ impl Writer {
     /// Says where the chain stands, if it has moved.
     async fn sign(&mut self, app: &App) {
         if self.end.sequence == self.stated {
-            if !self.failing {
-                // There was nothing to do.
-                self.watch.progressed();
-            }
+            // There was nothing to do.
+            self.signing.progressed();
             return;
         }
         match state(app, Kind::Head, &self.end).await {
-            Ok(()) => self.stated = self.end.sequence,
+            Ok(()) => {
+                self.stated = self.end.sequence;
+                self.signing.progressed();
+            }
             Err(error) => {
-                tracing::warn!(%error, "the head of the access log could not be recorded; it is tried again")
+                tracing::warn!(%error, "the head of the access log could not be recorded; it is tried again");
+                self.signing.failed(error.to_string());
             }
         }
     }

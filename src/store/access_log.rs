@@ -12,7 +12,7 @@ use super::{
     sql::Literals,
     statistics,
 };
-use crate::access_log::{Entry, Hash, ORIGIN, Record, hex};
+use crate::access_log::{Entry, Hash, NOBODY, ORIGIN, Record, hex};
 
 /// Rows that one statement of the retention deletes.
 pub(super) const STEP: i64 = 5000;
@@ -88,6 +88,8 @@ impl Store {
         let before = end.clone();
         let expected = chain(instance, &before, entries);
         let open = Mutex::new(before.open.clone());
+        // Should this end in the middle, the next call has to look.
+        end.open.extend(expected.last().map(|last| last.hash));
         let attempts = || open.lock().map(|open| open.clone()).unwrap_or_default();
         let written = self
             .repeat("access log", || async {
@@ -136,13 +138,20 @@ impl Store {
         Ok(())
     }
 
-    /// Tries whether records can be written: writes one, and takes it away again with the same commit.
+    /// Tries whether records can be written: writes one, and takes it and its total away again with the same commit.
     pub async fn try_log(&self, instance: &str) -> Result<(), StoreError> {
-        let record = Record::new(instance, 0, ORIGIN, Entry::default());
-        let mut delete =
-            Literals::new(self.backend(), "DELETE FROM access_log WHERE sequence = 0 AND instance = ");
-        delete.text(instance);
-        let sql = [insert(self.backend(), &[record]), delete.into_text()];
+        let (backend, entry) = (self.backend(), Entry::default());
+        let delete = |table: &str, key: &str| {
+            let mut sql = Literals::new(backend, &format!("DELETE FROM {table} WHERE {key} AND instance = "));
+            sql.text(instance);
+            sql.into_text()
+        };
+        let sql = [
+            insert(backend, &[Record::new(instance, 0, ORIGIN, entry.clone())]),
+            delete("access_log", "sequence = 0"),
+            statistics::upsert(backend, instance, [&entry]),
+            delete("statistic", &format!("day = '{}' AND country = '{NOBODY}'", entry.at.date_naive())),
+        ];
         self.repeat("try the access log", || self.all_or_nothing(&sql)).await
     }
 

@@ -16,6 +16,7 @@ tests![
     a_certificate_that_is_not_taken_over_is_warned_of_until_it_is,
     what_needs_a_restart_is_warned_of,
     an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request,
+    a_log_about_which_nothing_can_be_stated_makes_the_gateway_unready,
 ];
 
 /// The status of `/health/ready`, and its body.
@@ -173,4 +174,18 @@ async fn an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request(
     assert!(reasons[0].starts_with("the job log-writer has made no progress for "), "{reasons:?}");
     assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log").await, 0);
     gateway.client("DE").download(case.today(), None).await.expect(404);
+}
+
+async fn a_log_about_which_nothing_can_be_stated_makes_the_gateway_unready(case: &Case) {
+    let gateway = case
+        .gateway_with(|config| {
+            config.access_log.sign_every = Duration::from_millis(200);
+            config.database.timeout = Duration::from_secs(1);
+        })
+        .await;
+    case.db.execute("ALTER TABLE access_log_head RENAME TO away").await;
+    gateway.client("DE").download(case.today(), None).await.expect(404);
+    let reasons = unready_until(case, &gateway, "ALTER TABLE away RENAME TO access_log_head").await;
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].starts_with("the job log-signer has made no progress for "), "{reasons:?}");
 }

@@ -10,6 +10,7 @@ mod access_log;
 mod access_log_proof;
 mod access_log_retention;
 mod access_log_signing;
+mod access_log_writer;
 mod audit;
 mod authority;
 mod backends;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         file("access_log_proof", access_log_proof::TESTS),
         file("access_log_retention", access_log_retention::TESTS),
         file("access_log_signing", access_log_signing::TESTS),
+        file("access_log_writer", access_log_writer::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),
