@@ -4,6 +4,7 @@
 use std::{
     any::Any,
     fmt::Debug,
+    io,
     net::{Shutdown, TcpListener},
     rc::Rc,
     sync::Arc,
@@ -13,10 +14,11 @@ use std::{
 use actix_http::{
     HttpServiceBuilder, Request, Response, TlsAcceptorConfig,
     body::{BoxBody, MessageBody},
+    error::DispatchError,
 };
 use actix_server::{GracefulShutdownSignal, Server};
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_factory, forward_ready, map_config};
-use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_tls::accept::{TlsError, rustls_0_23::TlsStream};
 use actix_web::{
     App as ActixApp,
     dev::{AppConfig, Extensions, ServiceResponse},
@@ -31,7 +33,7 @@ use crate::{
     app::{App, StartError},
     http,
     limits::Arrival,
-    telemetry::{self, InFlight, handshake::Handshake},
+    telemetry::{self, InFlight, handshake::Handshake, refusal},
     trust::{Caller, PeerIdentity, TlsSetup},
 };
 
@@ -113,13 +115,16 @@ fn routes(
     map_config(routes.into_factory(), |()| AppConfig::default())
 }
 
+/// What a connection ends with when it does not end well.
+type Failure = TlsError<io::Error, DispatchError>;
+
 /// The service behind the doorman.
 fn guarded<F>(
     service: F,
     app: Arc<App>,
-) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = F::Error, InitError = F::InitError>
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = Failure, InitError = F::InitError>
 where
-    F: ServiceFactory<TcpStream, Config = (), Response = ()>,
+    F: ServiceFactory<TcpStream, Config = (), Response = (), Error = Failure>,
     F::Service: 'static,
     F::Future: 'static,
 {
@@ -136,20 +141,19 @@ struct Guarded<S> {
 
 impl<S> Service<TcpStream> for Guarded<S>
 where
-    S: Service<TcpStream, Response = ()> + 'static,
+    S: Service<TcpStream, Response = (), Error = Failure> + 'static,
 {
     type Response = ();
-    type Error = S::Error;
-    type Future = LocalBoxFuture<'static, Result<(), S::Error>>;
+    type Error = Failure;
+    type Future = LocalBoxFuture<'static, Result<(), Failure>>;
 
     forward_ready!(service);
 
     fn call(&self, stream: TcpStream) -> Self::Future {
-        let arrival = match stream.peer_addr() {
-            Ok(peer) => self.app.limits.arrive(peer.ip(), PATIENCE),
-            // It has gone already.
-            Err(_) => Arrival::Refused,
-        };
+        // Without an address it has gone already.
+        let Ok(peer) = stream.peer_addr() else { return Box::pin(std::future::ready(Ok(()))) };
+        let peer = peer.ip().to_canonical();
+        let arrival = self.app.limits.arrive(peer, PATIENCE);
         let service = self.service.clone();
         Box::pin(async move {
             let _open = match arrival {
@@ -162,7 +166,13 @@ where
                     Some(open)
                 }
             };
-            service.call(stream).await
+            let ended = service.call(stream).await;
+            match &ended {
+                Err(TlsError::Tls(error)) => refusal::handshake(peer, Some(error)),
+                Err(TlsError::Timeout) => refusal::handshake(peer, None),
+                Err(TlsError::Service(_)) | Ok(()) => {}
+            }
+            ended
         })
     }
 }

@@ -8,6 +8,8 @@
 mod collect;
 pub mod handshake;
 mod recorder;
+pub mod refusal;
+mod sparing;
 mod traces;
 
 use tracing_subscriber::{EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -20,6 +22,8 @@ pub use self::{
 
 /// Requests to the national side, by operation and status.
 pub const REQUESTS: &str = "efgs_http_requests_total";
+/// Requests that were refused, by country, operation and the error's code.
+pub const REFUSED: &str = "efgs_requests_refused_total";
 /// Seconds from a request's head to its answer, by operation.
 pub const REQUEST_SECONDS: &str = "efgs_http_request_duration_seconds";
 /// Keys stored, by country.
@@ -40,6 +44,8 @@ pub const RESPONSE_BYTES: &str = "efgs_http_response_bytes_total";
 pub const CONNECTIONS: &str = "efgs_connections";
 /// Connections that were made, by TLS version.
 pub const CONNECTIONS_MADE: &str = "efgs_connections_made_total";
+/// Connections whose handshake failed, by reason.
+pub const HANDSHAKES_FAILED: &str = "efgs_handshakes_failed_total";
 /// Keys given to a country, by country.
 pub const KEYS_DOWNLOADED: &str = "efgs_keys_downloaded_total";
 /// Keys that wait for a batch.

@@ -7,7 +7,7 @@ use actix_web::{
     body::{BodySize, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        ConnectionType,
+        ConnectionType, StatusCode,
         header::{HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -21,7 +21,7 @@ use super::Error;
 use crate::{
     access_log::{Facts, Trail},
     app::App,
-    telemetry::{self, InFlight, handshake::Handshake},
+    telemetry::{self, InFlight, handshake::Handshake, refusal},
     trust::shown_certificate,
 };
 
@@ -56,6 +56,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let id = format!("{:016x}", rand::random::<u64>());
     let app = request.app_data::<Data<App>>().cloned();
     let operation = operation(&request);
+    let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
     let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
     let trail = app.as_ref().map(|app| {
         let queue = app.access_log.queue();
@@ -89,7 +90,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
 
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
     let mut reason = failed.map(ToString::to_string);
-    let code = failed.map(|error| error.answer().1.text().into());
+    let code = failed.map(|error| error.answer().1.text());
     if let Some(limit) = failed.and_then(Error::limit) {
         limit.note();
     }
@@ -110,7 +111,11 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         trail.note(|facts| received = facts.request_bytes);
         // Nothing is answered before it is recorded.
         let recording = trace_span!(target: telemetry::SPANS, parent: &span, "access log");
-        if !trail.end(response.status().as_u16(), code, bytes).instrument(recording).await {
+        if !trail
+            .end(response.status().as_u16(), code.clone().map(Into::into), bytes)
+            .instrument(recording)
+            .await
+        {
             reason = Some(Error::Unrecorded.to_string());
             let answer = Error::Unrecorded.respond(&id, app.clock.now());
             response = response.into_response(answer).map_into_right_body();
@@ -127,6 +132,10 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let caller = caller.as_ref().map_or("-", Country::as_str);
+    if let Some(code) = code.filter(|_| status.is_client_error()) {
+        let labels = [("country", caller.to_owned()), ("operation", operation.to_owned()), ("code", code)];
+        counter!(telemetry::REFUSED, &labels).increment(1);
+    }
     span.record("caller", caller);
     span.record("http.response.status_code", status.as_u16());
     if status.is_server_error() {
@@ -156,6 +165,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
                 "a request failed"
             );
         }
+        Some(reason) if status == StatusCode::FORBIDDEN && refusal::caller(peer, &id, &reason) => {}
         Some(reason) => {
             tracing::info!(
                 request_id = id,

@@ -27,6 +27,9 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     for name in [BATCHES_FORMED, KEYS_EXPIRED, JOURNAL_BYTES, JOURNAL_FAILURES] {
         counter!(name).increment(0);
     }
+    for reason in refusal::FAILURES {
+        counter!(HANDSHAKES_FAILED, "reason" => reason).increment(0);
+    }
     Ok(handle)
 }
 
@@ -37,6 +40,11 @@ fn describe() {
     describe_gauge!(READY, Unit::Count, "1 when /health/ready would answer 200, else 0");
 
     describe_counter!(REQUESTS, Unit::Count, "requests to the national side that were answered");
+    describe_counter!(
+        REFUSED,
+        Unit::Count,
+        "requests that were refused (4xx), by the code of the error; country - is a caller who was not let in"
+    );
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "from a request's head to its answer's head");
     describe_gauge!(REQUESTS_IN_FLIGHT, Unit::Count, "requests that are not answered yet");
     describe_counter!(REQUEST_BYTES, Unit::Bytes, "bodies of requests that were received whole");
@@ -50,6 +58,11 @@ fn describe() {
         CONNECTIONS_MADE,
         Unit::Count,
         "connections made, by TLS version (none behind a load balancer)"
+    );
+    describe_counter!(
+        HANDSHAKES_FAILED,
+        Unit::Count,
+        "connections whose TLS handshake failed: such a caller sends no request"
     );
 
     describe_counter!(

@@ -1,14 +1,20 @@
 //! What a gateway exports, compared with what `docs/metrics.md` promises, and used by a real Prometheus as the dashboard
 //! and the alert rules use it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
+
+use openssl::ssl::{SslConnector, SslConnectorBuilder, SslMethod, SslVerifyMode, SslVersion};
 
 use crate::{
     callback::put,
     callback_server::{Behaviour, CallbackServer},
-    client::{Request, keys},
+    client::{Client, Request, keys},
     collector::Collector,
-    harness::{Case, country, participant, tests, until},
+    harness::{Case, PKI, country, participant, tests, until},
     process::{Process, now},
     prometheus::{Prometheus, dashboard_queries},
     upload::sha1_request,
@@ -17,6 +23,7 @@ use crate::{
 tests![
     what_is_exported_is_documented_and_what_is_documented_is_exported,
     every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_something,
+    a_caller_who_does_not_get_in_is_counted_and_logged_with_its_address,
 ];
 
 /// A gateway that has done each thing once, and those that it calls.
@@ -136,5 +143,76 @@ async fn every_query_of_the_dashboard_and_of_the_alerts_is_understood_and_finds_
     let silent = prometheus.query("ALERTS{alertname!=\"EfgsWatchdog\", alertstate=\"firing\"}").await;
     assert!(silent.is_empty(), "a gateway that is well raises no alarm: {silent:?}");
     assert_eq!(prometheus.query("ALERTS{alertname=\"EfgsWatchdog\"}").await.len(), 1);
+    process.stop().await;
+}
+
+async fn a_caller_who_does_not_get_in_is_counted_and_logged_with_its_address(case: &Case) {
+    case.prepare().await;
+    let process = Process::start(&case.write_config(&case.config_text()));
+    let port = process.port;
+    let shake = |change: &dyn Fn(&mut SslConnectorBuilder)| {
+        let mut builder = SslConnector::builder(SslMethod::tls()).unwrap();
+        builder.set_verify(SslVerifyMode::NONE);
+        change(&mut builder);
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        if let Ok(mut stream) = builder.build().connect("localhost", stream) {
+            // In TLS 1.3 a client is told only when it reads.
+            drop(stream.read(&mut [0; 1]));
+        }
+    };
+    shake(&|_| {});
+    shake(&|_| {});
+    shake(&|builder| builder.set_verify(SslVerifyMode::PEER));
+    shake(&|builder| {
+        builder.set_cipher_list("ALL:@SECLEVEL=0").unwrap();
+        builder.set_min_proto_version(Some(SslVersion::TLS1)).unwrap();
+        builder.set_max_proto_version(Some(SslVersion::TLS1_1)).unwrap();
+    });
+    let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    plain.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    drop(plain.read(&mut [0; 64]));
+    drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+    let failed =
+        |reason: &str, times| format!("efgs_handshakes_failed_total{{reason=\"{reason}\"}} {times}\n");
+    for (reason, times) in [
+        ("no-certificate", 2),
+        ("server-certificate", 1),
+        ("tls-version", 1),
+        ("not-tls", 1),
+        ("closed", 1),
+        ("timeout", 0),
+        ("client-certificate", 0),
+        ("other", 0),
+    ] {
+        let line = failed(reason, times);
+        until(&line, async || process.metrics().await.contains(&line).then_some(())).await;
+    }
+    let unknown = PKI.participant(country("FR")).unwrap();
+    let stranger = Client::new(port, Some(&unknown.authentication), unknown.signing.clone());
+    for _ in 0..2 {
+        stranger.download(now().date_naive(), None).await.refused(403, "forbidden");
+    }
+    let de = process.client("DE").signing_with(&unknown.signing);
+    de.upload("1", &keys(country("DE"), 1, now())).await.refused(400, "untrusted-signer");
+    let metrics = process.metrics().await;
+    for (country, operation, code, times) in
+        [("-", "download", "forbidden", 2), ("DE", "upload", "untrusted-signer", 1)]
+    {
+        let line = format!(
+            "efgs_requests_refused_total{{country=\"{country}\",operation=\"{operation}\",code=\"{code}\"}} {times}\n"
+        );
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    let log = process.log();
+    let said = |message: &str, reason: &str| {
+        let lines = log.iter().filter(|line| line["level"] == "WARN" && line["message"] == message);
+        let lines = lines.filter(|line| line["reason"].as_str().unwrap().contains(reason));
+        lines.inspect(|line| assert_eq!(line["peer"], "127.0.0.1")).count()
+    };
+    for reason in ["no-certificate", "server-certificate", "tls-version", "not-tls"] {
+        assert_eq!(said("a TLS handshake failed", reason), 1, "{reason}: {log:?}");
+    }
+    assert_eq!(said("a TLS handshake failed", "closed"), 0);
+    assert_eq!(said("a caller is not let in", "is not registered"), 1, "{log:?}");
     process.stop().await;
 }

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
@@ -32,9 +32,10 @@ tests![
 /// A gateway that runs as a process.
 pub(crate) struct Process {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
     /// Of the admin side.
     pub(crate) admin: u16,
+    log: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Process {
@@ -49,17 +50,18 @@ impl Process {
 
     fn spawn(command: &mut Command) -> Self {
         let child = command.spawn().unwrap();
-        let mut process = Self { child, port: 0, admin: 0 };
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let mut process = Self { child, port: 0, admin: 0, log: log.clone() };
         let stderr = BufReader::new(process.child.stderr.take().unwrap());
         let (send, receive) = mpsc::channel();
         // Also goes on reading when the address is known, so that the process never waits for us.
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                let log: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                drop(send.send(log));
+                let entry: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                log.lock().unwrap().push(entry.clone());
+                drop(send.send(entry));
             }
         });
-        let mut log = Vec::new();
         while let Ok(entry) = receive.recv_timeout(Duration::from_secs(30)) {
             if entry["message"] == "the gateway serves" {
                 let port = |name: &str| {
@@ -69,9 +71,13 @@ impl Process {
                 (process.port, process.admin) = (port("address"), port("admin_address"));
                 return process;
             }
-            log.push(entry);
         }
-        panic!("the gateway does not start: {log:?}");
+        panic!("the gateway does not start: {:?}", process.log());
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.log.lock().unwrap().clone()
     }
 
     pub(crate) fn client(&self, code: &str) -> Client {
