@@ -68,7 +68,7 @@ pub const CACHE_ENTRIES: &str = "efgs_download_cache_entries";
 pub const CACHE_LOOKUPS: &str = "efgs_download_cache_lookups_total";
 /// Calls to countries by this instance, by country and outcome.
 pub const CALLBACKS: &str = "efgs_callbacks_total";
-/// Callbacks that are paused, after failures or by the operator.
+/// Callbacks that are paused, by what paused them: failures, or the operator.
 pub const CALLBACKS_PAUSED: &str = "efgs_callbacks_paused";
 /// Age of the oldest notification that waits for an active callback.
 pub const CALLBACK_OLDEST_SECONDS: &str = "efgs_callback_oldest_seconds";

@@ -67,6 +67,37 @@ fn the_alerts_fire_when_they_must_and_only_then() {
     promtool(&["test", "rules", TESTS]);
 }
 
+/// Its own checker, `amtool`, looks at the rest where it is installed.
+#[test]
+fn alertmanager_is_told_of_alerts_and_receivers_that_there_are() {
+    const CONFIG: &str = "deploy/prometheus/alertmanager.yml";
+    let (config, alerts) = (yaml(CONFIG), alerts());
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let receivers = list(&config["receivers"]);
+    let routes = [vec![config["route"].clone()], list(&config["route"]["routes"])].concat();
+    for route in &routes {
+        assert!(receivers.iter().any(|receiver| receiver["name"] == route["receiver"]), "{route}");
+    }
+    let inhibited = list(&config["inhibit_rules"]);
+    let matchers =
+        inhibited.iter().flat_map(|rule| ["source_matchers", "target_matchers"].map(|side| &rule[side]));
+    let matchers = matchers.chain(routes.iter().map(|route| &route["matchers"]));
+    let matchers: Vec<Value> = matchers.filter_map(Value::as_array).flatten().cloned().collect();
+    let mut named = 0;
+    for matcher in &matchers {
+        let Some(names) = matcher.as_str().unwrap().strip_prefix("alertname=") else { continue };
+        for name in names.trim_start_matches('~').trim_matches('"').split('|') {
+            assert!(alerts.contains_key(name), "{name} is no alert: {matcher}");
+            named += 1;
+        }
+    }
+    assert!(named > 5, "{matchers:?}");
+    match Command::new("amtool").args(["check-config", CONFIG]).current_dir(ROOT).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => eprintln!("amtool is not installed: only the names were checked"),
+    }
+}
+
 #[test]
 fn each_alert_is_seen_firing_in_a_test() {
     let mut fired = BTreeSet::new();

@@ -85,7 +85,8 @@ impl Work {
         }
         self.app.downloaded.record(&self.app.store).await?;
         let backlog = self.app.store.callback_backlog().await?;
-        metrics::gauge!(telemetry::CALLBACKS_PAUSED).set(backlog.paused as f64);
+        metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "failures").set(backlog.paused as f64);
+        metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "operator").set(backlog.held as f64);
         metrics::gauge!(telemetry::CALLBACK_OLDEST_SECONDS).set(backlog.oldest.as_secs_f64());
         if let Ok(mut at) = self.recorded.lock() {
             *at = Some(Instant::now());

@@ -73,9 +73,11 @@ pub struct FailedCall<'a> {
 /// How the queues stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallbackBacklog {
-    /// Subscriptions that are not called, whoever paused them.
+    /// Subscriptions that are not called because of failures.
     pub paused: u64,
-    /// Age of the oldest notification of those that are.
+    /// Subscriptions that are not called because the operator paused them.
+    pub held: u64,
+    /// Age of the oldest notification of those that are called.
     pub oldest: Duration,
 }
 
@@ -262,7 +264,8 @@ impl Store {
     pub async fn callback_backlog(&self) -> Result<CallbackBacklog, StoreError> {
         self.repeat("callback backlog", || async {
             let sql = format!(
-                "SELECT (SELECT COUNT(*) FROM callback_subscription WHERE state <> 'active') AS paused, \
+                "SELECT (SELECT COUNT(*) FROM callback_subscription WHERE state = 'paused') AS paused, \
+                 (SELECT COUNT(*) FROM callback_subscription WHERE state = 'held') AS held, \
                  {} - (SELECT MIN(n.queued_at) FROM callback_notification n JOIN callback_subscription s \
                  ON s.id = n.subscription_id WHERE s.state = 'active') AS age",
                 sql::now_ms(self.backend())
@@ -273,6 +276,7 @@ impl Store {
             let age: Option<i64> = row.try_get("", "age")?;
             Ok(CallbackBacklog {
                 paused: row.try_get::<i64>("", "paused")? as u64,
+                held: row.try_get::<i64>("", "held")? as u64,
                 oldest: Duration::from_millis(age.unwrap_or(0).max(0) as u64),
             })
         })

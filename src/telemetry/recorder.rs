@@ -136,7 +136,7 @@ fn describe() {
     describe_gauge!(
         CALLBACKS_PAUSED,
         Unit::Count,
-        "callbacks that are paused, after failures or by the operator (of the federation)"
+        "callbacks that are paused, by failures or by the operator (of the federation)"
     );
     describe_gauge!(
         CALLBACK_OLDEST_SECONDS,
