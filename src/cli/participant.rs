@@ -17,7 +17,9 @@ pub(super) enum ParticipantCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  efgs-gateway participant list --config efgs.toml")]
+#[command(
+    after_help = "Example:\n  efgs-gateway participant list --config efgs.toml\n\nDAYS LEFT: until the country has no active certificate left of a type. A 0 under AUTH (it cannot call) or SIGN (its uploads\nare refused) is something to act on. Of its callbacks PAUSED ones have failed, held ones the operator paused."
+)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     file: ConfigFile,
@@ -43,7 +45,7 @@ fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
             serde_json::json!({
                 "country": country,
                 "certificates": {"authentication": p.certificates[0], "signing": p.certificates[1], "callback": p.certificates[2]},
-                "daysLeft": p.days_left, "lastUpload": p.traffic.last_upload, "keys": p.traffic.keys,
+                "daysLeft": p.days(), "missing": p.missing(), "lastUpload": p.traffic.last_upload, "keys": p.traffic.keys,
                 "keysToday": p.traffic.today.keys, "quota": {
                     "keys": p.traffic.today.keys, "keysLimit": p.quota.keys,
                     "keysPercent": percent(p.traffic.today.keys, p.quota.keys),
@@ -52,7 +54,7 @@ fn json(participants: &BTreeMap<String, Participant>) -> Outcome {
                 },
                 "lastDownloadedBatch": p.traffic.downloaded.map(|id| id.to_string()),
                 "batchesBehind": p.traffic.downloaded.map(|_| p.traffic.behind),
-                "callbacks": {"active": p.callbacks[0], "paused": p.callbacks[1]},
+                "callbacks": {"active": p.callbacks[0], "paused": p.callbacks[1], "held": p.callbacks[2]},
             })
         })
         .collect();
@@ -77,17 +79,22 @@ fn table(participants: &BTreeMap<String, Participant>) -> Outcome {
     for (country, p) in participants {
         let [authentication, signing, callback] = p.certificates;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        let paused = if p.callbacks[1] > 0 { format!(", {} PAUSED", p.callbacks[1]) } else { String::new() };
+        let [active, paused, held] = p.callbacks;
+        let mut callbacks = format!("{active} active");
+        for (amount, state) in [(paused, "PAUSED"), (held, "held")] {
+            if amount > 0 {
+                callbacks += &format!(", {amount} {state}");
+            }
+        }
         say(format!(
-            "{country:<3} {authentication:>4} {signing:>4} {callback:>4} {:>9}  {:<17} {:>10} {:>7} {:>10}  {:<24} {:>6}  {} active{paused}",
-            or_dash(p.days_left.map(|days| days.to_string())),
+            "{country:<3} {authentication:>4} {signing:>4} {callback:>4} {:>9}  {:<17} {:>10} {:>7} {:>10}  {:<24} {:>6}  {callbacks}",
+            or_dash(p.days().map(|days| days.to_string())),
             or_dash(p.traffic.last_upload.map(|at| at.format("%Y-%m-%d %H:%M").to_string())),
             p.traffic.today.keys,
             format!("{:.1}%", p.quota_percent()),
             p.traffic.keys,
             or_dash(p.traffic.downloaded.map(|id| id.to_string())),
             or_dash(p.traffic.downloaded.map(|_| p.traffic.behind.to_string())),
-            p.callbacks[0],
         ))?;
     }
     Ok(std::process::ExitCode::SUCCESS)

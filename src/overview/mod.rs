@@ -1,6 +1,7 @@
 //! How well every country is served, at a glance: for the operator's page and for scripts (spec §8.1).
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use crate::{
     app::App,
     health::JobState,
     jobs::{self, Shutdown},
-    store::{BatchRecord, Hour, KnownInstance, StoreError, Subscription},
+    store::{BatchRecord, Ending, Hour, KnownInstance, StoreError, Subscription},
 };
 
 mod page;
@@ -32,6 +33,8 @@ const DEAD_AFTER: TimeDelta = TimeDelta::seconds(60);
 const FRESH: Duration = Duration::from_secs(2);
 /// Hours in the plot.
 const HOURS: i64 = 14 * 24;
+/// How far back uploads are looked at.
+const LOOK_BACK: TimeDelta = TimeDelta::hours(24);
 /// Batches in the table.
 const BATCHES: usize = 10;
 
@@ -45,6 +48,9 @@ pub struct Overview {
     pub version: &'static str,
     /// What somebody should look at, the worst first.
     pub warnings: Vec<Warning>,
+    /// What is as the operator wants it and still worth knowing: the configuration's own risks, and callbacks that the
+    /// operator paused.
+    pub notes: Vec<String>,
     /// Every country that is registered or has done something.
     pub countries: Vec<CountryState>,
     /// Keys uploaded in each hour of the last 14 days, the oldest first; the last one is the hour that runs.
@@ -96,10 +102,48 @@ pub struct CountryState {
     pub behind: Option<u64>,
     /// Callbacks that are called.
     pub callbacks: usize,
-    /// Callbacks that are not called, after failures or by the operator.
+    /// Callbacks that are not called because of failures.
     pub callbacks_paused: usize,
-    /// Days until the first of its active certificates expires; `None` when it has none.
+    /// Callbacks that are not called because the operator paused them.
+    pub callbacks_held: usize,
+    /// Days until it has no active certificate left of a type; `None` when it has none at all.
     pub certificate_days: Option<i64>,
+    /// The types that it needs and of which it has no active certificate: AUTHENTICATION, SIGNING.
+    pub certificates_missing: Vec<&'static str>,
+    /// Its newest uploads, as far as each was refused.
+    pub refused: Refused,
+}
+
+/// Uploads of a country that were refused one after another since the last that was accepted, within a day.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// How many.
+    pub uploads: u64,
+    /// The code of the newest refusal; empty when there is none.
+    pub code: String,
+}
+
+impl Refused {
+    /// By country, from the endings of requests, the newest first. Who comes too fast (429) or goes away (499) is not
+    /// refused for what the upload is.
+    fn by_country(endings: &[Ending]) -> BTreeMap<String, Self> {
+        let (mut all, mut accepted) = (BTreeMap::<String, Self>::new(), BTreeSet::new());
+        for ending in endings.iter().filter(|ending| ending.upload) {
+            let Some(country) = &ending.country else { continue };
+            match ending.status {
+                200..=299 => drop(accepted.insert(country.clone())),
+                400..=499 if ![429, 499].contains(&ending.status) && !accepted.contains(country) => {
+                    let refused = all.entry(country.clone()).or_default();
+                    refused.uploads += 1;
+                    if refused.code.is_empty() {
+                        refused.code = ending.error.clone().unwrap_or_default();
+                    }
+                }
+                _ => {}
+            }
+        }
+        all
+    }
 }
 
 /// A batch.
@@ -201,18 +245,20 @@ impl Overview {
         app.chain.refresh().await?;
         let subscriptions = app.store.subscriptions(None).await?;
         let pending = app.store.pending().await?;
+        let endings = app.store.endings(now - LOOK_BACK).await?;
         let mut overview = Self {
             at: now,
             version: env!("CARGO_PKG_VERSION"),
             warnings: Vec::new(),
-            countries: countries(app, now, &subscriptions).await?,
+            notes: Vec::new(),
+            countries: countries(app, now, &subscriptions, Refused::by_country(&endings)).await?,
             hours: hours(now, &app.store.keys_by_hour(first_hour(now)).await?),
             batches: app.chain.newest(BATCHES).iter().map(|batch| BatchState::of(batch)).collect(),
             waiting: Waiting { uploads: pending.uploads, keys: pending.keys, since: pending.oldest },
             jobs: app.health.jobs().iter().map(|job| JobView::of(job, now)).collect(),
             instances: app.store.instances().await?.iter().map(InstanceView::of).collect(),
         };
-        overview.warnings = warnings::find(app, &overview, &subscriptions).await;
+        (overview.warnings, overview.notes) = warnings::find(app, &overview, &subscriptions, &endings).await;
         Ok(overview)
     }
 }
@@ -221,6 +267,7 @@ async fn countries(
     app: &App,
     now: DateTime<Utc>,
     subscriptions: &[Subscription],
+    mut refused: BTreeMap<String, Refused>,
 ) -> Result<Vec<CountryState>, StoreError> {
     // Without a registry nobody is served, which is said as a problem.
     let registry = app.trust.registry().unwrap_or_default();
@@ -234,7 +281,10 @@ async fn countries(
         behind: participant.traffic.downloaded.map(|_| participant.traffic.behind),
         callbacks: participant.callbacks[0],
         callbacks_paused: participant.callbacks[1],
-        certificate_days: participant.days_left,
+        callbacks_held: participant.callbacks[2],
+        certificate_days: participant.days(),
+        certificates_missing: participant.missing(),
+        refused: refused.remove(&country).unwrap_or_default(),
         country,
     };
     Ok(participants.into_iter().map(state).collect())

@@ -64,6 +64,7 @@ pub fn page(overview: &Overview) -> String {
                 }
                 main {
                     section #warnings data-live aria-labelledby="warnings-heading" { (warnings(overview)) }
+                    section #notes data-live aria-labelledby="notes-heading" { (notes(overview)) }
                     section aria-labelledby="countries-heading" {
                         h2 id="countries-heading" tabindex="-1" { "Countries" }
                         div #countries data-live { (countries(overview)) }
@@ -116,6 +117,16 @@ fn warnings(overview: &Overview) -> Markup {
                     li class=(class) { strong { (word) } " " (warning.text) }
                 }
             }
+        }
+    }
+}
+
+/// Nothing to look at: the operator decided so.
+fn notes(overview: &Overview) -> Markup {
+    html! {
+        @if !overview.notes.is_empty() {
+            h2 id="notes-heading" { "Good to know" }
+            ul.notes { @for note in &overview.notes { li { (note) } } }
         }
     }
 }
@@ -181,6 +192,7 @@ fn keys_today(country: &CountryState) -> Markup {
     let percent = country.quota_percent;
     html! {
         (amount(country.keys_today))
+        @if country.refused.uploads > 0 { " " span.mark.attention { (country.refused.uploads) " refused" } }
         @if percent >= 80.0 { " " span.mark.attention { (percent) "% of the quota" } }
     }
 }
@@ -194,17 +206,21 @@ fn behind(country: &CountryState) -> Markup {
 }
 
 fn callbacks(country: &CountryState) -> Markup {
-    match (country.callbacks, country.callbacks_paused) {
-        (0, 0) => html! { span.faint { "none" } },
-        (active, 0) => html! { (active) " active" },
-        (0, paused) => html! { span.mark.attention { (paused) " paused" } },
-        (active, paused) => html! { (active) " active, " span.mark.attention { (paused) " paused" } },
+    let (active, paused, held) = (country.callbacks, country.callbacks_paused, country.callbacks_held);
+    html! {
+        @if (active, paused, held) == (0, 0, 0) { span.faint { "none" } }
+        @if active > 0 { (active) " active " }
+        @if paused > 0 { span.mark.attention { (paused) " paused" } " " }
+        @if held > 0 { span.faint { (held) " held" } }
     }
 }
 
 fn certificates(country: &CountryState) -> Markup {
     match country.certificate_days {
         None => html! { span.mark.problem { "none" } },
+        Some(_) if !country.certificates_missing.is_empty() => {
+            html! { span.mark.problem { "no " (country.certificates_missing.join(", ")) } }
+        }
         Some(days) if days <= CERTIFICATE_SOON => html! { span.mark.attention { (days) " days" } },
         Some(days) => html! { (days) " days" },
     }

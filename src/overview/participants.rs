@@ -19,14 +19,14 @@ const KINDS: [CertificateType; 3] =
 pub struct Participant {
     /// Active certificates: authentication, signing, callback.
     pub certificates: [usize; 3],
-    /// Days until the first of them expires.
-    pub days_left: Option<i64>,
+    /// Of each of these types, days until none of them is left.
+    pub days_left: [Option<i64>; 3],
     /// What it has uploaded and downloaded.
     pub traffic: Traffic,
     /// What it may upload in a day.
     pub quota: Usage,
-    /// Callbacks: active, paused.
-    pub callbacks: [usize; 2],
+    /// Callbacks: active, paused after failures, paused by the operator.
+    pub callbacks: [usize; 3],
 }
 
 impl Participant {
@@ -43,10 +43,10 @@ impl Participant {
             if registry.active(entry.certificate.thumbprint(), entry.kind, now).is_err() {
                 continue;
             }
-            let left = days_left(entry.certificate.not_after(), now);
-            participant.days_left = Some(participant.days_left.map_or(left, |least| least.min(left)));
             if let Some(kind) = KINDS.iter().position(|kind| *kind == entry.kind) {
                 participant.certificates[kind] += 1;
+                let left = days_left(entry.certificate.not_after(), now);
+                participant.days_left[kind] = participant.days_left[kind].max(Some(left));
             }
         }
         for (country, traffic) in app.store.traffic(now.date_naive()).await? {
@@ -54,7 +54,11 @@ impl Participant {
         }
         for subscription in subscriptions {
             let callbacks = &mut participants.entry(subscription.country.to_string()).or_default().callbacks;
-            callbacks[usize::from(subscription.state != SubscriptionState::Active)] += 1;
+            callbacks[match subscription.state {
+                SubscriptionState::Active => 0,
+                SubscriptionState::Paused => 1,
+                SubscriptionState::Held => 2,
+            }] += 1;
         }
         for (country, participant) in &mut participants {
             // What is in the database was a country when it was written.
@@ -63,6 +67,17 @@ impl Participant {
             }
         }
         Ok(participants)
+    }
+
+    /// Days until it has no active certificate left of a type of which it has one now; `None` when it has none at all.
+    pub fn days(&self) -> Option<i64> {
+        self.days_left.into_iter().flatten().min()
+    }
+
+    /// The types that every country needs and of which it has no active certificate.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let needed = KINDS.iter().zip(self.days_left).take(2);
+        needed.filter(|(_, left)| left.is_none()).map(|(kind, _)| kind.as_str()).collect()
     }
 
     /// The part of the day's quota that is used up, of keys or of bytes, whichever is more, in percent.

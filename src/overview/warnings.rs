@@ -1,4 +1,4 @@
-//! What an operator should look at.
+//! What an operator should look at, and what is only worth knowing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,24 +7,36 @@ use chrono::TimeDelta;
 use super::{Overview, Severity, Warning};
 use crate::{
     app::App,
-    store::{Subscription, SubscriptionState},
+    store::{Ending, Subscription, SubscriptionState},
 };
 
 /// A country that is as many batches behind, and has not downloaded for [`SILENT`], is told of.
 const BEHIND: u64 = 3;
 const SILENT: TimeDelta = TimeDelta::hours(2);
+/// A country whose last uploads were refused, as many in a row, is told of.
+const REFUSED: u64 = 3;
+/// What of the warnings of `/health/ready` means that somebody is not served.
+const PROBLEMS: [&str; 2] = ["uploads are refused", "the database refuses to write"];
 
-/// Finds what is not as it should be, the worst first.
+/// Finds what is not as it should be, the worst first, and what is worth a note.
 pub(super) async fn find(
     app: &Arc<App>,
     overview: &Overview,
     subscriptions: &[Subscription],
-) -> Vec<Warning> {
+    endings: &[Ending],
+) -> (Vec<Warning>, Vec<String>) {
     let problem = |text: String| Warning { severity: Severity::Problem, text };
     let attention = |text: String| Warning { severity: Severity::Attention, text };
     let readiness = app.readiness(Duration::from_secs(2)).await;
     let mut found: Vec<Warning> = readiness.reasons.into_iter().map(problem).collect();
-    found.extend(readiness.warnings.into_iter().map(attention));
+    let is_problem = |text: &String| PROBLEMS.iter().any(|problem| text.starts_with(problem));
+    found.extend(
+        readiness
+            .warnings
+            .into_iter()
+            .map(|text| if is_problem(&text) { problem(text) } else { attention(text) }),
+    );
+    let mut notes = app.config.warnings();
     if let Ok(registry) = app.trust.registry() {
         let refused = registry.refused().iter();
         found.extend(
@@ -49,8 +61,27 @@ pub(super) async fn find(
             instance.silent_seconds / 60
         )));
     }
+    let hour = overview.at - TimeDelta::hours(1);
+    let failed: Vec<&Ending> = endings.iter().filter(|e| e.status >= 500 && e.at >= hour).collect();
+    if let Some(newest) = failed.first() {
+        found.push(attention(format!(
+            "5xx answers in the last hour: {}, the newest {}; the log has the reasons",
+            failed.len(),
+            newest.error.as_deref().unwrap_or("without a code"),
+        )));
+    }
     for country in &overview.countries {
         let code = &country.country;
+        let refused = &country.refused;
+        if refused.uploads >= REFUSED {
+            found.push(problem(format!(
+                "{code}: its last {} uploads were refused: {}",
+                refused.uploads, refused.code
+            )));
+        }
+        if country.quota_percent >= 100.0 {
+            found.push(attention(format!("{code} has used up its quota of today")));
+        }
         let silent = country.last_download.is_none_or(|at| overview.at - at > SILENT);
         match country.behind {
             Some(behind) if behind >= BEHIND && silent => {
@@ -60,6 +91,11 @@ pub(super) async fn find(
         }
         if country.certificate_days.is_none() {
             found.push(attention(format!("{code} has no active certificate: it cannot take part")));
+            continue;
+        }
+        for kind in &country.certificates_missing {
+            let effect = if *kind == "SIGNING" { "its uploads are refused" } else { "it cannot call" };
+            found.push(attention(format!("{code} has no active {kind} certificate: {effect}")));
         }
     }
     for subscription in subscriptions {
@@ -71,11 +107,10 @@ pub(super) async fn find(
                 found.push(attention(format!("the callback {name} of {country} is paused: {error}")));
             }
             SubscriptionState::Held => {
-                found.push(attention(format!("the callback {name} of {country} was paused by the operator")));
+                notes.push(format!("the callback {name} of {country} was paused by the operator"));
             }
         }
     }
-    found.extend(app.config.warnings().into_iter().map(attention));
     found.sort_by_key(|warning| warning.severity);
-    found
+    (found, notes)
 }

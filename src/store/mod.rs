@@ -59,7 +59,7 @@ pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use journal::{JournalUpload, Journaled, PendingBatch, PendingWithdrawal};
 pub use lease::{Job, LEASE_TERM, Lease};
-pub use overview::{Hour, KnownInstance};
+pub use overview::{Ending, Hour, KnownInstance};
 pub use participants::Traffic;
 pub use pool::PoolState;
 pub use quota::Usage;

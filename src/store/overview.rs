@@ -34,7 +34,50 @@ pub struct Hour {
     pub keys: u64,
 }
 
+/// How a request ended that was an upload, or that failed (5xx).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// When the request arrived.
+    pub at: DateTime<Utc>,
+    /// The caller, if it was let in.
+    pub country: Option<String>,
+    /// Whether it was an upload.
+    pub upload: bool,
+    /// Of the answer.
+    pub status: u16,
+    /// Code of the error.
+    pub error: Option<String>,
+}
+
+/// [`Store::endings`] looks at the newest so many requests of all kinds, at most: a look must not cost much.
+const NEWEST: i64 = 20_000;
+
 impl Store {
+    /// How uploads and requests that failed ended since `since`, on every instance, the newest first.
+    pub async fn endings(&self, since: DateTime<Utc>) -> Result<Vec<Ending>, StoreError> {
+        self.repeat("endings", || async {
+            let sql = "SELECT at, country, operation, status, error FROM \
+                       (SELECT at, country, operation, status, error FROM access_log WHERE at >= ? \
+                       ORDER BY at DESC LIMIT ?) newest \
+                       WHERE operation = 'upload' OR status >= 500 ORDER BY at DESC";
+            let values = [since.timestamp_micros().into(), NEWEST.into()];
+            let mut endings = Vec::new();
+            for row in self.db.query_all_raw(self.statement(sql, values)).await? {
+                let at: i64 = row.try_get("", "at")?;
+                let status: i16 = row.try_get("", "status")?;
+                endings.push(Ending {
+                    at: DateTime::from_timestamp_micros(at).unwrap_or_default(),
+                    country: row.try_get("", "country")?,
+                    upload: row.try_get::<String>("", "operation")? == "upload",
+                    status: status.unsigned_abs(),
+                    error: row.try_get("", "error")?,
+                });
+            }
+            Ok(endings)
+        })
+        .await
+    }
+
     /// Records that an instance is alive, and forgets those that have been silent for a day.
     pub async fn beat(&self, instance: &Instance) -> Result<(), StoreError> {
         self.repeat("sign of life", || async {

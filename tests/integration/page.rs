@@ -8,12 +8,14 @@ use serde_json::Value;
 use crate::{
     browser::Browser,
     callback::put,
+    client::{Request, keys},
     database::Kind,
-    harness::{Case, PKI, Running, country, import, tests, until},
+    harness::{Case, PKI, Running, country, import, participant, tests, until},
 };
 
 tests![
     it_says_how_each_country_is_served,
+    it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_notice,
     what_others_have_written_is_shown_and_not_carried_out,
     nothing_comes_from_elsewhere,
     without_the_database_it_says_so,
@@ -73,11 +75,16 @@ async fn it_says_how_each_country_is_served(case: &Case) {
     let warnings = overview["warnings"].as_array().unwrap();
     let texts = warnings.iter().map(|warning| warning["text"].as_str().unwrap());
     let texts: Vec<_> = texts.filter(|text| !text.contains("DATABASE-CA")).collect();
-    assert_eq!(texts.len(), 1, "{warnings:?}");
-    assert!(texts[0].starts_with("`[callback]` is not set"), "{warnings:?}");
+    assert_eq!(texts, [""; 0], "{warnings:?}");
+    // What is only a matter of the configuration is no warning.
+    let notes = overview["notes"].as_array().unwrap();
+    assert!(
+        notes.iter().any(|note| note.as_str().unwrap().starts_with("`[callback]` is not set")),
+        "{notes:?}"
+    );
 
     let page = get(&gateway, "/").await.text().await.unwrap();
-    for text in ["Germany", "to look at", "2 keys in 1 uploads", &gateway.app.instance.id] {
+    for text in ["Germany", "`[callback]` is not set", "2 keys in 1 uploads", &gateway.app.instance.id] {
         assert!(page.contains(text), "{text}: {page}");
     }
 
@@ -85,14 +92,80 @@ async fn it_says_how_each_country_is_served(case: &Case) {
     case.db.execute("INSERT INTO instance (id, host, version, started_at, seen_at) SELECT 'dead000000000000', 'elsewhere', '0', seen_at - 200000, seen_at - 120000 FROM instance").await;
     gateway.app.store.hold_subscription(country("NL"), "notify").await.unwrap();
     case.clock.set(now + TimeDelta::hours(4));
-    let warnings = json(&gateway).await["warnings"].to_string();
+    let overview = json(&gateway).await;
+    let warnings = overview["warnings"].to_string();
     for text in [
         "an upload has waited for a batch for 240 minutes",
         "the instance dead000000000000 on elsewhere has not been heard of for 2 minutes",
-        "the callback notify of NL was paused by the operator",
     ] {
         assert!(warnings.contains(text), "{text}: {warnings}");
     }
+    assert!(!warnings.contains("the callback notify"), "{warnings}");
+    assert!(overview["notes"].to_string().contains("the callback notify of NL was paused by the operator"));
+    let nl = of(&overview, "countries", "country", "NL");
+    assert_eq!(
+        (&nl["callbacks"], &nl["callbacksPaused"], &nl["callbacksHeld"]),
+        (&0.into(), &0.into(), &1.into())
+    );
+    gateway.form().await;
+}
+
+async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_notice(case: &Case) {
+    let limits = |config: &mut efgs_gateway::config::Config| config.limits.keys_per_day = 5;
+    let (gateway, other) = (case.gateway_with(limits).await, case.gateway().await);
+    let now = case.clock.now();
+    let (de, nl) = (gateway.client("DE"), gateway.client("NL"));
+    de.upload_new("before", 1, now).await;
+    // DE signs with NL's certificate, at one gateway and at the other; NL makes the same mistake, and mends it.
+    let de = [&gateway, &other].map(|to| to.client("DE").signing_with(&nl.signing));
+    let new_keys = |code| keys(country(code), 1, now);
+    for i in 0..4 {
+        case.clock.set(now + TimeDelta::seconds(i + 1));
+        let keys = new_keys("DE");
+        de[i as usize % 2].upload(&format!("{i}"), &keys).await.refused(400, "untrusted-signer");
+        let keys = new_keys("NL");
+        let wrong = nl.signing_with(&participant("DE").signing);
+        wrong.upload(&format!("{i}"), &keys).await.refused(400, "untrusted-signer");
+    }
+    case.clock.set(now + TimeDelta::minutes(1));
+    nl.upload_new("mended", 5, now).await;
+    nl.upload("more", &new_keys("NL")).await.refused(429, "quota-exceeded");
+    for certificate in gateway.app.store.certificates().await.unwrap() {
+        if (certificate.country.as_str(), certificate.kind.as_str()) == ("IT", "SIGNING") {
+            let thumbprint = certificate.thumbprint.try_into().unwrap();
+            let thumbprint = efgs_protocol::certificate::Thumbprint::from_bytes(thumbprint);
+            gateway.app.store.revoke_certificate(thumbprint, now).await.unwrap();
+        }
+    }
+    gateway.reload().await;
+
+    let overview = json(&gateway).await;
+    let refused = |code| of(&overview, "countries", "country", code)["refused"].clone();
+    assert_eq!(refused("DE"), serde_json::json!({"uploads": 4, "code": "untrusted-signer"}));
+    assert_eq!(refused("NL"), serde_json::json!({"uploads": 0, "code": ""}));
+    let it = of(&overview, "countries", "country", "IT");
+    assert_eq!(it["certificatesMissing"], serde_json::json!(["SIGNING"]));
+    let warnings = overview["warnings"].as_array().unwrap();
+    let texts: Vec<_> = warnings.iter().map(|warning| warning["text"].as_str().unwrap()).collect();
+    for text in [
+        "DE: its last 4 uploads were refused: untrusted-signer",
+        "IT has no active SIGNING certificate: its uploads are refused",
+        "NL has used up its quota of today",
+    ] {
+        assert!(texts.contains(&text), "{text}: {texts:?}");
+    }
+    assert!(!texts.iter().any(|text| text.starts_with("NL: its last") || text.contains("5xx")), "{texts:?}");
+
+    case.db.execute("ALTER TABLE callback_subscription RENAME TO away").await;
+    nl.send(Request::get("/diagnosiskeys/callback")).await.expect(500);
+    case.db.execute("ALTER TABLE away RENAME TO callback_subscription").await;
+    let warnings = json(&gateway).await["warnings"].to_string();
+    assert!(warnings.contains("5xx answers in the last hour: 1, the newest internal"), "{warnings}");
+    case.clock.set(now + TimeDelta::hours(2));
+    assert!(!json(&gateway).await["warnings"].to_string().contains("5xx"));
+    case.clock.set(now + TimeDelta::hours(30));
+    let overview = json(&gateway).await;
+    assert_eq!(of(&overview, "countries", "country", "DE")["refused"]["uploads"], 0, "that was yesterday");
     gateway.form().await;
 }
 
