@@ -124,15 +124,15 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// By country, from the endings of requests, the newest first. Who comes too fast (429) or goes away (499) is not
-    /// refused for what the upload is.
+    /// By country, from the endings of requests, the newest first. What is not a POST
+    /// (405), comes too fast (429) or goes away (499) is not refused for what the upload is.
     fn by_country(endings: &[Ending]) -> BTreeMap<String, Self> {
         let (mut all, mut accepted) = (BTreeMap::<String, Self>::new(), BTreeSet::new());
         for ending in endings.iter().filter(|ending| ending.upload) {
             let Some(country) = &ending.country else { continue };
             match ending.status {
                 200..=299 => drop(accepted.insert(country.clone())),
-                400..=499 if ![429, 499].contains(&ending.status) && !accepted.contains(country) => {
+                400..=499 if ![405, 429, 499].contains(&ending.status) && !accepted.contains(country) => {
                     let refused = all.entry(country.clone()).or_default();
                     refused.uploads += 1;
                     if refused.code.is_empty() {
