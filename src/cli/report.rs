@@ -10,7 +10,7 @@ use crate::access_log::Tally;
 /// Show uploads, downloads, callbacks and errors of each country and day, over all gateways
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  efgs-gateway report --config efgs.toml\n  efgs-gateway report --config efgs.toml --from 2026-11-01 --to 2026-11-30 --country DE --csv > november.csv\n\nDays are UTC. The country -- stands for callers who were not let in."
+    after_help = "Examples:\n  efgs-gateway report --config efgs.toml\n  efgs-gateway report --config efgs.toml --from 2026-11-01 --to 2026-11-30 --country DE --csv > november.csv\n\nDays are UTC. The country -- stands for callers who were not let in.\n\nBATCHES are those that were formed on the day and have keys of the country. One that has keys of several countries counts\nfor each of them, so they have no total."
 )]
 pub(super) struct ReportArgs {
     #[command(flatten)]
@@ -94,6 +94,9 @@ fn csv(rows: &mut [(NaiveDate, String, Tally)]) -> Outcome {
     Ok(std::process::ExitCode::SUCCESS)
 }
 
+/// Place of its column in the table.
+const BATCHES: usize = 3;
+
 fn table(rows: &[(NaiveDate, String, Tally)]) -> Outcome {
     let line = |day: &str, country: &str, cells: [String; 12]| {
         let [
@@ -154,5 +157,8 @@ fn table(rows: &[(NaiveDate, String, Tally)]) -> Outcome {
             *sum += *counter;
         }
     }
-    line("total", "", cells(&total))
+    let mut total = cells(&total);
+    // A batch that has keys of several countries counts for each of them.
+    total[BATCHES] = "-".to_owned();
+    line("total", "", total)
 }
