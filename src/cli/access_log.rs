@@ -181,6 +181,14 @@ fn read_heads(path: &Path, evidence: &mut Evidence) -> Result<(), String> {
 }
 
 async fn export(args: &ExportArgs) -> Outcome {
+    if let (Some(from), Some(to)) = (args.from, args.to)
+        && from >= to
+    {
+        return Err(format!(
+            "--from {from} is not before --to, which ends at {to}: there is nothing between"
+        )
+        .into());
+    }
     let app = open_current(&args.file.config).await?;
     let filter = RecordFilter { from: args.from, to: args.to, country: args.country.map(|c| c.to_string()) };
     // Complete or not there at all.

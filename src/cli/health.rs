@@ -22,10 +22,13 @@ pub(super) struct HealthArgs {
     ready: bool,
 }
 
+/// For everything but the database, for which `/health/ready` waits twice `database.timeout`.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn run(args: &HealthArgs) -> Outcome {
-    let mut address = Config::load(&args.file.config)?.server.admin_listen;
+    let config = Config::load(&args.file.config)?;
+    let mut address = config.server.admin_listen;
+    let patience = PATIENCE + if args.ready { config.database.timeout * 2 } else { Duration::ZERO };
     if address.ip().is_unspecified() {
         let loopback = |ip| {
             if matches!(ip, IpAddr::V4(_)) { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
@@ -35,7 +38,7 @@ pub(super) fn run(args: &HealthArgs) -> Outcome {
     let path = if args.ready { "/health/ready" } else { "/health/live" };
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.take(64 * 1024).read_to_string(&mut answer)?;

@@ -72,7 +72,7 @@ impl Registry {
                 Ok(entry) => {
                     registry.entries.insert((entry.certificate.thumbprint(), entry.kind), entry);
                 }
-                Err(reason) => registry.refused.push(format!("certificate row {}: {reason}", row.id)),
+                Err(reason) => registry.refused.push(format!("certificate {}: {reason}", name(row))),
             }
         }
         registry
@@ -142,6 +142,16 @@ impl Registry {
     pub fn entries(&self) -> impl Iterator<Item = &Registered> {
         self.entries.values()
     }
+}
+
+/// A row for people, as it calls itself: that need not be true.
+fn name(row: &StoredCertificate) -> String {
+    let thumbprint = match <[u8; 32]>::try_from(&*row.thumbprint) {
+        Ok(bytes) => Thumbprint::from_bytes(bytes).to_string(),
+        Err(_) => format!("of {} bytes", row.thumbprint.len()),
+    };
+    let (kind, country) = (row.kind.escape_debug(), row.country.escape_debug());
+    format!("row {} ({kind} of {country}, thumbprint {thumbprint})", row.id)
 }
 
 fn verify_row(row: &StoredCertificate, anchor: &TrustAnchor) -> Result<Registered, String> {

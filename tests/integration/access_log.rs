@@ -152,6 +152,9 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
         german.lines().count() == 5 && german.lines().all(|line| line.contains("\"country\":\"DE\"")),
         "{german}"
     );
+    let backwards = run(case, &["access-log", "export", "--from", "2026-11-30", "--to", "2026-11-01"]);
+    let said = String::from_utf8(backwards.stderr).unwrap();
+    assert!(!backwards.status.success() && said.contains("is not before --to"), "{said}");
 }
 
 /// Runs a command with this test's configuration.

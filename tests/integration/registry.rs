@@ -105,9 +105,11 @@ async fn a_row_that_was_tampered_with_is_as_good_as_absent(case: &Case) {
         let refused = refused(&gateway).await;
         assert_eq!(refused.len(), 1, "{what}: {refused:?}");
         assert!(
-            refused[0].contains(&format!("row {id}")) && refused[0].contains(reason),
+            refused[0].starts_with(&format!("certificate row {id} (")) && refused[0].contains(reason),
             "{what}: {refused:?}"
         );
+        let named = refused[0].contains(&format!("(AUTHENTICATION of DE, thumbprint {hex}):"));
+        assert_eq!(named, !["country", "use", "unknown use", "thumbprint"].contains(&what), "{refused:?}");
         client.download(case.today(), None).await.refused(403, "forbidden");
         // The other rows still count.
         gateway.client("NL").download(case.today(), None).await.refused(404, "batch-not-found");

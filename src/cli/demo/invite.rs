@@ -79,6 +79,7 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
         report.aside(format_args!("\n  # {what}"))?;
         report.line(format_args!("  {}", lines.join(" \\\n    ")))?;
     }
-    report.line(format_args!("\nThe API, to read in a browser: http://{admin}/swagger/"))?;
+    report.line(format_args!("\nThe operator's page, in a browser: http://{admin}/"))?;
+    report.line(format_args!("The API, to read there: http://{admin}/swagger/"))?;
     Ok(())
 }
