@@ -79,7 +79,12 @@ pub(super) async fn find(
                 refused.uploads, refused.code
             )));
         }
-        if country.quota_percent >= 100.0 {
+        // Also when what is left of it is too little for an upload.
+        let newest = endings.iter().find(|e| e.upload && e.country.as_ref() == Some(code));
+        let over = newest.is_some_and(|e| {
+            e.error.as_deref() == Some("quota-exceeded") && e.at.date_naive() == overview.at.date_naive()
+        });
+        if over || country.quota_percent >= 100.0 {
             found.push(attention(format!("{code} has used up its quota of today")));
         }
         let silent = country.last_download.is_none_or(|at| overview.at - at > SILENT);

@@ -129,7 +129,10 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
     }
     case.clock.set(now + TimeDelta::minutes(1));
     nl.upload_new("mended", 5, now).await;
-    nl.upload("more", &new_keys("NL")).await.refused(429, "quota-exceeded");
+    let ie = gateway.client("IE");
+    ie.upload_new("most", 4, now).await;
+    case.clock.set(now + TimeDelta::minutes(2));
+    ie.upload("more", &keys(country("IE"), 2, now)).await.refused(429, "quota-exceeded");
     for certificate in gateway.app.store.certificates().await.unwrap() {
         if (certificate.country.as_str(), certificate.kind.as_str()) == ("IT", "SIGNING") {
             let thumbprint = certificate.thumbprint.try_into().unwrap();
@@ -142,7 +145,9 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
     let overview = json(&gateway).await;
     let refused = |code| of(&overview, "countries", "country", code)["refused"].clone();
     assert_eq!(refused("DE"), serde_json::json!({"uploads": 4, "code": "untrusted-signer"}));
-    assert_eq!(refused("NL"), serde_json::json!({"uploads": 0, "code": ""}));
+    for mended in ["NL", "IE"] {
+        assert_eq!(refused(mended), serde_json::json!({"uploads": 0, "code": ""}), "{mended}");
+    }
     let it = of(&overview, "countries", "country", "IT");
     assert_eq!(it["certificatesMissing"], serde_json::json!(["SIGNING"]));
     let warnings = overview["warnings"].as_array().unwrap();
@@ -151,10 +156,16 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
         "DE: its last 4 uploads were refused: untrusted-signer",
         "IT has no active SIGNING certificate: its uploads are refused",
         "NL has used up its quota of today",
+        "IE has used up its quota of today",
     ] {
         assert!(texts.contains(&text), "{text}: {texts:?}");
     }
-    assert!(!texts.iter().any(|text| text.starts_with("NL: its last") || text.contains("5xx")), "{texts:?}");
+    assert!(
+        !texts.iter().any(|text| text.starts_with("NL: its last")
+            || text.starts_with("IE: its last")
+            || text.contains("5xx")),
+        "{texts:?}"
+    );
 
     case.db.execute("ALTER TABLE callback_subscription RENAME TO away").await;
     nl.send(Request::get("/diagnosiskeys/callback")).await.expect(500);
