@@ -13,7 +13,12 @@ use chrono::{DateTime, Utc};
 use efgs_protocol::{certificate::Thumbprint, country::Country};
 use tokio::time::Instant;
 
-use crate::{app::App, clock::Clock, store::LEASE_TERM, trust};
+use crate::{
+    app::App,
+    clock::Clock,
+    store::{Job, LEASE_TERM},
+    trust,
+};
 
 /// After so many of its intervals a job without progress makes the gateway unready.
 const INTERVALS: u32 = 3;
@@ -298,7 +303,16 @@ impl App {
                 readiness.reasons.push(format!("the database does not answer within {}", short(patience)));
             }
         }
-        readiness.reasons.extend(self.health.jobs().into_iter().filter_map(|job| job.stalled));
+        for job in self.health.jobs() {
+            // Old records of the access log that stay, because somebody has changed them, disturb nobody: whoever can
+            // write to the database must not be able to take the gateways away by that.
+            let of = if job.name == Job::AccessLog.name() {
+                &mut readiness.warnings
+            } else {
+                &mut readiness.reasons
+            };
+            of.extend(job.stalled);
+        }
         if let Some(error) = self.journal.as_ref().and_then(|journal| journal.failing()) {
             readiness.warnings.push(format!("uploads are refused: {error}"));
         }

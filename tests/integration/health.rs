@@ -12,6 +12,7 @@ use crate::harness::{Case, PKI, Running, noon, tests, until};
 tests![
     a_job_that_makes_no_progress_makes_the_gateway_unready,
     work_that_no_instance_does_makes_the_gateway_unready,
+    an_access_log_that_is_not_forgotten_is_warned_of,
     a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
     a_certificate_that_is_not_taken_over_is_warned_of_until_it_is,
     what_needs_a_restart_is_warned_of,
@@ -76,6 +77,21 @@ async fn work_that_no_instance_does_makes_the_gateway_unready(case: &Case) {
     let reasons = unready_until(case, &gateway, mend).await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].starts_with("no instance has done the job batching"), "{reasons:?}");
+}
+
+async fn an_access_log_that_is_not_forgotten_is_warned_of(case: &Case) {
+    let gateway = hurried(case).await;
+    let hang = "UPDATE job SET owner = 'x', expires_at = 9999999999999, due_at = 1 WHERE name = 'access-log'";
+    case.db.execute(hang).await;
+    gateway
+        .app
+        .health
+        .watch("access-log", Duration::from_secs(1))
+        .set_overdue(Some(Duration::from_secs(100)));
+    let (status, body) = ready(&gateway).await;
+    let warned = |text: &String| text.starts_with("no instance has done the job access-log");
+    assert!(status == 200 && texts(&body, "warnings").iter().any(warned), "{status}: {body}");
+    case.db.execute("UPDATE job SET owner = NULL WHERE owner = 'x'").await;
 }
 
 async fn a_certificate_of_the_gateway_that_has_expired_makes_it_unready(case: &Case) {
