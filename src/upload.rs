@@ -259,7 +259,7 @@ async fn accept(
             let _place = app.limits.to_store(country).await?;
             let stored = app.store.insert_upload(&verified, app.limits.quota(country)).await;
             let full = stored.as_ref().err().filter(|error| matches!(error, StoreError::CannotWrite { .. }));
-            app.health.set_trouble("uploads are refused", full.map(ToString::to_string));
+            app.health.set_trouble("the database refuses to write", full.map(ToString::to_string));
             stored?
         }
     };

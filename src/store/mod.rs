@@ -138,19 +138,23 @@ impl Store {
 
     /// Whether no step of the schema has been carried out yet.
     pub async fn is_empty(&self) -> Result<bool, StoreError> {
-        self.repeat("schema", || async {
-            Migrator::install(&self.db).await?;
-            Ok(Migrator::get_migration_models(&self.db).await?.is_empty())
-        })
-        .await
+        self.repeat("schema", || async { Ok(self.done_steps().await?.is_empty()) }).await
     }
 
     /// How many of this version's steps have not been carried out.
     async fn missing_steps(&self) -> Result<usize, Failure> {
-        Migrator::install(&self.db).await?;
-        let done = Migrator::get_migration_models(&self.db).await?;
-        let done = |name: &str| done.iter().any(|done| done.version == name);
-        Ok(Migrator::migrations().iter().filter(|step| !done(step.name())).count())
+        let done = self.done_steps().await?;
+        Ok(Migrator::migrations().iter().filter(|step| !done.iter().any(|done| done == step.name())).count())
+    }
+
+    /// The names of the steps that have been carried out; asking for them needs no right but to read.
+    async fn done_steps(&self) -> Result<Vec<String>, Failure> {
+        match Migrator::get_migration_models(&self.db).await.map_err(Failure::from) {
+            Ok(done) => Ok(done.into_iter().map(|done| done.version).collect()),
+            // There is no table of them yet.
+            Err(Failure::Schema(_)) => Ok(Vec::new()),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Whether the database answers.

@@ -38,6 +38,7 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackSer
          [tracing]\nendpoint = \"http://{}/v1/traces\"\n",
         collector.address
     );
+    std::fs::create_dir(case.folder.path().join("journal")).unwrap();
     let process = Process::start_with(&case.write_config(&config), &[("OTEL_BSP_SCHEDULE_DELAY", "100")]);
     let today = now().date_naive();
     // It does not download: what it had, it would not be told of.
