@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Outcome, WorkArgs, open_current, say};
 use crate::{
     app::App,
-    rotation::{self, Rotated, RotationError},
+    rotation::{self, Rotated},
     store::KeyUse,
 };
 
@@ -37,11 +37,7 @@ pub(super) async fn run(command: EncryptionCommand) -> Outcome {
 
 async fn status(args: &WorkArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    match rotation::check(&app.store, &app.keyring).await {
-        // It is shown below.
-        Ok(()) | Err(RotationError::MissingKey(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
+    rotation::recognise(&app.store, &app.keyring).await?;
     let known = app.keyring.ids();
     let used = app.store.encryption_keys().await?;
     let of =
