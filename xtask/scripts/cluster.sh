@@ -76,7 +76,10 @@ galera() { # DIR
   echo --wsrep-new-cluster >>"$dir/1/options"
   db start "$dir/1"
   galera_options "$dir" 1 >"$dir/1/options"
-  for i in 1 2 3; do db start "$dir/$i" && await 60 "node $i" galera_in_step "$dir/$i"; done
+  for i in 1 2 3; do
+    db start "$dir/$i"
+    await 60 "node $i" galera_in_step "$dir/$i"
+  done
   db sql "$dir/1" -e "CREATE USER haproxy@'127.0.0.1'"
   {
     printf 'defaults\n  mode tcp\n  timeout connect 2s\n  timeout client 1h\n  timeout server 1h\n'
