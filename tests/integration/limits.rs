@@ -280,13 +280,17 @@ async fn an_address_opens_no_more_connections_than_its_own(case: &Case) {
     let limit = |config: &mut Config| config.limits.connections_per_address = 3;
     let gateway = case.gateway_with(limit).await;
     let open = || std::net::TcpStream::connect(("127.0.0.1", gateway.address)).unwrap();
+    // Each time a new connection: one that came before the others were counted would stay open.
+    let send = async || gateway.client("DE").try_send(Client::download_request(case.today(), None)).await;
     // Not one of them has even begun the handshake.
-    let mut held: Vec<_> = (0..3).map(|_| open()).collect();
-    let client = gateway.client("DE");
-    let request = || Client::download_request(case.today(), None);
-    until("a connection that is refused", async || client.try_send(request()).await.err()).await;
-    drop(held.pop());
-    until("a connection is free again", async || client.try_send(request()).await.ok()).await;
+    let mut held = Vec::new();
+    until("a connection that is refused", async || {
+        held.push(open());
+        send().await.err()
+    })
+    .await;
+    held.clear();
+    until("a connection is free again", async || send().await.ok()).await;
     // Balancers that pass TLS through have no limit of their own.
     let shared = |config: &mut Config| {
         limit(config);
