@@ -1,54 +1,18 @@
 //! Two zones: two gateways on a cluster of three database servers, which loses the one that is written to.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use crate::{
-    client::{all_at_once, keys},
-    harness::{Case, Running, tests, until},
-    outage::readiness,
-    process::{Sent, all_in_batches, download_all, sorted, verify},
+    client::all_at_once,
+    harness::{Case, tests, until},
+    outage::{Uploading, readiness},
+    process::{all_in_batches, download_all, sorted, verify},
 };
 
 tests![a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload];
-
-/// One country that uploads all the time.
-struct Uploading<'a> {
-    gateway: &'a Running,
-    code: &'a str,
-    acknowledged: AtomicUsize,
-}
-
-impl Uploading<'_> {
-    /// An outage may be told as 503, and as nothing else.
-    async fn until(&self, stop: &AtomicBool) -> Vec<Sent> {
-        let client = self.gateway.client(self.code);
-        let mut sent = Vec::new();
-        for i in 0.. {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let keys = keys(client.country(), 1 + rand::random_range(0..40), self.gateway.app.clock.now());
-            let tag = format!("{}-{}-{i}", self.code, self.gateway.address);
-            let answer = client.upload(&tag, &keys).await;
-            assert!([201, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
-            self.acknowledged.fetch_add(usize::from(answer.status == 201), Ordering::Relaxed);
-            sent.push(Sent { tag, keys, acknowledged: answer.status == 201 });
-        }
-        sent
-    }
-
-    /// Waits until more of its uploads have been acknowledged.
-    async fn goes_on(&self) {
-        let before = self.acknowledged.load(Ordering::Relaxed);
-        until("uploads are acknowledged", async || {
-            (self.acknowledged.load(Ordering::Relaxed) > before + 2).then_some(())
-        })
-        .await;
-    }
-}
 
 #[expect(clippy::print_stdout, reason = "docs/operations.md says how long it takes")]
 async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload(case: &Case) {
@@ -59,7 +23,7 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
     let uploading: Vec<_> = ["DE", "IT", "IE"]
         .iter()
         .flat_map(|code| {
-            zones.iter().map(|gateway| Uploading { gateway, code, acknowledged: AtomicUsize::new(0) })
+            zones.iter().map(move |zone| Uploading::new(zone, code, format!("{code}-{}", zone.address)))
         })
         .collect();
     let uploads = all_at_once(uploading.iter().map(|uploading| uploading.until(&stop)));

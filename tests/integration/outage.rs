@@ -1,7 +1,7 @@
 //! The database server is killed and comes back.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -18,26 +18,46 @@ tests![
     a_lease_that_could_not_be_given_back_is_taken_again_at_once,
 ];
 
-/// Uploads one after another until told to stop. An outage may be told as 503, and as nothing else.
-pub(crate) async fn upload_through_outages(
-    gateway: &Running,
-    code: &str,
-    name: &str,
-    stop: &AtomicBool,
-) -> Vec<Sent> {
-    let client = gateway.client(code);
-    let mut sent = Vec::new();
-    for i in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let keys = keys(client.country(), 1 + rand::random_range(0..40), gateway.app.clock.now());
-        let tag = format!("{name}-{i}");
-        let answer = client.upload(&tag, &keys).await;
-        assert!([201, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
-        sent.push(Sent { tag, keys, acknowledged: answer.status == 201 });
+/// One country that uploads all the time.
+pub(crate) struct Uploading<'a> {
+    pub(crate) gateway: &'a Running,
+    pub(crate) code: &'a str,
+    /// What its tags begin with.
+    name: String,
+    acknowledged: AtomicUsize,
+}
+
+impl<'a> Uploading<'a> {
+    pub(crate) fn new(gateway: &'a Running, code: &'a str, name: String) -> Self {
+        Self { gateway, code, name, acknowledged: AtomicUsize::new(0) }
     }
-    sent
+
+    /// One upload after another until told to stop. An outage may be told as 503, and as nothing else.
+    pub(crate) async fn until(&self, stop: &AtomicBool) -> Vec<Sent> {
+        let client = self.gateway.client(self.code);
+        let mut sent = Vec::new();
+        for i in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let keys = keys(client.country(), 1 + rand::random_range(0..40), self.gateway.app.clock.now());
+            let tag = format!("{}-{i}", self.name);
+            let answer = client.upload(&tag, &keys).await;
+            assert!([201, 503].contains(&answer.status), "{}: {}", answer.status, answer.text());
+            self.acknowledged.fetch_add(usize::from(answer.status == 201), Ordering::Relaxed);
+            sent.push(Sent { tag, keys, acknowledged: answer.status == 201 });
+        }
+        sent
+    }
+
+    /// Waits until more of its uploads have been acknowledged.
+    pub(crate) async fn goes_on(&self) {
+        let before = self.acknowledged.load(Ordering::Relaxed);
+        until("uploads are acknowledged", async || {
+            (self.acknowledged.load(Ordering::Relaxed) > before + 2).then_some(())
+        })
+        .await;
+    }
 }
 
 pub(crate) async fn readiness(gateway: &Running) -> u16 {
@@ -55,10 +75,12 @@ async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
         })
         .await;
     let stop = AtomicBool::new(false);
-    let uploading = all_at_once(["DE", "IT", "IE", "DE"].iter().enumerate().map(|(i, code)| {
-        let (gateway, stop) = (&gateway, &stop);
-        async move { (*code, upload_through_outages(gateway, code, &i.to_string(), stop).await) }
-    }));
+    let uploading: Vec<_> = ["DE", "IT", "IE", "DE"]
+        .iter()
+        .enumerate()
+        .map(|(i, code)| Uploading::new(&gateway, code, i.to_string()))
+        .collect();
+    let uploads = all_at_once(uploading.iter().map(|uploading| uploading.until(&stop)));
     let killing = async {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(700)).await;
@@ -71,10 +93,10 @@ async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {
         tokio::time::sleep(Duration::from_millis(300)).await;
         stop.store(true, Ordering::Relaxed);
     };
-    let (sent, ()) = futures_util::future::join(uploading, killing).await;
+    let (sent, ()) = futures_util::future::join(uploads, killing).await;
     let mut all = Vec::new();
-    for (code, sent) in sent {
-        verify(case, &gateway.client(code), &sent).await;
+    for (uploading, sent) in uploading.iter().zip(sent) {
+        verify(case, &gateway.client(uploading.code), &sent).await;
         all.extend(sent);
     }
     assert!(all.iter().filter(|sent| sent.acknowledged).count() > 10, "{} uploads", all.len());
