@@ -67,16 +67,14 @@ impl Reload {
     /// Looks at the ends of all certificates.
     pub fn look_at_certificates(&self) {
         let Ok(registry) = self.app.trust.registry() else { return };
-        let in_use = [
-            ("TRUST-ANCHOR", Some(self.app.trust.anchor().certificate().clone())),
-            ("TLS", self.tls.as_ref().and_then(|(_, tls)| Certificate::from_der(&tls.certificate()?).ok())),
-            (
-                "CALLBACK-CLIENT",
-                self.app.guard.certificate().and_then(|der| Certificate::from_der(&der).ok()),
-            ),
+        let shown = [
+            ("TLS", self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
+            ("CALLBACK-CLIENT", self.app.guard.certificate()),
         ];
-        let in_use: Vec<_> =
-            in_use.into_iter().filter_map(|(kind, certificate)| Some((kind, certificate?))).collect();
+        let shown =
+            shown.into_iter().filter_map(|(kind, der)| Some((kind, Certificate::from_der(&der?).ok()?)));
+        let anchor = ("TRUST-ANCHOR", self.app.trust.anchor().certificate().clone());
+        let in_use: Vec<_> = shown.chain([anchor]).collect();
         let now = self.app.clock.now();
         self.app.health.set_certificates(self.expiry.look(&registry, &self.app.config, &in_use, now));
     }
