@@ -176,12 +176,18 @@ impl Store {
         }
     }
 
-    /// Closes the pools after what is under way.
+    /// Closes the pools after what is under way; waits no longer than one operation may take, because the end of a
+    /// connection that died with its server may never be told.
     pub async fn close(self) {
-        self.bulk.close().await;
-        self.log.close().await;
-        // The pool is gone either way.
-        drop(self.db.close().await);
+        let closing = async {
+            self.bulk.close().await;
+            self.log.close().await;
+            // The pool is gone either way.
+            drop(self.db.close().await);
+        };
+        if tokio::time::timeout(self.timeout, closing).await.is_err() {
+            tracing::debug!("the database connections did not close in time");
+        }
     }
 
     /// Runs `operation` until it succeeds, fails for good, or the time for it is over.
