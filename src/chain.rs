@@ -211,7 +211,9 @@ impl Chain {
         self.batches.read().map(|batches| batches.clone()).unwrap_or_default()
     }
 
-    /// Asks the database for what is behind the newest batch.
+    /// Asks the database for what is behind the newest batch. What was read is kept, also when the database fails
+    /// before the end: the next question goes on from there. Until the end is reached, nobody is answered from it that
+    /// there is no further batch.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let before = self.asked.load(Ordering::SeqCst);
         let mut answered = self.answered.lock().await;
@@ -220,22 +222,34 @@ impl Chain {
             return Ok(());
         }
         let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let known = self.snapshot();
         let oldest = self.oldest();
-        let after = known.last().map(|batch| batch.id);
         let span = trace_span!(target: telemetry::SPANS, "refresh chain");
-        let new = self.store.batches_after(after, oldest).instrument(span).await?;
-        let outdated = known.partition_point(|batch| batch.day < oldest);
-        if !new.is_empty() || outdated > 0 {
-            // The newest stays, expired or not: it is what the next question starts from.
-            let outdated = if new.is_empty() { outdated.min(known.len() - 1) } else { outdated };
-            let batches = known[outdated..].iter().cloned().chain(new.into_iter().map(Arc::new)).collect();
-            if let Ok(mut current) = self.batches.write() {
-                *current = Arc::new(batches);
-            }
-        }
+        self.read_on(oldest).instrument(span).await?;
         *answered = number;
         Ok(())
+    }
+
+    /// Reads page after page to the end.
+    async fn read_on(&self, oldest: NaiveDate) -> Result<(), StoreError> {
+        loop {
+            let known = self.snapshot();
+            let after = known.last().map(|batch| batch.id);
+            let page = self.store.batches_after(after, oldest).await?;
+            let new = page.batches;
+            let outdated = known.partition_point(|batch| batch.day < oldest);
+            if !new.is_empty() || outdated > 0 {
+                // The newest stays, expired or not: it is what the next question starts from.
+                let outdated = if new.is_empty() { outdated.min(known.len() - 1) } else { outdated };
+                let batches =
+                    known[outdated..].iter().cloned().chain(new.into_iter().map(Arc::new)).collect();
+                if let Ok(mut current) = self.batches.write() {
+                    *current = Arc::new(batches);
+                }
+            }
+            if page.is_last {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -23,6 +23,37 @@ pub struct Keyring(RwLock<Arc<Keys>>);
 
 type Keys = Vec<(u32, LessSafeKey)>;
 
+/// The key that encrypts, as it was when it was asked for: what belongs together is sealed with one key, also when the
+/// keys are exchanged meanwhile.
+pub struct Sealer(Arc<Keys>);
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Sealer").field(&self.0.first().map(|(id, _)| id)).finish()
+    }
+}
+
+impl Sealer {
+    fn key(&self) -> Result<(u32, &LessSafeKey), EncryptionError> {
+        self.0.first().map(|(id, key)| (*id, key)).ok_or(EncryptionError::UnknownKey(0))
+    }
+
+    /// The key's id.
+    pub fn id(&self) -> Result<u32, EncryptionError> {
+        Ok(self.key()?.0)
+    }
+
+    /// Encrypts a payload. A nonce must not be used twice.
+    pub fn seal(
+        &self,
+        payload_hash: &[u8; 32],
+        nonce: [u8; NONCE_LEN],
+        plain: &[u8],
+    ) -> Result<Vec<u8>, EncryptionError> {
+        seal(self.key()?, payload_hash, nonce, plain)
+    }
+}
+
 impl std::fmt::Debug for Keyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.ids()).finish()
@@ -111,16 +142,19 @@ impl Keyring {
         self.open(&MARK, &mut mark.to_vec()).is_ok()
     }
 
-    /// Encrypts a payload. A nonce must not be used twice.
+    /// The key that encrypts now.
+    pub fn sealer(&self) -> Sealer {
+        Sealer(self.keys())
+    }
+
+    /// Encrypts a payload with the key that encrypts now. A nonce must not be used twice.
     pub fn seal(
         &self,
         payload_hash: &[u8; 32],
         nonce: [u8; NONCE_LEN],
         plain: &[u8],
     ) -> Result<Vec<u8>, EncryptionError> {
-        let keys = self.keys();
-        let (id, key) = keys.first().ok_or(EncryptionError::UnknownKey(0))?;
-        seal((*id, key), payload_hash, nonce, plain)
+        self.sealer().seal(payload_hash, nonce, plain)
     }
 
     /// Decrypts a payload in place and returns the part of it that is the plain text.
@@ -174,7 +208,10 @@ mod tests {
         let (hash, ring) = ([7; 32], keyring(&[(1, 1)]));
         let nonce = Keyring::nonces(1).unwrap()[0];
         let old = ring.seal(&hash, nonce, b"a key").unwrap();
+        let sealer = ring.sealer();
         ring.replace(&keyring(&[(2, 2), (1, 1)]));
+        let begun = sealer.seal(&hash, Keyring::nonces(1).unwrap()[0], b"a key").unwrap();
+        assert_eq!((sealer.id(), Keyring::id_of(&begun)), (Ok(1), Ok(1)));
         let new = ring.seal(&hash, nonce, b"a key").unwrap();
         assert_eq!((Keyring::id_of(&old), Keyring::id_of(&new)), (Ok(1), Ok(2)));
         assert_eq!(ring.open(&hash, &mut old.clone()), Ok(&b"a key"[..]));

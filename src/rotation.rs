@@ -2,8 +2,8 @@
 //!
 //! The new key is first made known to every instance (at the end of `encryption.keys`), then it is put first,
 //! then everything that is stored is sealed with it, and then the old one can go. Each payload can be read at
-//! every moment, because every instance has both keys. Work that was interrupted is found again by the payloads
-//! themselves: each names its key.
+//! every moment, because every instance has both keys. Each upload names the key that all its payloads are sealed with;
+//! both change in one transaction, so work that was interrupted is found again.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     app::App,
     encryption::{EncryptionError, Keyring},
     jobs,
-    store::{Job, KeyUse, Lease, Store, StoreError, StoredPayload},
+    store::{Job, Lease, Store, StoreError, StoredPayload},
 };
 
 /// Why a rotation stopped. What was done until then holds; the next one goes on from there.
@@ -68,10 +68,10 @@ pub struct Rotated {
 /// gateways have under its id: better before the first request than in it.
 pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError> {
     let known = keyring.ids();
-    if let Some(KeyUse { id, uploads, .. }) =
-        store.encryption_keys().await?.iter().find(|used| !known.contains(&used.id))
-    {
-        return Err(MissingKey { id: *id, uploads: *uploads }.into());
+    if let Some(id) = store.keys_in_use().await?.into_iter().find(|id| !known.contains(id)) {
+        let used = store.encryption_keys().await?;
+        let uploads = used.iter().find(|used| used.id == id).map_or(0, |used| used.uploads);
+        return Err(MissingKey { id, uploads }.into());
     }
     let marked = store.key_marks().await?;
     for (id, mark) in keyring.marks().map_err(RotationError::Random)? {
@@ -125,11 +125,14 @@ async fn rotate_all(
     while let Some(upload) = app.store.next_to_rotate(newest, at).await? {
         at = upload;
         let mut payloads = app.store.payloads(&[upload]).await?;
-        if let Err(why) = reseal(&app.keyring, &mut payloads) {
-            altered.push((upload, why));
-            continue;
-        }
-        app.store.replace_payloads(lease, &payloads).await?;
+        let key_id = match reseal(&app.keyring, &mut payloads) {
+            Ok(key_id) => key_id,
+            Err(why) => {
+                altered.push((upload, why));
+                continue;
+            }
+        };
+        app.store.replace_payloads(lease, upload, key_id, &payloads).await?;
         total.uploads += 1;
         total.keys += payloads.len() as u64;
         progress(total);
@@ -137,11 +140,13 @@ async fn rotate_all(
     if altered.is_empty() { Ok(total) } else { Err(RotationError::Altered(altered)) }
 }
 
-fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<(), EncryptionError> {
+/// Seals all payloads of an upload with the first key, and says which that is.
+fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<u32, EncryptionError> {
+    let sealer = keyring.sealer();
     let nonces = Keyring::nonces(payloads.len())?;
     for (row, nonce) in payloads.iter_mut().zip(nonces) {
         let hash = row.payload_hash.as_slice().try_into().map_err(|_| EncryptionError::Truncated)?;
-        row.payload = keyring.seal(hash, nonce, keyring.open(hash, &mut row.payload)?)?;
+        row.payload = sealer.seal(hash, nonce, keyring.open(hash, &mut row.payload)?)?;
     }
-    Ok(())
+    sealer.id()
 }

@@ -21,6 +21,7 @@ mod m0006_journal;
 mod m0007_rotation;
 mod m0008_instance;
 mod m0009_encryption_key;
+mod m0010_upload_key;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_rotation::Migration),
             Box::new(m0008_instance::Migration),
             Box::new(m0009_encryption_key::Migration),
+            Box::new(m0010_upload_key::Migration),
         ]
     }
 }

@@ -76,7 +76,7 @@ pub async fn ensure_upload(app: &App, sent: &VerifiedUpload, id: i64) -> Result<
         Ok(record) => record,
         Err(reason) => {
             tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
-            app.store.mend_payloads(id, sent.keys()).await?;
+            app.store.mend_payloads(id, sent).await?;
             read(app, row).await?.map_err(JournalError::Contents)?
         }
     };

@@ -3,21 +3,29 @@
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
-    QueryResult, QuerySelect, sea_query::Expr,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QueryResult,
+    QuerySelect, sea_query::Expr,
 };
 
 use super::{
     Lease, Store, StoreError,
     entity::{batch, upload},
     error::Failure,
-    journal, sql,
+    journal,
     withdrawals::withdrawn_ids,
 };
 
 /// Payload bytes in one batch, unless a single upload has more: keys with long lists of visited countries must not
 /// make a batch that no instance has the memory for. Ordinary batches are far below.
 const MAX_BYTES: i64 = 32 << 20;
+
+/// Waiting uploads that are counted at most: more than form the largest batch that the settings allow, so it is always
+/// known whether a batch is full.
+const PENDING: u64 = 50_000;
+/// Batches that one statement reads at most.
+const PAGE_BATCHES: u64 = 1000;
+/// Uploads that one statement reads at most, unless a single batch has more.
+const PAGE_UPLOADS: i64 = 100_000;
 
 /// A batch: its names, and the uploads in it in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +49,15 @@ impl BatchRecord {
     pub fn amount(&self) -> u64 {
         self.uploads.iter().map(|upload| u64::from(upload.amount)).sum()
     }
+}
+
+/// A part of the chain.
+#[derive(Clone, Debug)]
+pub struct ChainPage {
+    /// The batches, in order.
+    pub batches: Vec<BatchRecord>,
+    /// Whether nothing can be read behind them now.
+    pub is_last: bool,
 }
 
 /// An upload as a part of a batch.
@@ -104,26 +121,34 @@ pub struct AuditRow {
 }
 
 impl Store {
-    /// How much waits to be put into a batch.
+    /// How much waits to be put into a batch; of very many uploads only the first are looked at, and counted.
     pub async fn pending(&self) -> Result<Pending, StoreError> {
         self.repeat("pending uploads", || async {
-            let (uploads, keys, oldest): (i64, Option<i64>, Option<NaiveDateTime>) = upload::Entity::find()
+            let waiting: Vec<(i64, i32)> = upload::Entity::find()
                 .select_only()
-                .column_as(upload::Column::Id.count(), "uploads")
-                .column_as(
-                    Expr::col(upload::Column::Amount).sum().cast_as(sql::integer(self.backend())),
-                    "total",
-                )
-                .column_as(upload::Column::UploadedAt.min(), "oldest")
+                .columns([upload::Column::Id, upload::Column::Amount])
                 .filter(upload::Column::BatchId.is_null())
                 .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
+                .order_by_asc(upload::Column::Id)
+                .limit(PENDING)
                 .into_tuple()
-                .one(&self.db)
-                .await?
-                .unwrap_or_default();
+                .all(&self.db)
+                .await?;
+            let oldest: Option<NaiveDateTime> = match waiting.first() {
+                // The numbers are given in the order of arrival.
+                Some((id, _)) => {
+                    upload::Entity::find_by_id(*id)
+                        .select_only()
+                        .column(upload::Column::UploadedAt)
+                        .into_tuple()
+                        .one(&self.db)
+                        .await?
+                }
+                None => None,
+            };
             Ok(Pending {
-                uploads: uploads as u64,
-                keys: keys.unwrap_or(0) as u64,
+                uploads: waiting.len() as u64,
+                keys: waiting.iter().map(|(_, amount)| u64::from(amount.unsigned_abs())).sum(),
                 oldest: oldest.map(|oldest| oldest.and_utc()),
             })
         })
@@ -241,14 +266,19 @@ impl Store {
         .await
     }
 
-    /// The batches behind `after` (all when `None`) that were formed on or after `since`, in order.
+    /// The next batches behind `after` (from the first on when `None`) that were formed on or after `since`, in order:
+    /// as many as are read in a moment, each with all its uploads.
     pub async fn batches_after(
         &self,
         after: Option<ObjectId>,
         since: NaiveDate,
-    ) -> Result<Vec<BatchRecord>, StoreError> {
+    ) -> Result<ChainPage, StoreError> {
         self.repeat("read chain", || async {
             let after = after.map_or(vec![0; 12], |id| id.as_bytes().to_vec());
+            let (Some(end), mut is_last) = self.end_of_page(&after, since).await? else {
+                return Ok(ChainPage { batches: Vec::new(), is_last: true });
+            };
+            // In one statement, so that a batch is never seen without its uploads, whichever server answers.
             let rows = self
                 .db
                 .query_all_raw(self.statement(
@@ -256,8 +286,8 @@ impl Store {
                      u.id AS upload_id, u.country AS country, u.amount AS amount, w.upload_id AS withdrawn \
                      FROM batch b LEFT JOIN upload u ON u.batch_id = b.id \
                      LEFT JOIN withdrawal w ON w.upload_id = u.id \
-                     WHERE b.id > ? AND b.day >= ? ORDER BY b.id, u.id",
-                    [after.into(), since.into()],
+                     WHERE b.id > ? AND b.id <= ? AND b.day >= ? ORDER BY b.id, u.id",
+                    [after.into(), end.into(), since.into()],
                 ))
                 .await?;
             let mut batches: Vec<BatchRecord> = Vec::new();
@@ -281,11 +311,40 @@ impl Store {
             }
             // Asked after the batches, so that none that is held slips through.
             if let Some(held) = self.first_held_batch().await? {
+                let read = batches.len();
                 batches.retain(|batch| batch.id < held);
+                is_last |= batches.len() < read;
             }
-            Ok(batches)
+            // Of a server that does not have them yet there is nothing more to learn now.
+            is_last |= batches.is_empty();
+            Ok(ChainPage { batches, is_last })
         })
         .await
+    }
+
+    /// Where a page of [`Self::batches_after`] ends, and whether it is the last one. An upload has at least one key, so
+    /// the amounts say how many uploads there are at most.
+    async fn end_of_page(&self, after: &[u8], since: NaiveDate) -> Result<(Option<Vec<u8>>, bool), Failure> {
+        let batches: Vec<(Vec<u8>, i32)> = batch::Entity::find()
+            .select_only()
+            .columns([batch::Column::Id, batch::Column::Amount])
+            .filter(batch::Column::Id.gt(after))
+            .filter(batch::Column::Day.gte(since))
+            .order_by_asc(batch::Column::Id)
+            .limit(PAGE_BATCHES)
+            .into_tuple()
+            .all(&self.db)
+            .await?;
+        let is_last = (batches.len() as u64) < PAGE_BATCHES;
+        let (mut end, mut amount) = (None, 0_i64);
+        for (id, keys) in batches {
+            amount += i64::from(keys);
+            if end.is_some() && amount > PAGE_UPLOADS {
+                return Ok((end, false));
+            }
+            end = Some(id);
+        }
+        Ok((end, is_last))
     }
 
     /// What an auditor may see of a batch, in the order of its keys (spec §5.7.2).

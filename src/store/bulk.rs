@@ -102,12 +102,13 @@ async fn insert_on(connection: &mut Conn, row: &NewRow<'_>) -> Result<Attempt, F
         // NULL: the next number.
         known.map(|(id, _)| id).into(),
         known.and_then(|(_, batch)| batch).map(|batch| batch.as_bytes().to_vec()).into(),
+        upload.key_id().into(),
     ];
     let inserted = tx
         .exec_drop(
             "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, content_hash, \
              batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
-             signing_thumbprint, uploaded_at, id, batch_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             signing_thumbprint, uploaded_at, id, batch_id, key_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             Params::Positional(row),
         )
         .await;

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use mysql_async::{Opts, OptsBuilder, PoolConstraints, PoolOpts, SslOpts};
 use sea_orm::{
-    SqlxMySqlConnector, SqlxSqliteConnector,
+    DatabaseConnection, SqlxMySqlConnector, SqlxSqliteConnector,
     sqlx::{
-        ConnectOptions, Connection as _, Executor,
+        AssertSqlSafe, ConnectOptions, Connection as _, Executor,
         mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode},
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
     },
@@ -15,7 +15,7 @@ use sea_orm::{
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::{Store, bulk::Bulk, lease::Names, sql::MYSQL_SESSION};
+use super::{Store, bulk::Bulk, lease::Names, sql::mysql_session};
 use crate::config::{ConfigError, Database, Secret};
 
 /// Connections for everything but bulk work; a few are enough, and the trust registry never waits for uploads.
@@ -63,8 +63,10 @@ fn sqlite(config: &Database, path: &str) -> Store {
             })
         })
         .connect_lazy_with(options);
+    let db = SqlxSqliteConnector::from_sqlx_sqlite_pool(pool);
     Store {
-        db: SqlxSqliteConnector::from_sqlx_sqlite_pool(pool),
+        patient: db.clone(),
+        db,
         bulk: Bulk::Sqlite,
         log: Bulk::Sqlite,
         timeout: config.timeout,
@@ -103,14 +105,51 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         }
         None => control = control.ssl_mode(MySqlSslMode::Disabled),
     }
-    let control = MySqlPoolOptions::new()
-        .max_connections(CONTROL_CONNECTIONS)
+    // One message per statement is noise; slow statements are the database's to log.
+    let options = control.disable_statement_logging();
+    let settings = OptsBuilder::from_opts(bulk)
+        .ssl_opts(tls)
+        .init(mysql_session(Some(config.timeout)).to_vec())
+        .tcp_nodelay(true)
+        .prefer_socket(false);
+    let pool = |max: usize| {
+        let constraints = PoolConstraints::new(0, max).unwrap_or_default();
+        let pool = PoolOpts::new()
+            .with_constraints(constraints)
+            // Resetting would throw the prepared statements away; nothing here leaves state behind.
+            .with_reset_connection(false)
+            .with_inactive_connection_ttl(Duration::from_secs(300));
+        Bulk::MySql { pool: mysql_async::Pool::new(settings.clone().pool_opts(pool)), max }
+    };
+    Ok(Store {
+        db: control_pool(config, CONTROL_CONNECTIONS, Some(config.timeout), options.clone()),
+        // For the schema: one would do.
+        patient: control_pool(config, 2, None, options),
+        bulk: pool(usize::from(config.pool)),
+        // One to write, one to take over when the first does not answer any more.
+        log: pool(2),
+        timeout: config.timeout,
+        journal: false,
+        lookups: lookups(),
+        lease_names: Names::default(),
+    })
+}
+
+/// Connections for everything but bulk work, whose statements the server ends after `limit`.
+fn control_pool(
+    config: &Database,
+    max: u32,
+    limit: Option<Duration>,
+    options: MySqlConnectOptions,
+) -> DatabaseConnection {
+    let pool = MySqlPoolOptions::new()
+        .max_connections(max)
         .acquire_timeout(config.timeout)
         .idle_timeout(Duration::from_secs(300))
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
             Box::pin(async move {
-                for statement in MYSQL_SESSION {
-                    connection.execute(statement).await?;
+                for statement in mysql_session(limit) {
+                    connection.execute(AssertSqlSafe(statement)).await?;
                 }
                 Ok(())
             })
@@ -126,30 +165,6 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
                 }
             })
         })
-        // One message per statement is noise; slow statements are the database's to log.
-        .connect_lazy_with(control.disable_statement_logging());
-    let settings = OptsBuilder::from_opts(bulk)
-        .ssl_opts(tls)
-        .init(MYSQL_SESSION.to_vec())
-        .tcp_nodelay(true)
-        .prefer_socket(false);
-    let pool = |max: usize| {
-        let constraints = PoolConstraints::new(0, max).unwrap_or_default();
-        let pool = PoolOpts::new()
-            .with_constraints(constraints)
-            // Resetting would throw the prepared statements away; nothing here leaves state behind.
-            .with_reset_connection(false)
-            .with_inactive_connection_ttl(Duration::from_secs(300));
-        Bulk::MySql { pool: mysql_async::Pool::new(settings.clone().pool_opts(pool)), max }
-    };
-    Ok(Store {
-        db: SqlxMySqlConnector::from_sqlx_mysql_pool(control),
-        bulk: pool(usize::from(config.pool)),
-        // One to write, one to take over when the first does not answer any more.
-        log: pool(2),
-        timeout: config.timeout,
-        journal: false,
-        lookups: lookups(),
-        lease_names: Names::default(),
-    })
+        .connect_lazy_with(options);
+    SqlxMySqlConnector::from_sqlx_mysql_pool(pool)
 }

@@ -52,6 +52,7 @@ pub(super) mod upload {
         pub signing_thumbprint: Vec<u8>,
         pub uploaded_at: ChronoDateTime,
         pub batch_id: Option<Vec<u8>>,
+        pub key_id: i64,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -68,6 +68,8 @@ pub(super) enum Failure {
     Transient(String),
     /// A unique key is taken.
     Duplicate,
+    /// The server ended a statement that took longer than an operation may.
+    TooLong,
     /// See [`StoreError::LeaseLost`].
     LeaseLost,
     /// See [`StoreError::CannotWrite`]. Repeating at once does not help.
@@ -83,6 +85,9 @@ impl Failure {
         match self {
             Self::Transient(reason) => StoreError::Unavailable { operation, reason },
             Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },
+            Self::TooLong => {
+                StoreError::Unavailable { operation, reason: "a statement took too long".into() }
+            }
             Self::LeaseLost => StoreError::LeaseLost,
             Self::CannotWrite(reason) => StoreError::CannotWrite { operation, reason },
             Self::Schema(reason) => StoreError::Schema { operation, reason },
@@ -98,6 +103,8 @@ impl Failure {
             3 | 1021 | 1026 | 1030 | 1114 => Self::CannotWrite(format!("error {code}: {message}")),
             // Unknown column, unknown table.
             1054 | 1146 => Self::Schema(format!("error {code}: {message}")),
+            // MariaDB's max_statement_time, MySQL's max_execution_time.
+            1969 | 3024 => Self::TooLong,
             // Too many connections, shutdown, lock time-out, deadlock, record changed, commit failed,
             // read-only (a primary that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
             1040
@@ -105,7 +112,6 @@ impl Failure {
             | 1158..=1161
             | 1203
             | 1226
-            | 1969
             | 4031
             | 1205
             | 1213
@@ -115,7 +121,6 @@ impl Failure {
             | 1317
             | 1836
             | 1927
-            | 3024
             | 3572
             | 1047
             | 3100
@@ -194,6 +199,9 @@ mod tests {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::Transient(_)), "{code}");
         }
         assert!(matches!(Failure::from_mysql(1062, ""), Failure::Duplicate));
+        for code in [1969, 3024] {
+            assert!(matches!(Failure::from_mysql(code, ""), Failure::TooLong), "{code}");
+        }
         for code in [1114, 1030] {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::CannotWrite(_)), "{code}");
         }

@@ -19,7 +19,7 @@ use super::{
     error::Failure,
     sql::placeholders,
 };
-use crate::upload::SealedKey;
+use crate::upload::VerifiedUpload;
 
 pub(super) const PENDING_UPLOAD: &str =
     "INSERT INTO journal_pending_upload (upload_id, hold) VALUES (?, TRUE)";
@@ -155,14 +155,12 @@ impl Store {
     }
 
     /// Puts payloads of the same keys, sealed anew, in the place of those of an upload; each is found by its hash.
-    pub async fn mend_payloads(&self, upload: i64, keys: &[SealedKey]) -> Result<(), StoreError> {
+    pub async fn mend_payloads(&self, upload: i64, sent: &VerifiedUpload) -> Result<(), StoreError> {
+        let payloads: Vec<_> =
+            sent.keys().iter().map(|key| (key.payload_hash.as_slice(), key.payload.as_slice())).collect();
         self.repeat("mend payloads", || async {
             let tx = self.begin().await?;
-            for key in keys {
-                let sql = "UPDATE diagnosis_key SET payload = ? WHERE upload_id = ? AND payload_hash = ?";
-                let values = [key.payload.clone().into(), upload.into(), key.payload_hash.to_vec().into()];
-                tx.execute_raw(self.statement(sql, values)).await?;
-            }
+            self.replace_on(&tx, upload, sent.key_id(), &payloads).await?;
             Ok(tx.commit().await?)
         })
         .await

@@ -7,6 +7,12 @@
 //!
 //! Every operation has a name and a deadline and is repeated here, and only here, when the database says that
 //! repeating helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
+//!
+//! An operation that is given up at its deadline leaves its statement to the server, which ends it by itself after the
+//! same time (see `sql::mysql_session`). On MySQL that holds for reads only. Its writes are bounded by their rows: each
+//! names those of one step, one upload or one batch, and waits at most `sql::LOCK_WAIT` seconds for a lock. The
+//! exceptions are commands of the operator that write a row for each upload (`journal backfill`, `journal replay`).
+//! `KILL QUERY` is not used: behind a proxy, the number of a connection can be that of another one on another server.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -49,7 +55,7 @@ mod withdrawals;
 
 pub use access_log::{ChainEnd, RecordFilter, StoredRecord};
 pub use access_log_head::{Appended, Place, StoredStatement};
-pub use batches::{AuditRow, BatchRecord, BatchUpload, Formation, Pending};
+pub use batches::{AuditRow, BatchRecord, BatchUpload, ChainPage, Formation, Pending};
 pub use callback_queue::{
     CallbackBacklog, CallbackLease, Counted, DueSubscription, FailedCall, Notification,
 };
@@ -81,6 +87,8 @@ pub const LOG_FILTER: &str = "sea_orm_migration=warn";
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
+    /// Connections whose statements may take as long as they take; the server ends those of all others.
+    patient: DatabaseConnection,
     bulk: bulk::Bulk,
     /// A connection that uploads cannot take: every answer waits for the access log.
     log: bulk::Bulk,
@@ -114,15 +122,15 @@ impl Store {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         // That the database is away shows soon; changing large tables may then take as long as it takes.
         self.ping().await?;
-        let patient = Self { timeout: MIGRATION, ..self.clone() };
+        let patient = Self { timeout: MIGRATION, db: self.patient.clone(), ..self.clone() };
         patient
             .repeat("migrate", || async {
                 // A newer version may have been here: its steps are none of ours, and the rule of expanding before
                 // contracting lets this version run on them.
-                if self.missing_steps().await? == 0 {
+                if patient.missing_steps().await? == 0 {
                     return Ok(());
                 }
-                Migrator::up(&self.db, None).await.map_err(|error| match Failure::from(error) {
+                Migrator::up(&patient.db, None).await.map_err(|error| match Failure::from(error) {
                     // Another instance has recorded the same step: look again.
                     Failure::Duplicate => Failure::Transient("another instance migrates".into()),
                     other => other,
@@ -183,6 +191,7 @@ impl Store {
             self.bulk.close().await;
             self.log.close().await;
             // The pool is gone either way.
+            drop(self.patient.close().await);
             drop(self.db.close().await);
         };
         if tokio::time::timeout(self.timeout, closing).await.is_err() {
@@ -237,7 +246,12 @@ impl Store {
                 Ok(Err(failure)) => failure,
                 Err(_) => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
             };
-            let Failure::Transient(cause) = failure else { break Err(failure.into_error(name)) };
+            let cause = match failure {
+                Failure::Transient(cause) => cause,
+                // Another attempt would take as long.
+                Failure::TooLong => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
+                failure => break Err(failure.into_error(name)),
+            };
             let pause = wait.mul_f64(rand::rng().random_range(0.5..1.5));
             if Instant::now() + pause >= deadline {
                 break Err(Failure::Transient(cause).into_error(name));

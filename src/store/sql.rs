@@ -1,5 +1,7 @@
 //! SQL that differs between the databases, side by side.
 
+use std::time::Duration;
+
 use sea_orm::DatabaseBackend;
 
 /// Milliseconds since 1970 by the clock of the database.
@@ -18,14 +20,28 @@ pub(super) fn integer(backend: DatabaseBackend) -> &'static str {
     }
 }
 
+/// Seconds that a statement waits for the lock of a row, or for a table whose definition somebody changes.
+pub(super) const LOCK_WAIT: u64 = 5;
+
 /// What every connection to MySQL or MariaDB is set to, because the drivers start with different settings:
 /// no value is truncated or rounded silently, times are UTC, and a statement sees what is committed. (The
-/// variable for the isolation has another name on MariaDB 10.11, so it is a statement of its own.)
-pub(super) const MYSQL_SESSION: [&str; 2] = [
-    "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', \
-     time_zone = '+00:00', innodb_lock_wait_timeout = 5",
-    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-];
+/// variable for the isolation has another name on MariaDB 10.11, so it is a statement of its own.) The server ends
+/// statements that take longer than `limit`: reads on MySQL, all on MariaDB, each of which takes the other's comment
+/// for a comment.
+pub(super) fn mysql_session(limit: Option<Duration>) -> [String; 2] {
+    // 0: no limit.
+    let limit = limit.unwrap_or_default();
+    [
+        format!(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', \
+             time_zone = '+00:00', innodb_lock_wait_timeout = {LOCK_WAIT}, lock_wait_timeout = {LOCK_WAIT} \
+             /*!80000 , max_execution_time = {} */ /*M! , max_statement_time = {:.3} */",
+            limit.as_millis(),
+            limit.as_secs_f64()
+        ),
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED".to_owned(),
+    ]
+}
 
 /// `?, ?, …`, `n` times.
 pub(super) fn placeholders(n: usize) -> String {

@@ -190,6 +190,7 @@ impl Store {
             signing_thumbprint: Set(new.signing_thumbprint().as_bytes().to_vec()),
             uploaded_at: Set(new.uploaded_at().naive_utc()),
             batch_id: Set(batch.map(|batch| batch.as_bytes().to_vec())),
+            key_id: Set(new.key_id().into()),
         };
         let id = match row.insert(&tx).await.map_err(Failure::from) {
             Ok(row) => row.id,

@@ -19,7 +19,7 @@ use tracing::trace_span;
 
 use super::UploadError;
 use crate::{
-    encryption::Keyring,
+    encryption::{Keyring, Sealer},
     http::Error,
     store::Usage,
     telemetry,
@@ -72,6 +72,7 @@ pub struct VerifiedUpload {
     content_hash: [u8; 32],
     body_bytes: u64,
     uploaded_at: DateTime<Utc>,
+    key_id: u32,
     keys: Vec<SealedKey>,
     repeats: Vec<usize>,
 }
@@ -100,8 +101,10 @@ impl SignedUpload {
         }
         let hashes = canonical.payload_hashes();
         let repeats = repeats(&hashes);
+        // All with one key, also when the keys are exchanged meanwhile.
+        let sealer = keyring.sealer();
         let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
-            .in_scope(|| seal(&keys, &hashes, keyring))?;
+            .in_scope(|| seal(&keys, &hashes, &sealer))?;
         // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
         // and cannot block each other in a circle.
         sealed.sort_unstable_by_key(|key| key.payload_hash);
@@ -117,6 +120,7 @@ impl SignedUpload {
             content_hash: Sha256::digest(&signed_bytes).into(),
             body_bytes,
             uploaded_at: at,
+            key_id: sealer.id()?,
             keys: sealed,
             repeats,
         })
@@ -158,7 +162,7 @@ fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
     (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()
 }
 
-fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], keyring: &Keyring) -> Result<Vec<SealedKey>, Error> {
+fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], sealer: &Sealer) -> Result<Vec<SealedKey>, Error> {
     let nonces = Keyring::nonces(keys.len())?;
     let mut plain = Vec::with_capacity(128);
     let mut sealed = Vec::with_capacity(keys.len());
@@ -169,7 +173,7 @@ fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], keyring: &Keyring) -> Result<Vec<S
             position: position as u32,
             payload_hash: *payload_hash,
             report_type: key.report_type as u8,
-            payload: keyring.seal(payload_hash, nonce, &plain)?,
+            payload: sealer.seal(payload_hash, nonce, &plain)?,
         });
     }
     Ok(sealed)
@@ -238,6 +242,11 @@ impl VerifiedUpload {
     /// When it arrived.
     pub fn uploaded_at(&self) -> DateTime<Utc> {
         self.uploaded_at
+    }
+
+    /// The id of the encryption key that all keys are sealed with.
+    pub fn key_id(&self) -> u32 {
+        self.key_id
     }
 
     /// The keys, in the order of their hashes.

@@ -17,6 +17,7 @@ use efgs_protocol::media::Format;
 
 use crate::{
     client::{Answer, Client},
+    full::to_the_schema_before,
     harness::{Case, tests},
 };
 
@@ -29,6 +30,7 @@ tests![
     a_new_key_seals_what_comes_and_the_old_one_still_opens,
     keys_are_rotated_under_load_and_the_old_one_can_go,
     an_interrupted_rotation_is_continued,
+    uploads_of_the_version_before_are_given_their_key,
     a_rotation_goes_on_behind_a_payload_that_does_not_open,
     the_operator_rotates_with_the_command,
     a_payload_moved_to_another_row_is_not_served,
@@ -204,18 +206,23 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
     let mut stop = Box::pin(rotation::rotate(&gateway.app, |_| {}));
     let new = "SELECT COUNT(*) FROM diagnosis_key WHERE SUBSTR(payload, 1, 4) = X'00000002'";
     // It goes on only while it is polled.
-    while case.db.number(new).await <= 700 {
-        for _ in 0..10 {
-            let pending = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_pending()));
-            assert!(pending.await, "it was not interrupted");
-            tokio::task::yield_now().await;
-        }
+    let mut step = async || {
+        let pending = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_pending()));
+        assert!(pending.await, "it was not interrupted");
+    };
+    while case.db.number(new).await < 700 {
+        step().await;
+    }
+    for _ in 0..3 {
+        step().await;
+        case.db.number(new).await;
     }
     drop(stop);
-    // Half of the second upload needs the one key, and half the other: neither may go.
+    // No upload needs two keys.
+    assert_eq!(sealed_with(case).await, [[2; 700], [1; 700]].concat());
     let used = gateway.app.store.encryption_keys().await.unwrap();
     let used: Vec<_> = used.iter().map(|used| (used.id, used.uploads, used.keys)).collect();
-    assert_eq!(used, [(1, 1, 700), (2, 2, 1400)]);
+    assert_eq!(used, [(1, 1, 700), (2, 1, 700)]);
     case.db.execute("UPDATE job SET owner = NULL WHERE name = 'rotation'").await;
     // Back to the key before, and forward again.
     let mut back = config.clone();
@@ -228,6 +235,35 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
     assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
     gateway.form().await;
     gateway.client("NL").download(case.today(), None).await.expect(200);
+}
+
+async fn uploads_of_the_version_before_are_given_their_key(case: &Case) {
+    let old = case.gateway().await;
+    let mut keys = vec![old.client("DE").upload_new("a", 2, case.clock.now()).await];
+    let new = case.gateway_with(newest_first).await;
+    keys.push(new.client("DE").upload_new("b", 2, case.clock.now()).await);
+    new.form().await;
+    case.stop(&old).await;
+    case.stop(&new).await;
+    let column = "ALTER TABLE upload ADD COLUMN key_id BIGINT NOT NULL DEFAULT -1";
+    let index = "CREATE INDEX upload_key ON upload (key_id, id, amount)";
+    // Also after it was interrupted, and by two instances at once.
+    for done in [&[][..], &[column], &[column, index]] {
+        to_the_schema_before(case).await;
+        for statement in done {
+            case.db.execute(statement).await;
+        }
+        let [one, two] =
+            [(); 2].map(|()| App::new(case.config(), case.clock.clone(), None).unwrap().store.clone());
+        let (first, second) = tokio::join!(one.migrate(), two.migrate());
+        (first.unwrap(), second.unwrap());
+        assert_eq!(case.db.column::<i64>("SELECT key_id FROM upload ORDER BY id").await, [1, 2]);
+        assert_eq!(one.keys_in_use().await.unwrap(), [1, 2]);
+        tokio::join!(one.close(), two.close());
+    }
+    let gateway = case.gateway_with(newest_first).await;
+    let answer = gateway.client("NL").download(case.today(), None).await.expect(200);
+    assert_eq!(answer.keys(), crate::client::join(&[&keys[0], &keys[1]]));
 }
 
 async fn a_rotation_goes_on_behind_a_payload_that_does_not_open(case: &Case) {

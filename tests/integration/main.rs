@@ -28,6 +28,7 @@ mod downloader;
 mod encryption;
 mod expiry;
 mod failover;
+mod full;
 mod gaen_tools;
 mod harness;
 mod health;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         file("validation", validation::TESTS),
         file("withdrawal", withdrawal::TESTS),
         File { name: "outage", tests: outage::TESTS, own_server: Some(Script::Single) },
+        File { name: "full", tests: full::TESTS, own_server: Some(Script::Single) },
         File { name: "failover", tests: failover::TESTS, own_server: Some(Script::Cluster) },
     ])
 }

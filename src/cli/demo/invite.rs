@@ -1,6 +1,6 @@
 //! After the story: how to go on by hand.
 
-use std::{error::Error, io::Write};
+use std::{error::Error, io::Write, sync::Arc};
 
 use efgs_protocol::{canonical::CanonicalKeys, media::Format, wire};
 
@@ -11,6 +11,7 @@ use super::{
     report::Report,
     values::{fresh_keys, run_id, upload_tag},
 };
+use crate::{config::Chain as ChainEnd, store::BatchRecord};
 
 /// Shows commands to paste. Everything that they name lies in the folder.
 pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> Result<(), Box<dyn Error>> {
@@ -21,11 +22,13 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
     let tag = upload_tag(nl.country, date, &run_id(), 1)?;
     folder.write("NL/upload.json", wire::encode(Format::Json, &keys))?;
     folder.write("NL/upload.signature", nl.signer.sign(&CanonicalKeys::of(&keys).signed_bytes())?)?;
-    let batches = gateway.app().store.batches_after(None, date).await?;
-    let tag_of = |batch: Option<&crate::store::BatchRecord>| {
+    let chain = &gateway.app().chain;
+    chain.refresh().await?;
+    let tag_of = |batch: Option<Arc<BatchRecord>>| {
         batch.map_or_else(|| "BATCHTAG".to_owned(), |batch| batch.id.to_string())
     };
-    let (first, last) = (tag_of(batches.first()), tag_of(batches.last()));
+    let first = tag_of(chain.look(date, None, ChainEnd::SinceDate).ok().map(|link| link.batch));
+    let last = tag_of(chain.newest(1).pop());
     let path = quote(&folder.path().display().to_string());
     let admin = gateway.admin_address;
 

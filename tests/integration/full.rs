@@ -1,0 +1,177 @@
+//! A database that holds much, on a server of the test's own: all rows that it reads are counted.
+
+use std::time::Duration;
+
+use efgs_gateway::{app::App, expiry, rotation, store::StoreError};
+
+use crate::harness::{Case, tests, until};
+
+tests![
+    a_start_reads_a_bounded_number_of_rows,
+    the_chain_is_read_in_pages_and_what_was_read_is_kept,
+    the_uploads_of_the_version_before_are_given_their_key_in_steps,
+    the_server_ends_a_statement_that_takes_too_long,
+    a_migration_may_take_longer_than_a_request,
+];
+
+/// Uploads, of two keys each, a thousand in each batch.
+const UPLOADS: i64 = 20_000;
+
+async fn fill(case: &Case) {
+    let now = case.clock.now();
+    let (day, at, seconds) = (now.date_naive(), now.naive_utc(), now.timestamp());
+    case.db.execute("CREATE TABLE digit (d INT NOT NULL PRIMARY KEY)").await;
+    case.db.execute("INSERT INTO digit VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9)").await;
+    let numbers = "(SELECT a.d + 10 * b.d + 100 * c.d + 1000 * e.d + 10000 * f.d AS n \
+                   FROM digit a, digit b, digit c, digit e, digit f) numbers";
+    let batch = |n: &str| format!("UNHEX(CONCAT(LPAD(HEX({seconds}), 8, '0'), LPAD(HEX({n}), 16, '0')))");
+    let batches = format!(
+        "INSERT INTO batch (id, day, sequence, format_major, amount, formed_at) \
+         SELECT {}, '{day}', n, 1, 60000, '{at}' FROM {numbers} WHERE n BETWEEN 1 AND {}",
+        batch("n"),
+        UPLOADS / 1000
+    );
+    let uploads = format!(
+        "INSERT INTO upload (id, country, upload_tag, format, format_major, format_minor, amount, payload_bytes, \
+         content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
+         signing_thumbprint, uploaded_at, batch_id, key_id) \
+         SELECT n + 1, 'DE', n, 'protobuf', 1, 0, 2, 8, LPAD(n, 32, '0'), '', 1, LPAD(1, 32, '0'), 1, LPAD(1, 32, '0'), \
+         '{at}', {}, 1 FROM {numbers} WHERE n < {UPLOADS}",
+        batch("n DIV 1000 + 1")
+    );
+    let keys = "INSERT INTO diagnosis_key (upload_id, position, payload_hash, report_type, payload) \
+                SELECT u.id, d, LPAD(2 * u.id + d, 32, '0'), 1, X'00000001' FROM upload u JOIN digit ON d < 2";
+    for (sql, rows) in [(&*batches, UPLOADS / 1000), (&*uploads, UPLOADS), (keys, 2 * UPLOADS)] {
+        assert_eq!(case.db.execute(sql).await as i64, rows);
+    }
+    case.db.rows("ANALYZE TABLE batch, upload, diagnosis_key").await;
+}
+
+/// How many rows of tables and indexes the server has read.
+async fn reads(case: &Case) -> i64 {
+    let rows = case.db.rows("SHOW GLOBAL STATUS LIKE 'Handler\\_read%'").await;
+    rows.iter().map(|row| row.try_get_by_index::<String>(1).unwrap().parse::<i64>().unwrap()).sum()
+}
+
+async fn a_start_reads_a_bounded_number_of_rows(case: &Case) {
+    let gateway = case.gateway().await;
+    case.stop(&gateway).await;
+    fill(case).await;
+    let before = reads(case).await;
+    // What asking costs.
+    let asking = reads(case).await - before;
+    let count = async |what: &str, begun: i64, at_most: i64| {
+        let now = reads(case).await;
+        let rows = now - begun - asking;
+        assert!(rows <= at_most, "{what}: {rows} rows were read");
+        now
+    };
+    let begun = reads(case).await;
+    // With a first turn of each job.
+    let gateway = case.gateway().await;
+    let begun = count("start", begun, 3000).await;
+    gateway.files.all(&case.config()).await;
+    let begun = count("reload", begun, 1000).await;
+    assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
+    let begun = count("rotation", begun, 1000).await;
+    assert!(expiry::expire_now(&gateway.app).await.unwrap().is_empty());
+    count("expiry", begun, 1000).await;
+}
+
+async fn the_chain_is_read_in_pages_and_what_was_read_is_kept(case: &Case) {
+    let gateway = case.gateway().await;
+    fill(case).await;
+    let chain = &gateway.app.chain;
+    let page = gateway.app.store.batches_after(None, case.today()).await.unwrap();
+    assert_eq!((page.batches.len(), page.is_last), (1, false));
+    // What cannot be read stands for a database that fails half-way.
+    let spoil = |country: &str| format!("UPDATE upload SET country = '{country}' WHERE id = 9500");
+    case.db.execute(&spoil("--")).await;
+    chain.refresh().await.unwrap_err();
+    assert_eq!(chain.len(), 9);
+    case.db.execute(&spoil("DE")).await;
+    chain.refresh().await.unwrap();
+    let batches = chain.newest(usize::MAX);
+    assert_eq!(batches.len() as i64, UPLOADS / 1000);
+    let ids = batches.iter().rev().flat_map(|batch| batch.uploads.iter().map(|upload| upload.id));
+    assert!(ids.eq(1..=UPLOADS));
+}
+
+/// Takes the step `m0010` back.
+pub(crate) async fn to_the_schema_before(case: &Case) {
+    let of = if case.db.kind == crate::database::Kind::Sqlite { "" } else { " ON upload" };
+    for index in ["upload_key", "upload_batch_content", "upload_uploaded_at"] {
+        case.db.execute(&format!("DROP INDEX {index}{of}")).await;
+    }
+    case.db.execute("CREATE INDEX upload_batch ON upload (batch_id)").await;
+    case.db.execute("ALTER TABLE upload DROP COLUMN key_id").await;
+    let done = "DELETE FROM seaql_migrations WHERE version = 'm0010_upload_key'";
+    assert_eq!(case.db.execute(done).await, 1);
+}
+
+async fn the_uploads_of_the_version_before_are_given_their_key_in_steps(case: &Case) {
+    case.prepare().await;
+    fill(case).await;
+    case.db.execute("UPDATE diagnosis_key SET payload = X'00000002' WHERE upload_id % 3 = 0").await;
+    to_the_schema_before(case).await;
+    // It stopped half-way.
+    case.db.execute("ALTER TABLE upload ADD COLUMN key_id BIGINT NOT NULL DEFAULT -1").await;
+    case.db.execute("UPDATE upload SET key_id = 1 WHERE id < 7000 AND id % 3 <> 0").await;
+    let app = App::new(case.config(), case.clock.clone(), None).unwrap();
+    app.store.migrate().await.unwrap();
+    let wrong = "SELECT COUNT(*) FROM upload WHERE key_id <> CASE id % 3 WHEN 0 THEN 2 ELSE 1 END";
+    assert_eq!(case.db.number(wrong).await, 0);
+    let used = app.store.encryption_keys().await.unwrap();
+    let used: Vec<_> = used.iter().map(|used| (used.id, used.uploads, used.keys)).collect();
+    assert_eq!(used, [(1, 13_334, 26_668), (2, 6_666, 13_332)]);
+    app.store.clone().close().await;
+}
+
+/// An operation in `app.store` that reads this view takes as long as `condition` does.
+async fn slow_down(case: &Case, table: &str, condition: &str) {
+    case.db.execute(&format!("ALTER TABLE {table} RENAME TO {table}_table")).await;
+    case.db.execute(&format!("CREATE VIEW {table} AS SELECT * FROM {table}_table WHERE {condition}")).await;
+}
+
+async fn back_to_speed(case: &Case, table: &str) {
+    case.db.execute(&format!("DROP VIEW {table}")).await;
+    case.db.execute(&format!("ALTER TABLE {table}_table RENAME TO {table}")).await;
+}
+
+fn hurried(case: &Case) -> std::sync::Arc<App> {
+    let mut config = case.config();
+    config.database.timeout = Duration::from_secs(2);
+    App::new(config, case.clock.clone(), None).unwrap()
+}
+
+async fn the_server_ends_a_statement_that_takes_too_long(case: &Case) {
+    case.prepare().await;
+    case.db.execute("INSERT INTO instance VALUES ('0123456789abcdef', 'host', '1', 0, 0)").await;
+    let app = hurried(case);
+    assert_eq!(app.store.instances().await.unwrap().len(), 1);
+    // Days.
+    slow_down(case, "instance", "BENCHMARK(1000000000000, SHA2(host, 512)) = 0").await;
+    let outcome = app.store.instances().await;
+    assert!(matches!(outcome, Err(StoreError::Timeout { .. })), "{outcome:?}");
+    until("the server ends the statement", async || {
+        let running = "SELECT COUNT(*) FROM information_schema.processlist \
+                       WHERE command IN ('Query', 'Execute') AND db = DATABASE() AND id <> CONNECTION_ID()";
+        (case.db.number(running).await == 0).then_some(())
+    })
+    .await;
+    back_to_speed(case, "instance").await;
+    app.store.clone().close().await;
+}
+
+async fn a_migration_may_take_longer_than_a_request(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
+    case.stop(&gateway).await;
+    to_the_schema_before(case).await;
+    slow_down(case, "diagnosis_key", "position = 0 AND SLEEP(3) = 0").await;
+    let app = hurried(case);
+    app.store.migrate().await.unwrap();
+    back_to_speed(case, "diagnosis_key").await;
+    assert_eq!(app.store.keys_in_use().await.unwrap(), [1]);
+    app.store.clone().close().await;
+}
