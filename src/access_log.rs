@@ -31,15 +31,16 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use head::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
 pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
-pub use retention::{Forgotten, RetentionError, forget_now, horizon, run as run_retention};
+pub use retention::{Forgotten, RetentionError};
 pub use tally::{NOBODY, Tally, tallies};
-pub use trail::{Facts, Trail};
+pub use trail::{Facts, Trail, note, trail};
 use verify::Evidence;
 
 use crate::{
-    app::App,
+    clock::Clock,
     config::{self, ConfigError},
-    health::JobWatch,
+    health::{Health, JobWatch},
+    instance::Instance,
     jobs::Shutdown,
     store::{ChainEnd, Place, Store, StoreError},
 };
@@ -102,6 +103,10 @@ impl Queue {
 /// The log of this instance.
 #[derive(Debug)]
 pub struct AccessLog {
+    store: Store,
+    clock: Clock,
+    instance: Instance,
+    settings: config::AccessLog,
     /// Taken away when the gateway stops. The log ends when the last trail has let go of its copy: what still
     /// goes on for somebody who has hung up is recorded too.
     queue: Mutex<Option<Queue>>,
@@ -115,7 +120,13 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// Prepares it; nothing is written yet. An answer waits for its record no longer than `patience`.
-    pub fn new(config: &config::AccessLog, patience: Duration) -> Result<Self, ConfigError> {
+    pub fn new(
+        config: &config::AccessLog,
+        patience: Duration,
+        store: Store,
+        clock: Clock,
+        instance: Instance,
+    ) -> Result<Self, ConfigError> {
         let (sender, incoming) = mpsc::channel(WAITING);
         let signer = config.signing_key.as_deref().map(Signer::read).transpose();
         let signer = signer.map_err(|e| ConfigError::Invalid(format!("`access_log.signing_key`: {e}")))?;
@@ -124,7 +135,17 @@ impl AccessLog {
         keys.extend(signer.as_ref().map(|signer| signer.public().clone()));
         let evidence = Evidence { keys, signed_from: config.signed_from, ..Evidence::default() };
         let queue = Mutex::new(Some(Queue { sender, patience }));
-        Ok(Self { queue, incoming: Mutex::new(Some(incoming)), signer, evidence, newest: Default::default() })
+        Ok(Self {
+            store,
+            clock,
+            instance,
+            settings: config.clone(),
+            queue,
+            incoming: Mutex::new(Some(incoming)),
+            signer,
+            evidence,
+            newest: Default::default(),
+        })
     }
 
     /// Where requests leave their entries; none when the gateway has stopped.
@@ -144,9 +165,9 @@ impl AccessLog {
 
     /// Puts a statement into the list, and says when what is there is not what should be there. It is recorded
     /// nevertheless: `verify` finds the fault where it is, and what comes after it stays provable.
-    async fn append(&self, store: &Store, statement: &Statement) -> Result<(), StoreError> {
+    async fn append(&self, statement: &Statement) -> Result<(), StoreError> {
         let mut newest = self.newest.lock().await;
-        let appended = store.append_statement(self.signer(), statement, *newest).await?;
+        let appended = self.store.append_statement(self.signer(), statement, *newest).await?;
         *newest = Some(appended.place);
         let number = appended.place.number;
         if appended.broken {
@@ -171,56 +192,59 @@ impl AccessLog {
         }
         Ok(())
     }
-}
 
-/// Announces this instance's chain, before its first request.
-pub async fn begin(app: &App) -> Result<(), StoreError> {
-    if cfg!(feature = "bench-unrecorded") {
-        tracing::error!("this program was built for a benchmark and records no request: never let it serve");
+    /// Announces this instance's chain, before its first request.
+    pub async fn begin(&self) -> Result<(), StoreError> {
+        if cfg!(feature = "bench-unrecorded") {
+            tracing::error!(
+                "this program was built for a benchmark and records no request: never let it serve"
+            );
+        }
+        self.state(Kind::Start, &ChainEnd::default()).await
     }
-    state(app, Kind::Start, &ChainEnd::default()).await
-}
 
-/// Writes a statement about this instance's chain.
-async fn state(app: &App, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> {
-    let host = (kind == Kind::Start).then(|| app.instance.host.clone());
-    let statement = Statement { host, ..Statement::new(kind, &app.instance.id, end, app.clock.now()) };
-    app.access_log.append(&app.store, &statement).await
-}
+    /// Writes a statement about this instance's chain.
+    async fn state(&self, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> {
+        let host = (kind == Kind::Start).then(|| self.instance.host.clone());
+        let statement = Statement { host, ..Statement::new(kind, &self.instance.id, end, self.clock.now()) };
+        self.append(&statement).await
+    }
 
-/// Writes down what comes in, until the gateway stops and nothing is left.
-pub async fn run(app: Arc<App>, mut shutdown: Shutdown) {
-    let incoming = app.access_log.incoming.lock().ok().and_then(|mut incoming| incoming.take());
-    let Some(mut incoming) = incoming else { return };
-    let every = app.config.access_log.sign_every;
-    let probe = PROBE.min(every);
-    // A log that cannot be written makes the gateway unready: it answers nothing but 503. So does one about which nothing
-    // is stated: nobody could tell any more whether it is as it was written.
-    let watch = app.health.watch("log-writer", probe);
-    let signing = app.health.watch("log-signer", every);
-    let mut writer = Writer { end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
-    let ticks = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-    let (mut probing, mut stating) = (ticks(probe), ticks(every));
-    let mut batch = Vec::with_capacity(BATCH);
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            received = incoming.recv_many(&mut batch, BATCH) => {
-                if received == 0 {
-                    break;
+    /// Writes down what comes in, until the gateway stops and nothing is left.
+    pub async fn run(self: Arc<Self>, health: Arc<Health>, mut shutdown: Shutdown) {
+        let incoming = self.incoming.lock().ok().and_then(|mut incoming| incoming.take());
+        let Some(mut incoming) = incoming else { return };
+        let every = self.settings.sign_every;
+        let probe = PROBE.min(every);
+        // A log that cannot be written makes the gateway unready: it answers nothing but 503. So does one about which nothing
+        // is stated: nobody could tell any more whether it is as it was written.
+        let watch = health.watch("log-writer", probe);
+        let signing = health.watch("log-signer", every);
+        let mut writer =
+            Writer { log: &self, end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
+        let ticks = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+        let (mut probing, mut stating) = (ticks(probe), ticks(every));
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                received = incoming.recv_many(&mut batch, BATCH) => {
+                    if received == 0 {
+                        break;
+                    }
+                    // Whoever waits for an entry that goes down in a panic is answered 503.
+                    whatever_happens(&writer.watch.clone(), writer.write(batch.drain(..))).await;
                 }
-                // Whoever waits for an entry that goes down in a panic is answered 503.
-                whatever_happens(&writer.watch.clone(), writer.write(&app, batch.drain(..))).await;
-            }
-            _ = probing.tick() => whatever_happens(&writer.watch.clone(), writer.probe(&app)).await,
-            _ = stating.tick() => whatever_happens(&writer.signing.clone(), writer.sign(&app)).await,
-            () = shutdown.requested(), if !stopping => {
-                stopping = true;
-                drop(app.access_log.queue.lock().map(|mut queue| queue.take()));
+                _ = probing.tick() => whatever_happens(&writer.watch.clone(), writer.probe()).await,
+                _ = stating.tick() => whatever_happens(&writer.signing.clone(), writer.sign()).await,
+                () = shutdown.requested(), if !stopping => {
+                    stopping = true;
+                    drop(self.queue.lock().map(|mut queue| queue.take()));
+                }
             }
         }
+        whatever_happens(&writer.signing.clone(), writer.sign()).await;
     }
-    whatever_happens(&writer.signing.clone(), writer.sign(&app)).await;
 }
 
 /// Lets a panic, which is a defect and has been logged, end nothing but the work at hand: a log that nobody writes would
@@ -232,7 +256,8 @@ async fn whatever_happens(watch: &JobWatch, work: impl Future<Output = ()>) {
     }
 }
 
-struct Writer {
+struct Writer<'a> {
+    log: &'a AccessLog,
     end: ChainEnd,
     /// The last record that a statement names.
     stated: i64,
@@ -241,8 +266,8 @@ struct Writer {
     signing: JobWatch,
 }
 
-impl Writer {
-    async fn write(&mut self, app: &App, batch: impl Iterator<Item = Waiting>) {
+impl Writer<'_> {
+    async fn write(&mut self, batch: impl Iterator<Item = Waiting>) {
         // Nobody must wait behind what was refused during an outage.
         let wanted = |one: &Waiting| !(self.failing && one.is_refused());
         let (entries, mut waiting): (Vec<Entry>, Vec<_>) =
@@ -251,9 +276,9 @@ impl Writer {
         let mut parts = Vec::from_iter((!entries.is_empty()).then_some(&entries[..]));
         let mut waiting = waiting.drain(..);
         while let Some(part) = parts.pop() {
-            let written = app.store.append_records(&app.instance.id, &mut self.end, part).await;
+            let written = self.log.store.append_records(&self.log.instance.id, &mut self.end, part).await;
             if let Err(StoreError::Refused { reason, .. }) = &written
-                && app.store.try_log(&app.instance.id).await.is_ok()
+                && self.log.store.try_log(&self.log.instance.id).await.is_ok()
             {
                 // It is not the log that fails, but an entry: it must harm no other one.
                 if part.len() > 1 {
@@ -281,9 +306,9 @@ impl Writer {
 
     /// Tries whether a log that could not be written can be written again: a gateway that is not ready may get
     /// no request that would tell.
-    async fn probe(&mut self, app: &App) {
+    async fn probe(&mut self) {
         if self.failing {
-            let tried = app.store.try_log(&app.instance.id).await;
+            let tried = self.log.store.try_log(&self.log.instance.id).await;
             self.learn(tried);
         } else {
             // There was nothing to do.
@@ -313,13 +338,13 @@ impl Writer {
     }
 
     /// Says where the chain stands, if it has moved.
-    async fn sign(&mut self, app: &App) {
+    async fn sign(&mut self) {
         if self.end.sequence == self.stated {
             // There was nothing to do.
             self.signing.progressed();
             return;
         }
-        match state(app, Kind::Head, &self.end).await {
+        match self.log.state(Kind::Head, &self.end).await {
             Ok(()) => {
                 self.stated = self.end.sequence;
                 self.signing.progressed();

@@ -1,16 +1,33 @@
 //! What an auditor may see of a batch (spec §5.7).
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::NaiveDate;
 use efgs_protocol::{audit::AuditEntry, batch_tag::BatchTag, certificate::Thumbprint, country::Country};
 
 use crate::{
-    app::App,
-    chain::{self, ChainError},
-    http::{self, Error, ErrorBody, reply},
-    store::AuditRow,
+    access_log,
+    chain::{self, Chain, ChainError},
+    http::{Code, Defect, Error, ErrorBody, Problem, reply},
+    limits::Limits,
+    store::{AuditRow, Store},
     trust::Caller,
+    workers::Workers,
 };
+
+/// What audits are answered from.
+#[derive(Clone, Debug)]
+pub struct Audits {
+    /// The batches.
+    pub chain: Arc<Chain>,
+    /// The uploads in them.
+    pub store: Store,
+    /// Who may read.
+    pub limits: Arc<Limits>,
+    /// Where it is read.
+    pub workers: Workers,
+}
 
 /// Why an audit is refused, beside what the chain says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +40,14 @@ pub enum AuditError {
         /// What was asked for.
         date: NaiveDate,
     },
+}
+
+impl Problem for AuditError {
+    fn code(&self) -> Code {
+        match self {
+            Self::BeforeDate { .. } => Code::BatchNotFound,
+        }
+    }
 }
 
 /// Tells who uploaded and who signed what is in a batch (spec §5.7.2).
@@ -40,7 +65,7 @@ pub enum AuditError {
         ("batchTag" = String, Path, description = "The batch: its ObjectId or its name yyyyMMdd-N.", example = "20261122-1"),
     ),
     responses(
-        (status = 200, description = "One entry per upload.", headers(("withdrawnUploads" = u32, description = "How many uploads of the batch were withdrawn; they have no entry.")), body = Vec<crate::http::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::example_audit())),
+        (status = 200, description = "One entry per upload.", headers(("withdrawnUploads" = u32, description = "How many uploads of the batch were withdrawn; they have no entry.")), body = Vec<crate::http::schema::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::schema::example_audit())),
         (status = 400, description = "The date is not a date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date \"22.11.2026\" is not of the form yyyy-MM-dd", "code": "invalid-date"})),
         (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "There is no such batch, or it was formed before the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no batch with this tag", "code": "batch-not-found"})),
@@ -53,43 +78,38 @@ pub async fn audit(
     caller: Caller,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    app: web::Data<App>,
+    state: web::Data<Audits>,
 ) -> Result<HttpResponse, Error> {
-    let app = app.into_inner();
-    let runner = app.clone();
     let (date, tag) = path.into_inner();
-    http::note(&request, |facts| facts.date = chain::parse_date(&date));
-    let date = app.chain.date(&date)?;
+    access_log::note(&request, |facts| facts.date = chain::parse_date(&date));
+    let date = state.chain.date(&date)?;
     let tag: BatchTag = tag.parse().map_err(|_| ChainError::Unknown)?;
-    http::note(&request, |facts| facts.tag = Some(tag.to_string()));
-    let link = app.find_batch(&caller, date, Some(tag)).await.map_err(|error| match error {
-        Error::Chain(ChainError::BeforeDate { formed, date }) => {
-            AuditError::BeforeDate { formed, date }.into()
+    access_log::note(&request, |facts| facts.tag = Some(tag.to_string()));
+    let link = match state.chain.find(caller.country, date, Some(tag)).await? {
+        Err(ChainError::BeforeDate { formed, date }) => {
+            return Err(AuditError::BeforeDate { formed, date }.into());
         }
-        other => other,
-    })?;
-    http::note(&request, |facts| facts.tag = Some(link.batch.id.to_string()));
-    let batch = link.batch.id;
-    let read = async move {
-        let _place = app.limits.to_read(caller.country).await?;
-        Ok::<_, Error>(app.store.audit_rows(batch).await?)
+        found => found?,
     };
-    let mut rows = runner.background(read).await??;
+    access_log::note(&request, |facts| facts.tag = Some(link.batch.id.to_string()));
+    let batch = link.batch.id;
+    let (limits, store) = (state.limits.clone(), state.store.clone());
+    let read = async move {
+        let _permit = limits.to_read(caller.country).await?;
+        Ok::<_, Error>(store.audit_rows(batch).await?)
+    };
+    let mut rows = state.workers.run(read).await??;
     // What a download of this instance has, no more and no less: an upload may have been withdrawn meanwhile.
     rows.retain(|row| link.batch.uploads.iter().any(|upload| upload.id == row.upload_id));
     let (own, others): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| row.country == caller.country.as_str());
-    let entries: Result<Vec<AuditEntry>, Error> = others.into_iter().chain(own).map(entry).collect();
+    let entries: Result<Vec<AuditEntry>, Defect> = others.into_iter().chain(own).map(entry).collect();
     Ok(reply::audit(entries?, link.batch.withdrawn))
 }
 
-fn entry(row: AuditRow) -> Result<AuditEntry, Error> {
-    let corrupt = || {
-        Error::Internal(format!(
-            "upload {} has a malformed country or thumbprint in the database",
-            row.upload_id
-        ))
-    };
+fn entry(row: AuditRow) -> Result<AuditEntry, Defect> {
+    let corrupt =
+        || Defect(format!("upload {} has a malformed country or thumbprint in the database", row.upload_id));
     let thumbprint = |bytes: &[u8]| bytes.try_into().map(Thumbprint::from_bytes).map_err(|_| corrupt());
     Ok(AuditEntry {
         country: Country::new(&row.country).map_err(|_| corrupt())?,

@@ -20,12 +20,12 @@ use efgs_protocol::{
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
-    app::App,
     clock::Clock,
-    config::{Chain as ChainEnd, TagStyle},
+    config::{Chain as ChainEnd, Config, TagStyle},
+    http::{Code, Error, Problem},
     store::{BatchRecord, Store, StoreError},
     telemetry,
-    trust::Caller,
+    workers::Workers,
 };
 
 /// Why a batch cannot be given.
@@ -64,6 +64,17 @@ pub enum ChainError {
     },
 }
 
+impl Problem for ChainError {
+    fn code(&self) -> Code {
+        match self {
+            Self::InvalidDate { .. } => Code::InvalidDate,
+            Self::TooOld { .. } => Code::Gone,
+            Self::NoneSince { .. } | Self::Unknown => Code::BatchNotFound,
+            Self::BeforeDate { .. } => Code::BatchBeforeDate,
+        }
+    }
+}
+
 /// A batch and the one behind it.
 #[derive(Clone, Debug)]
 pub struct Link {
@@ -78,7 +89,8 @@ pub struct Link {
 pub struct Chain {
     store: Store,
     clock: Clock,
-    retention: Days,
+    workers: Workers,
+    config: Arc<Config>,
     batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
     asked: AtomicU64,
     answered: tokio::sync::Mutex<u64>,
@@ -96,11 +108,12 @@ pub fn parse_date(text: &str) -> Option<NaiveDate> {
 
 impl Chain {
     /// An empty chain; it fills itself when it is asked.
-    pub fn new(store: Store, clock: Clock, retention_days: u16) -> Self {
+    pub fn new(store: Store, clock: Clock, workers: Workers, config: Arc<Config>) -> Self {
         Self {
             store,
             clock,
-            retention: Days::new(u64::from(retention_days)),
+            workers,
+            config,
             batches: RwLock::default(),
             asked: AtomicU64::new(0),
             answered: tokio::sync::Mutex::new(0),
@@ -110,7 +123,7 @@ impl Chain {
     /// The first day whose batches are still served.
     pub fn oldest(&self) -> NaiveDate {
         let today = self.clock.now().date_naive();
-        today.checked_sub_days(self.retention).unwrap_or(today)
+        today.checked_sub_days(Days::new(u64::from(self.config.retention.days))).unwrap_or(today)
     }
 
     /// Reads a date and checks it against the retention.
@@ -251,17 +264,34 @@ impl Chain {
             }
         }
     }
-}
 
-/// The name of a batch that the gateway says to a country.
-pub fn tag_for(app: &App, caller: &Caller, batch: &BatchRecord) -> String {
-    name_for(app, caller.country, batch.id, DayName { day: batch.day, sequence: batch.sequence })
-}
+    /// The batch with this tag, or the first one formed on or after `date`, and the one behind it, as far as the
+    /// country's chain goes.
+    pub async fn find(
+        self: &Arc<Self>,
+        country: Country,
+        date: NaiveDate,
+        tag: Option<BatchTag>,
+    ) -> Result<Result<Link, ChainError>, Error> {
+        let end = self.config.participant(country).chain;
+        if let Some(answer) = self.known(date, tag, end) {
+            return Ok(answer);
+        }
+        let chain = self.clone();
+        self.workers.run(async move { chain.refresh().await }).await??;
+        Ok(self.look(date, tag, end))
+    }
 
-/// The one of a batch's two names that the gateway says to a country.
-pub fn name_for(app: &App, country: Country, id: ObjectId, day_name: DayName) -> String {
-    match app.config.participant(country).tags.unwrap_or(app.config.batching.tags) {
-        TagStyle::ObjectId => id.to_string(),
-        TagStyle::DaySequence => day_name.to_string(),
+    /// The name of a batch that the gateway says to a country.
+    pub fn tag_for(&self, country: Country, batch: &BatchRecord) -> String {
+        self.name_for(country, batch.id, DayName { day: batch.day, sequence: batch.sequence })
+    }
+
+    /// The one of a batch's two names that the gateway says to a country.
+    pub fn name_for(&self, country: Country, id: ObjectId, day_name: DayName) -> String {
+        match self.config.participant(country).tags.unwrap_or(self.config.batching.tags) {
+            TagStyle::ObjectId => id.to_string(),
+            TagStyle::DaySequence => day_name.to_string(),
+        }
     }
 }

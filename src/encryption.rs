@@ -11,7 +11,10 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
-use crate::config::{ConfigError, Encryption};
+use crate::{
+    config::{ConfigError, Encryption},
+    http::{Code, Problem},
+};
 
 const KEY_ID: usize = 4;
 const TAG: usize = 16;
@@ -77,6 +80,12 @@ pub enum EncryptionError {
     /// The machine gives no random numbers.
     #[error("the machine gives no random numbers")]
     NoRandomness,
+}
+
+impl Problem for EncryptionError {
+    fn code(&self) -> Code {
+        Code::Internal
+    }
 }
 
 impl Keyring {

@@ -11,22 +11,15 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{certificate::Thumbprint, country::Country};
+use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{
-    app::App,
-    clock::Clock,
-    store::{Job, LEASE_TERM},
-    trust,
-};
+use crate::{clock::Clock, store::LEASE_TERM};
 
 /// After so many of its intervals a job without progress makes the gateway unready.
 const INTERVALS: u32 = 3;
 
-/// A certificate that expires within so many days is a warning.
-const WARN_DAYS: i64 = 30;
-
-/// The state of this instance; [`App::readiness`] judges it.
+/// The state of this instance; the server judges it.
 #[derive(Debug)]
 pub struct Health {
     clock: Clock,
@@ -36,13 +29,14 @@ pub struct Health {
     jobs: Mutex<Vec<JobWatch>>,
     certificates: RwLock<Arc<[WatchedCertificate]>>,
     waiting: RwLock<Waiting>,
-    troubles: Mutex<BTreeMap<&'static str, String>>,
+    troubles: Mutex<BTreeMap<Trouble, String>>,
 }
 
 /// Keeps the record of one job; clones share it.
 #[derive(Clone, Debug)]
 pub struct JobWatch {
     name: &'static str,
+    severity: Severity,
     interval: Duration,
     patience: Duration,
     clock: Clock,
@@ -73,7 +67,66 @@ pub struct JobState {
     /// For how long the work has been due without any instance having done it.
     pub overdue: Duration,
     /// Why the job does not make progress, if it does not.
-    pub stalled: Option<String>,
+    pub stalled: Option<Warning>,
+}
+
+/// How bad a warning is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Somebody is not served.
+    Problem,
+    /// Somebody will not be served if nothing is done.
+    Attention,
+}
+
+/// Something that an operator should look at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Warning {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// What can be wrong although the gateway serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The database refuses to write.
+    Writing,
+    /// New TLS certificates are not right.
+    TlsCertificate,
+    /// New certificates for callbacks are not right.
+    CallbackCertificate,
+    /// Settings have changed that need a restart.
+    Settings,
+    /// New encryption keys are not right.
+    EncryptionKeys,
+}
+
+impl Trouble {
+    /// What `ready` and the log say.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Writing => "the database refuses to write",
+            Self::TlsCertificate => "the TLS certificate was not taken over, the old one stays in use",
+            Self::CallbackCertificate => {
+                "the certificate for callbacks was not taken over, the old one stays in use"
+            }
+            Self::Settings => "settings differ from those in use",
+            Self::EncryptionKeys => "the encryption keys were not taken over, the old ones stay in use",
+        }
+    }
+
+    /// How bad it is.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::Writing => Severity::Problem,
+            Self::TlsCertificate | Self::CallbackCertificate | Self::Settings | Self::EncryptionKeys => {
+                Severity::Attention
+            }
+        }
+    }
 }
 
 /// A certificate whose end the gateway watches.
@@ -103,17 +156,6 @@ pub struct Waiting {
     pub newest_batch: Option<DateTime<Utc>>,
 }
 
-/// Whether the gateway can do its work.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness {
-    /// Why not; empty when it can.
-    pub reasons: Vec<String>,
-    /// What the operator should look at soon.
-    pub warnings: Vec<String>,
-    /// Whether the database answers.
-    pub database: bool,
-}
-
 impl Health {
     /// Nothing is known yet. `shortest` is `database.timeout`.
     pub fn new(clock: Clock, shortest: Duration) -> Self {
@@ -128,8 +170,13 @@ impl Health {
         }
     }
 
-    /// Begins to watch a job that has to make progress every `interval`.
+    /// Begins to watch a job that has to make progress every `interval`: without it the instance is not ready.
     pub fn watch(&self, name: &'static str, interval: Duration) -> JobWatch {
+        self.watch_with(name, interval, Severity::Problem)
+    }
+
+    /// Begins to watch a job; `severity` says what it is when it makes no progress.
+    pub fn watch_with(&self, name: &'static str, interval: Duration, severity: Severity) -> JobWatch {
         let record = Record {
             progress: Instant::now(),
             last_success: self.clock.now(),
@@ -138,6 +185,7 @@ impl Health {
         };
         let watch = JobWatch {
             name,
+            severity,
             interval,
             patience: interval.max(self.shortest),
             clock: self.clock.clone(),
@@ -173,16 +221,16 @@ impl Health {
     }
 
     /// What is not as it should be although the gateway serves, each with its cause.
-    pub fn troubles(&self) -> BTreeMap<&'static str, String> {
+    pub fn troubles(&self) -> BTreeMap<Trouble, String> {
         self.troubles.lock().map(|all| all.clone()).unwrap_or_default()
     }
 
-    /// Notes such a trouble, of which `ready` warns, or, with `None`, that it is over; whether that is news.
-    pub fn set_trouble(&self, what: &'static str, why: Option<String>) -> bool {
+    /// Sets a trouble, of which `ready` warns, or clears it with `None`; returns whether it changed.
+    pub fn set_trouble(&self, what: Trouble, why: Option<String>) -> bool {
         let Ok(mut all) = self.troubles.lock() else { return true };
         let before = match &why {
             Some(why) => all.insert(what, why.clone()),
-            None => all.remove(what),
+            None => all.remove(&what),
         };
         before != why
     }
@@ -244,6 +292,7 @@ impl JobWatch {
         } else {
             None
         };
+        let stalled = stalled.map(|text| Warning { severity: self.severity, text });
         Some(JobState {
             name,
             interval: self.interval,
@@ -259,11 +308,11 @@ impl JobWatch {
 impl WatchedCertificate {
     /// Whole days until it expires; 0 or less once it has.
     pub fn days_left(&self, now: DateTime<Utc>) -> i64 {
-        trust::days_left(self.not_after, now)
+        days_left(self.not_after, now)
     }
 
     /// For people.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let (kind, thumbprint) = (self.kind, self.thumbprint);
         match self.country {
             Some(country) => format!("the {kind} certificate {thumbprint} of {country}"),
@@ -272,65 +321,23 @@ impl WatchedCertificate {
     }
 
     /// Whether the gateway cannot do its work without it.
-    fn is_vital(&self) -> bool {
+    pub fn is_vital(&self) -> bool {
         self.country.is_none() && matches!(self.kind, "TLS" | "CALLBACK-CLIENT" | "TRUST-ANCHOR")
     }
 }
 
+/// Whole days until a certificate expires; 0 or less once it has.
+pub fn days_left(not_after: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
+    let left = not_after - now;
+    if left < chrono::TimeDelta::zero() { left.num_days().min(0) } else { left.num_days() + 1 }
+}
+
 /// A duration for people, to the second.
-fn short(duration: Duration) -> String {
+pub fn short(duration: Duration) -> String {
     match duration.as_secs() {
         seconds if seconds < 120 => format!("{seconds} s"),
         seconds if seconds < 7200 => format!("{} min", seconds / 60),
         seconds => format!("{} h", seconds / 3600),
-    }
-}
-
-impl App {
-    /// Judges whether this instance can do its work; waits for the database at most `patience`.
-    pub async fn readiness(self: &Arc<Self>, patience: Duration) -> Readiness {
-        let mut readiness = Readiness::default();
-        if let Err(error) = self.trust.registry() {
-            readiness.reasons.push(error.to_string());
-        }
-        let store = self.store.clone();
-        let ping = self.clone().background(async move { store.ping().await });
-        match tokio::time::timeout(patience, ping).await {
-            Ok(Ok(Ok(()))) => readiness.database = true,
-            Ok(Ok(Err(error))) => readiness.reasons.push(error.to_string()),
-            Ok(Err(error)) => readiness.reasons.push(error.to_string()),
-            Err(_) => {
-                readiness.reasons.push(format!("the database does not answer within {}", short(patience)));
-            }
-        }
-        for job in self.health.jobs() {
-            // Old records of the access log that stay, because somebody has changed them, disturb nobody: whoever can
-            // write to the database must not be able to take the gateways away by that.
-            let of = if job.name == Job::AccessLog.name() {
-                &mut readiness.warnings
-            } else {
-                &mut readiness.reasons
-            };
-            of.extend(job.stalled);
-        }
-        if let Some(error) = self.journal.as_ref().and_then(|journal| journal.failing()) {
-            readiness.warnings.push(format!("uploads are refused: {error}"));
-        }
-        readiness.warnings.extend(self.journal.iter().flat_map(|journal| journal.warnings()));
-        readiness.warnings.extend(self.health.troubles().iter().map(|(what, why)| format!("{what}: {why}")));
-        let now = self.clock.now();
-        for certificate in self.health.certificates().iter() {
-            let name = certificate.name();
-            match certificate.days_left(now) {
-                ..=0 if certificate.is_vital() => readiness.reasons.push(format!("{name} has expired")),
-                ..=0 => readiness.warnings.push(format!("{name} has expired")),
-                days @ 1..=WARN_DAYS => {
-                    readiness.warnings.push(format!("{name} expires in {days} days or less"));
-                }
-                _ => {}
-            }
-        }
-        readiness
     }
 }
 

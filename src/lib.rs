@@ -18,14 +18,15 @@
 //! soon deleted ([`expiry`]).
 
 pub mod access_log;
-pub mod app;
 pub mod audit;
 pub mod batching;
+pub mod bodies;
 pub mod callback;
 pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod download;
+pub mod downloaded;
 pub mod encryption;
 pub mod expiry;
 pub mod health;
@@ -34,15 +35,14 @@ pub mod instance;
 pub mod jobs;
 pub mod journal;
 pub mod limits;
-mod listen;
 pub mod options;
-pub mod overview;
-pub mod reload;
 pub mod rotation;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod trust;
 pub mod upload;
 pub mod withdrawal;
+pub mod workers;
 
 pub use efgs_protocol::clock;

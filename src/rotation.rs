@@ -5,10 +5,7 @@
 //! every moment, because every instance has both keys. Each upload names the key that all its payloads are sealed with;
 //! both change in one transaction, so work that was interrupted is found again.
 
-use std::sync::Arc;
-
 use crate::{
-    app::App,
     encryption::{EncryptionError, Keyring},
     jobs,
     store::{Job, Lease, Store, StoreError, StoredPayload},
@@ -103,12 +100,16 @@ pub async fn recognise(store: &Store, keyring: &Keyring) -> Result<(), RotationE
 /// Seals with the first key all that is sealed with others, also behind what does not open; `progress` is told after
 /// each upload. Gateways may
 /// serve meanwhile, and what they still seal with another key is left; a second rotation waits for the lease.
-pub async fn rotate(app: &Arc<App>, mut progress: impl FnMut(Rotated)) -> Result<Rotated, RotationError> {
-    check(&app.store, &app.keyring).await?;
-    let lease = jobs::wait_for_lease(&app.store, Job::Rotation).await?;
+pub async fn rotate(
+    store: &Store,
+    keyring: &Keyring,
+    mut progress: impl FnMut(Rotated),
+) -> Result<Rotated, RotationError> {
+    check(store, keyring).await?;
+    let lease = jobs::wait_for_lease(store, Job::Rotation).await?;
     let mut outcome = Ok(Rotated::default());
-    jobs::under_lease(&app.store, lease, async |lease| {
-        outcome = rotate_all(app, lease, &mut progress).await;
+    jobs::under_lease(store, lease, async |lease| {
+        outcome = rotate_all(store, keyring, lease, &mut progress).await;
         Ok::<(), StoreError>(())
     })
     .await?;
@@ -116,23 +117,24 @@ pub async fn rotate(app: &Arc<App>, mut progress: impl FnMut(Rotated)) -> Result
 }
 
 async fn rotate_all(
-    app: &Arc<App>,
+    store: &Store,
+    keyring: &Keyring,
     lease: &Lease,
     progress: &mut impl FnMut(Rotated),
 ) -> Result<Rotated, RotationError> {
-    let Some(newest) = app.keyring.ids().first().copied() else { return Ok(Rotated::default()) };
+    let Some(newest) = keyring.ids().first().copied() else { return Ok(Rotated::default()) };
     let (mut total, mut at, mut altered) = (Rotated::default(), 0, Vec::new());
-    while let Some(upload) = app.store.next_to_rotate(newest, at).await? {
+    while let Some(upload) = store.next_to_rotate(newest, at).await? {
         at = upload;
-        let mut payloads = app.store.payloads(&[upload]).await?;
-        let key_id = match reseal(&app.keyring, &mut payloads) {
+        let mut payloads = store.payloads(&[upload]).await?;
+        let key_id = match reseal(keyring, &mut payloads) {
             Ok(key_id) => key_id,
             Err(why) => {
                 altered.push((upload, why));
                 continue;
             }
         };
-        app.store.replace_payloads(lease, upload, key_id, &payloads).await?;
+        store.replace_payloads(lease, upload, key_id, &payloads).await?;
         total.uploads += 1;
         total.keys += payloads.len() as u64;
         progress(total);

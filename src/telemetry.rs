@@ -5,7 +5,6 @@
 //! A metric's name is part of what operators rely on: its meaning stands in `recorder.rs` beside the others, and in
 //! `docs/metrics.md`, which a test compares with what a gateway exports. Labels have few values, whatever a client sends.
 
-mod collect;
 pub mod handshake;
 mod recorder;
 pub mod refusal;
@@ -15,7 +14,6 @@ mod traces;
 use tracing_subscriber::{EnvFilter, Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 pub use self::{
-    collect::collect,
     recorder::install,
     traces::{SPANS, Traces, link},
 };

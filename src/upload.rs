@@ -8,31 +8,34 @@ use std::sync::Arc;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use efgs_protocol::{
     batch_tag::{InvalidUploadTag, UploadTag},
-    certificate::{CertificateError, Thumbprint},
     country::Country,
-    key::InvalidKey,
     media::{MediaError, MediaType},
-    signature::{SignatureError, SignaturePolicy},
+    signature::SignaturePolicy,
     wire::{self, DecodeError},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tracing::trace_span;
 use utoipa::ToSchema;
 
 use crate::{
-    access_log::Trail,
-    app::App,
-    http::{self, BodyError, Error, ErrorBody, HeaderError, reply},
-    journal,
-    limits::{Held, Kind, Turn},
-    store::{StoreError, UploadOutcome},
+    access_log::{self, Trail},
+    clock::Clock,
+    config::Config,
+    encryption::Keyring,
+    health::{Health, Trouble},
+    http::{self, BodyError, Code, Error, ErrorBody, HeaderError, Problem, reply},
+    journal::Recording,
+    limits::{Held, Kind, LimitError, Limits, Turn},
+    store::{Store, StoreError, UploadOutcome},
     telemetry,
-    trust::{Caller, Inactive, RegistryUnavailable},
+    trust::{Caller, RegistryUnavailable, Trust},
+    workers::Workers,
 };
 
 mod verify;
 
-pub use verify::{SealedKey, SignedUpload, VerifiedUpload};
+pub use verify::{SealedKey, SignedUpload, Uploader, VerifiedUpload, VerifyError};
 
 /// The longest batch signature that is looked at, in bytes of base64.
 const MAX_SIGNATURE: usize = 16 * 1024;
@@ -61,49 +64,9 @@ pub enum UploadError {
     /// The body is not a batch of keys.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// A key is out of range.
+    /// Its keys, its signature or its signer do not count.
     #[error(transparent)]
-    Key(#[from] InvalidKey),
-    /// The batch signature does not count.
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    /// The signer's certificate does not name exactly one country.
-    #[error("the signing certificate is not usable: {0}")]
-    SignerCountry(CertificateError),
-    /// The signer is not let in.
-    #[error("the signing certificate {thumbprint} {reason} for SIGNING")]
-    SignerInactive {
-        /// Of the certificate in the signature.
-        thumbprint: Thumbprint,
-        /// Why.
-        reason: Inactive,
-    },
-    /// The registry says another country than the signer's certificate.
-    #[error("the signing certificate {thumbprint} is not registered for {country}")]
-    SignerRegistration {
-        /// Of the certificate in the signature.
-        thumbprint: Thumbprint,
-        /// In its subject.
-        country: Country,
-    },
-    /// One country signed and another one sent it.
-    #[error("the signing certificate is of {signer}, but the caller is {caller}")]
-    SignerNotCaller {
-        /// Who signed.
-        signer: Country,
-        /// Who sent it.
-        caller: Country,
-    },
-    /// A key is of another country.
-    #[error("key {index}: its origin {origin} is not the caller's country {caller}")]
-    ForeignOrigin {
-        /// Which key, from 0.
-        index: usize,
-        /// What it says.
-        origin: Country,
-        /// Who sent it.
-        caller: Country,
-    },
+    Verify(#[from] VerifyError),
     /// The tag belongs to another upload of the country.
     #[error(
         "the batch tag {tag} is taken by another upload of {country}: it has other keys or another signer"
@@ -125,6 +88,78 @@ pub enum UploadError {
     /// It cannot be decided now whom to trust.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
+}
+
+impl Problem for UploadError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Header(_) | Self::Tag(_) | Self::SignatureTooLong { .. } => Code::InvalidHeader,
+            Self::Media(_) => Code::NotAcceptable,
+            Self::Body(error) => match error {
+                BodyError::TooLarge { .. } => Code::BodyTooLarge,
+                BodyError::TooSlow { .. } => Code::RequestTimeout,
+                BodyError::Broken => Code::MalformedBody,
+                BodyError::Encoded { .. } => Code::InvalidHeader,
+                BodyError::Limit(limit) => limit.code(),
+            },
+            Self::Decode(error) => match error {
+                DecodeError::TooManyKeys { .. } => Code::TooManyKeys,
+                DecodeError::Empty => Code::NoKeys,
+                DecodeError::Malformed(_) => Code::MalformedBody,
+                DecodeError::InvalidKey(_) => Code::InvalidKey,
+            },
+            Self::Verify(error) => match error {
+                VerifyError::Key(_) => Code::InvalidKey,
+                VerifyError::Signature(_) => Code::InvalidSignature,
+                VerifyError::SignerCountry(_)
+                | VerifyError::SignerInactive { .. }
+                | VerifyError::SignerRegistration { .. }
+                | VerifyError::SignerNotCaller { .. } => Code::UntrustedSigner,
+                VerifyError::ForeignOrigin { .. } => Code::ForeignOrigin,
+                VerifyError::Encryption(_) => Code::Internal,
+            },
+            Self::TagTaken { .. } => Code::UploadTagTaken,
+            Self::Withdrawn { .. } => Code::UploadWithdrawn,
+            Self::Undecidable(_) => Code::Unavailable,
+        }
+    }
+
+    fn limit(&self) -> Option<&LimitError> {
+        match self {
+            Self::Body(BodyError::Limit(limit)) => Some(limit),
+            _ => None,
+        }
+    }
+
+    fn closes_connection(&self) -> bool {
+        // The rest of the request is not read.
+        matches!(self, Self::Body(_))
+    }
+}
+
+/// What uploads go through.
+#[derive(Clone, Debug)]
+pub struct Uploads {
+    /// `[upload]` and the participants' settings.
+    pub config: Arc<Config>,
+    /// The time.
+    pub clock: Clock,
+    /// Where they are stored.
+    pub store: Store,
+    /// Who may sign.
+    pub trust: Arc<Trust>,
+    /// Encryption at rest.
+    pub keyring: Arc<Keyring>,
+    /// What a country may take.
+    pub limits: Arc<Limits>,
+    /// Where they are verified.
+    pub workers: Workers,
+    /// Whether the database can write.
+    pub health: Arc<Health>,
+    /// What is recorded outside the database.
+    pub journal: Recording,
+    /// Tells others that an upload has come.
+    pub stored: Arc<Notify>,
 }
 
 /// What the answer 207 says of each key, by its index in the request (spec §5.4.3).
@@ -166,9 +201,9 @@ impl MultiStatus {
         ("Content-Type" = String, Header, description = "application/protobuf; version=1.0 or application/json; version=1.0", example = "application/json; version=1.0"),
     ),
     request_body(
-        content = crate::http::DiagnosisKeyBatch, content_type = "application/json; version=1.0",
+        content = crate::http::schema::DiagnosisKeyBatch, content_type = "application/json; version=1.0",
         description = "The keys, at most 5,000 and 10 MiB unless the operator set other limits. As application/protobuf; version=1.0 the message eu.interop.DiagnosisKeyBatch.",
-        example = json!(crate::http::example_batch()),
+        example = json!(crate::http::schema::example_batch()),
     ),
     responses(
         (status = 201, description = "Stored, now or by an earlier identical request. The body is empty.", headers(("batchTag" = String, description = "The upload tag."))),
@@ -187,23 +222,23 @@ pub async fn upload(
     caller: Caller,
     request: HttpRequest,
     payload: web::Payload,
-    app: web::Data<App>,
+    state: web::Data<Uploads>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
     let turn = request.extensions_mut().remove::<Turn>();
-    let mut memory = app.limits.memory(caller.country);
-    let (max, timeout) = (app.config.upload.max_bytes.as_u64(), app.config.server.request_timeout);
+    let mut memory = state.limits.memory(caller.country);
+    let (max, timeout) = (state.config.upload.max_bytes.as_u64(), state.config.server.request_timeout);
     let body =
         http::read_body(&request, payload, max, timeout, &mut memory).await.map_err(UploadError::from)?;
-    let app = app.into_inner();
+    access_log::note(&request, |facts| facts.request_bytes = body.len() as u64);
     // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
-    // it, and an upload that has been verified is brought to its end even if its sender goes away.
+    // it, and an upload that has been verified runs to completion even if its sender goes away.
     let upload_tag = tag.as_str().to_owned();
-    let trail = http::trail(&request);
-    let accepting = app.clone().background(async move {
-        // Held to the end, also when the sender goes away: or else one could have any number under way.
+    let (trail, uploads) = (access_log::trail(&request), state.clone());
+    let accepting = state.workers.run(async move {
+        // Held to the end, also when the sender goes away: otherwise one could have any number under way.
         let _held: (Option<Turn>, Held) = (turn, memory);
-        accept(&app, caller, tag, batch_signature, media, body, trail).await
+        uploads.accept(caller, tag, batch_signature, media, body, trail).await
     });
     Ok(match accepting.await?? {
         None => reply::created(&upload_tag),
@@ -215,7 +250,7 @@ fn read_headers(request: &HttpRequest) -> Result<(UploadTag, String, MediaType),
     let required = |name| http::header(request, name)?.ok_or(HeaderError::Missing(name));
     let tag = required(wire::BATCH_TAG)?;
     if let Ok(tag) = tag.parse::<UploadTag>() {
-        http::note(request, |facts| facts.tag = Some(tag.to_string()));
+        access_log::note(request, |facts| facts.tag = Some(tag.to_string()));
     }
     let batch_signature = required(wire::BATCH_SIGNATURE)?;
     let content_type = required("Content-Type")?;
@@ -225,84 +260,88 @@ fn read_headers(request: &HttpRequest) -> Result<(UploadTag, String, MediaType),
     Ok((tag.parse()?, batch_signature.to_owned(), MediaType::from_content_type(content_type)?))
 }
 
-/// Verifies and stores; returns what stood in the way of storing, if anything did.
-async fn accept(
-    app: &Arc<App>,
-    caller: Caller,
-    tag: UploadTag,
-    batch_signature: String,
-    media: MediaType,
-    body: bytes::Bytes,
-    trail: Option<Arc<Trail>>,
-) -> Result<Option<MultiStatus>, Error> {
-    let country = caller.country;
-    let verified = {
-        let shared = app.clone();
-        let verify = move || {
-            let keys = trace_span!(target: telemetry::SPANS, "decode", bytes = body.len())
-                .in_scope(|| wire::decode(media.format, &body, shared.config.upload.max_keys))
-                .map_err(UploadError::from)?;
-            let registry = shared.trust.registry().map_err(UploadError::from)?;
-            let policy =
-                SignaturePolicy { allow_sha1: shared.config.participant(country).allow_sha1_signatures };
-            let (body_bytes, at) = (body.len() as u64, shared.clock.now());
-            let upload = SignedUpload { caller, tag, media, batch_signature, keys, body_bytes, at };
-            upload.verify(&registry, policy, &shared.keyring)
+impl Uploads {
+    /// Verifies and stores; returns what stood in the way of storing, if anything did.
+    async fn accept(
+        &self,
+        caller: Caller,
+        tag: UploadTag,
+        batch_signature: String,
+        media: MediaType,
+        body: bytes::Bytes,
+        trail: Option<Arc<Trail>>,
+    ) -> Result<Option<MultiStatus>, Error> {
+        let country = caller.country;
+        let verified = {
+            let shared = self.clone();
+            let verify = move || {
+                let keys = trace_span!(target: telemetry::SPANS, "decode", bytes = body.len())
+                    .in_scope(|| wire::decode(media.format, &body, shared.config.upload.max_keys))?;
+                let registry = shared.trust.registry()?;
+                let policy =
+                    SignaturePolicy { allow_sha1: shared.config.participant(country).allow_sha1_signatures };
+                let Caller { country, certificate_id, thumbprint } = caller;
+                let uploader = Uploader { country, certificate_id, thumbprint };
+                let (body_bytes, at) = (body.len() as u64, shared.clock.now());
+                let upload = SignedUpload { uploader, tag, media, batch_signature, keys, body_bytes, at };
+                Ok::<_, UploadError>(upload.verify(&registry, policy, &shared.keyring)?)
+            };
+            self.workers.compute(country, Kind::Uploads, verify).await??
         };
-        app.compute(country, Kind::Uploads, verify).await??
-    };
-    let (day, asked) = (verified.uploaded_at().date_naive(), verified.usage());
-    let outcome = match app.limits.known_over_quota(country, day, asked) {
-        // A retry of what is stored is answered as before, whatever has been used since.
-        Some(error) => app.store.find_upload(&verified).await?.ok_or(error)?,
-        None => {
-            let _place = app.limits.to_store(country).await?;
-            let stored = app.store.insert_upload(&verified, app.limits.quota(country)).await;
-            let full = stored.as_ref().err().filter(|error| matches!(error, StoreError::CannotWrite { .. }));
-            app.health.set_trouble("the database refuses to write", full.map(ToString::to_string));
-            stored?
+        let (day, asked) = (verified.uploaded_at().date_naive(), verified.usage());
+        let outcome = match self.limits.known_over_quota(country, day, asked) {
+            // A retry of what is stored is answered as before, whatever has been used since.
+            Some(error) => self.store.find_upload(&verified).await?.ok_or(error)?,
+            None => {
+                let _permit = self.limits.to_store(country).await?;
+                let stored = self.store.insert_upload(&verified, self.limits.quota(country)).await;
+                let full =
+                    stored.as_ref().err().filter(|error| matches!(error, StoreError::CannotWrite { .. }));
+                self.health.set_trouble(Trouble::Writing, full.map(ToString::to_string));
+                stored?
+            }
+        };
+        let stored = if let UploadOutcome::Stored(_) = outcome { verified.keys().len() as u32 } else { 0 };
+        if let Some(trail) = &trail {
+            trail.note(|facts| facts.origins = Some([(country, stored)].into()));
         }
-    };
-    let stored = if let UploadOutcome::Stored(_) = outcome { verified.keys().len() as u32 } else { 0 };
-    if let Some(trail) = &trail {
-        trail.note(|facts| facts.origins = Some([(country, stored)].into()));
-    }
-    let count = |outcome: &'static str| {
-        metrics::counter!(telemetry::UPLOADS, "country" => country.to_string(), "outcome" => outcome)
-            .increment(1);
-    };
-    match outcome {
-        UploadOutcome::Stored(id) => {
-            journal::upload(app, &verified, id).await?;
-            count("stored");
-            metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
-                .increment(verified.keys().len() as u64);
-            tracing::info!(%country, tag = %verified.tag(), keys = verified.keys().len(), "an upload was stored");
-            app.wake_batching.notify_one();
-            Ok(None)
-        }
-        UploadOutcome::Repeated(id) => {
-            journal::ensure_upload(app, &verified, id).await?;
-            count("repeated");
-            tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
-            Ok(None)
-        }
-        UploadOutcome::OverQuota(used) => {
-            count("over-quota");
-            Err(app.limits.over_quota(country, day, used, asked).into())
-        }
-        UploadOutcome::TagTaken => {
-            count("tag-taken");
-            Err(UploadError::TagTaken { tag: verified.tag().to_string(), country }.into())
-        }
-        UploadOutcome::Withdrawn => {
-            count("withdrawn");
-            Err(UploadError::Withdrawn { tag: verified.tag().to_string(), country }.into())
-        }
-        UploadOutcome::Conflicts(conflicts) => {
-            count("conflicts");
-            tracing::info!(%country, tag = %verified.tag(), conflicts = conflicts.len(), "an upload has keys that exist already; nothing was stored");
-            Ok(Some(MultiStatus::new(verified.keys().len(), conflicts)))
+        let count = |outcome: &'static str| {
+            metrics::counter!(telemetry::UPLOADS, "country" => country.to_string(), "outcome" => outcome)
+                .increment(1);
+        };
+        match outcome {
+            UploadOutcome::Stored(id) => {
+                self.journal.upload(&verified, id).await?;
+                count("stored");
+                metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
+                    .increment(verified.keys().len() as u64);
+                tracing::info!(%country, tag = %verified.tag(), keys = verified.keys().len(), "an upload was stored");
+                self.stored.notify_one();
+                Ok(None)
+            }
+            UploadOutcome::Repeated(id) => {
+                self.journal.ensure_upload(&verified, id).await?;
+                count("repeated");
+                tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
+                Ok(None)
+            }
+            UploadOutcome::OverQuota(used) => {
+                count("over-quota");
+                Err(self.limits.over_quota(country, day, used, asked).into())
+            }
+            UploadOutcome::TagTaken => {
+                count("tag-taken");
+                Err(UploadError::TagTaken { tag: verified.tag().to_string(), country }.into())
+            }
+            UploadOutcome::Withdrawn => {
+                count("withdrawn");
+                Err(UploadError::Withdrawn { tag: verified.tag().to_string(), country }.into())
+            }
+            UploadOutcome::Conflicts(conflicts) => {
+                count("conflicts");
+                tracing::info!(%country, tag = %verified.tag(), conflicts = conflicts.len(), "an upload has keys that exist already; nothing was stored");
+                Ok(Some(MultiStatus::new(verified.keys().len(), conflicts)))
+            }
         }
     }
 }

@@ -10,12 +10,33 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use efgs_protocol::{batch_tag::UploadTag, country::Country};
 
 use crate::{
-    app::App,
-    http::{self, Error, ErrorBody, reply},
-    journal::{self, JournalError},
-    store::{StoreError, Withdrawal, WithdrawnBy},
+    access_log,
+    bodies::Bodies,
+    chain::Chain,
+    clock::Clock,
+    http::{Code, Error, ErrorBody, Problem, reply},
+    journal::{JournalError, Recording},
+    store::{Store, StoreError, Withdrawal, WithdrawnBy},
     trust::Caller,
+    workers::Workers,
 };
+
+/// What withdrawals change.
+#[derive(Clone, Debug)]
+pub struct Withdrawals {
+    /// The uploads.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// The batches in memory.
+    pub chain: Arc<Chain>,
+    /// Their bodies.
+    pub bodies: Bodies,
+    /// What is recorded outside the database.
+    pub journal: Recording,
+    /// Where it is done.
+    pub workers: Workers,
+}
 
 /// Why a withdrawal is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +44,14 @@ pub enum WithdrawalError {
     /// No such upload of this country.
     #[error("this country has no upload with this tag")]
     Unknown,
+}
+
+impl Problem for WithdrawalError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Unknown => Code::UploadNotFound,
+        }
+    }
 }
 
 /// Takes an upload back (an extension of spec §5.4.2).
@@ -47,16 +76,15 @@ pub async fn withdraw(
     caller: Caller,
     request: HttpRequest,
     tag: web::Path<String>,
-    app: web::Data<App>,
+    state: web::Data<Withdrawals>,
 ) -> Result<HttpResponse, Error> {
-    let app = app.into_inner();
     let tag = tag.into_inner();
     if tag.parse::<UploadTag>().is_ok() {
-        http::note(&request, |facts| facts.tag = Some(tag.clone()));
+        access_log::note(&request, |facts| facts.tag = Some(tag.clone()));
     }
-    let trail = http::trail(&request);
-    let doing = app.clone().background(async move {
-        let outcome = withdraw_upload(&app, caller.country, &tag, WithdrawnBy::Country, "").await?;
+    let (trail, withdrawals) = (access_log::trail(&request), state.clone());
+    let doing = state.workers.run(async move {
+        let outcome = withdrawals.withdraw(caller.country, &tag, WithdrawnBy::Country, "").await?;
         if let (Some(trail), Withdrawal::Done { keys }) = (trail, outcome) {
             trail.note(|facts| facts.origins = Some([(caller.country, keys)].into()));
         }
@@ -68,29 +96,31 @@ pub async fn withdraw(
     }
 }
 
-/// Withdraws an upload, and takes it out of this instance's memory at once.
-pub async fn withdraw_upload(
-    app: &Arc<App>,
-    country: Country,
-    tag: &str,
-    by: WithdrawnBy,
-    reason: &str,
-) -> Result<Withdrawal, JournalError> {
-    let outcome = app.store.withdraw(country, tag, by, reason, app.clock.now()).await?;
-    if let Withdrawal::Done { .. } = outcome {
-        tracing::warn!(%country, tag, ?by, reason, "an upload was withdrawn");
-        refresh(app).await?;
+impl Withdrawals {
+    /// Withdraws an upload, and takes it out of this instance's memory at once.
+    pub async fn withdraw(
+        &self,
+        country: Country,
+        tag: &str,
+        by: WithdrawnBy,
+        reason: &str,
+    ) -> Result<Withdrawal, JournalError> {
+        let outcome = self.store.withdraw(country, tag, by, reason, self.clock.now()).await?;
+        if let Withdrawal::Done { .. } = outcome {
+            tracing::warn!(%country, tag, ?by, reason, "an upload was withdrawn");
+            self.refresh().await?;
+        }
+        // Also when it had been withdrawn before: that attempt may have failed here.
+        self.journal.catch_up(None).await?;
+        Ok(outcome)
     }
-    // Also when it had been withdrawn before: that attempt may have failed here.
-    journal::catch_up(app, None).await?;
-    Ok(outcome)
-}
 
-/// Learns what was withdrawn, here or on other instances.
-pub async fn refresh(app: &App) -> Result<(), StoreError> {
-    for batch in app.chain.refresh_withdrawals().await? {
-        tracing::info!(%batch, "a batch has lost an upload that was withdrawn");
-        app.sealed.forget(batch).await;
+    /// Learns what was withdrawn, here or on other instances.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        for batch in self.chain.refresh_withdrawals().await? {
+            tracing::info!(%batch, "a batch has lost an upload that was withdrawn");
+            self.bodies.forget(batch).await;
+        }
+        Ok(())
     }
-    Ok(())
 }

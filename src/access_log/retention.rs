@@ -6,17 +6,16 @@
 //! What is deleted can be verified no more, so it is verified before: nothing is signed away that is not as it was
 //! written, unless the operator wants it so, and then the statement says that too.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    Kind, Statement,
+    AccessLog, Kind, Statement,
     verify::{Finding, Report, past},
 };
 use crate::{
-    app::App,
-    health::JobWatch,
+    health::{Health, JobWatch, Severity},
     jobs::{self, Shutdown},
     store::{ChainEnd, Job, Lease, StoreError},
 };
@@ -50,109 +49,115 @@ pub enum RetentionError {
     },
 }
 
-/// The job, until the gateway stops.
-pub async fn run(app: Arc<App>, shutdown: Shutdown) {
-    let pace = std::time::Duration::from_secs(60).min(app.config.retention.interval);
-    let watch = app.health.watch(Job::AccessLog.name(), app.config.retention.interval);
-    jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || turn(&app, &watch)).await;
-}
-
-async fn turn(app: &App, watch: &JobWatch) -> Result<(), RetentionError> {
-    let overdue = app.store.overdue(Job::AccessLog).await?;
-    watch.set_overdue(overdue);
-    if overdue.is_none() {
-        return Ok(());
+impl AccessLog {
+    /// The job, until the gateway stops.
+    pub async fn run_retention(self: Arc<Self>, every: Duration, health: Arc<Health>, shutdown: Shutdown) {
+        let pace = Duration::from_secs(60).min(every);
+        // Old records that stay, because somebody has changed them, disturb nobody: whoever can write to the database
+        // must not be able to make the gateways unready by that.
+        let watch = health.watch_with(Job::AccessLog.name(), every, Severity::Attention);
+        jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || self.turn(every, &watch)).await;
     }
-    let Some(lease) = app.store.acquire_lease(Job::AccessLog).await? else { return Ok(()) };
-    jobs::under_lease(&app.store, lease, async |lease| {
-        forget(app, lease, None).await?;
-        app.store.set_due(lease, app.config.retention.interval).await?;
-        watch.set_overdue(None);
-        Ok(())
-    })
-    .await
-}
 
-/// Deletes now all that is too old; waits for the lease. With a reason also what is not as it was written: the
-/// statements about it say why.
-pub async fn forget_now(app: &App, although: Option<&str>) -> Result<Forgotten, RetentionError> {
-    let lease = jobs::wait_for_lease(&app.store, Job::AccessLog).await?;
-    jobs::under_lease(&app.store, lease, async |lease| forget(app, lease, although).await).await
-}
+    async fn turn(&self, every: Duration, watch: &JobWatch) -> Result<(), RetentionError> {
+        let overdue = self.store.overdue(Job::AccessLog).await?;
+        watch.set_overdue(overdue);
+        if overdue.is_none() {
+            return Ok(());
+        }
+        let Some(lease) = self.store.acquire_lease(Job::AccessLog).await? else { return Ok(()) };
+        jobs::under_lease(&self.store, lease, async |lease| {
+            self.forget(lease, None).await?;
+            self.store.set_due(lease, every).await?;
+            watch.set_overdue(None);
+            Ok(())
+        })
+        .await
+    }
 
-/// What arrived, or was stated, before this time is forgotten.
-pub fn horizon(app: &App) -> Option<DateTime<Utc>> {
-    let retention = TimeDelta::from_std(app.config.access_log.retention).unwrap_or(TimeDelta::MAX);
-    app.clock.now().checked_sub_signed(retention)
-}
+    /// Deletes now all that is too old; waits for the lease. With a reason also what is not as it was written: the
+    /// statements about it say why.
+    pub async fn forget_now(&self, although: Option<&str>) -> Result<Forgotten, RetentionError> {
+        let lease = jobs::wait_for_lease(&self.store, Job::AccessLog).await?;
+        jobs::under_lease(&self.store, lease, async |lease| self.forget(lease, although).await).await
+    }
 
-async fn forget(app: &App, lease: &Lease, although: Option<&str>) -> Result<Forgotten, RetentionError> {
-    let Some(before) = horizon(app) else { return Ok(Forgotten::default()) };
-    let (store, evidence) = (&app.store, app.access_log.evidence());
-    let (mut done, mut all) = (Forgotten::default(), Report::default());
-    // Chains before statements: each chain begins with one.
-    let instances = store.logged_instances().await?;
-    let past = past::walk(store, evidence, before).await?;
-    for instance in &instances {
+    /// What arrived, or was stated, before this time is forgotten.
+    pub fn horizon(&self) -> Option<DateTime<Utc>> {
+        let retention = TimeDelta::from_std(self.settings.retention).unwrap_or(TimeDelta::MAX);
+        self.clock.now().checked_sub_signed(retention)
+    }
+
+    async fn forget(&self, lease: &Lease, although: Option<&str>) -> Result<Forgotten, RetentionError> {
+        let Some(before) = self.horizon() else { return Ok(Forgotten::default()) };
+        let (store, evidence) = (&self.store, self.evidence());
+        let (mut done, mut all) = (Forgotten::default(), Report::default());
+        // Chains before statements: each chain begins with one.
+        let instances = store.logged_instances().await?;
+        let past = past::walk(store, evidence, before).await?;
+        for instance in &instances {
+            let mut report = Report::default();
+            let Some(old) = past.records(store, evidence, instance, before, &mut report).await? else {
+                continue;
+            };
+            let sound = report.faults == 0;
+            all.append(report);
+            if !sound && although.is_none() {
+                continue;
+            }
+            // A run that was cut off has said it already.
+            if !sound || !old.said {
+                let statement = Statement::new(Kind::Cut, instance, &old.end, self.clock.now());
+                let although = although.filter(|_| !sound).map(str::to_owned);
+                self.append(&Statement { although, ..statement }).await?;
+            }
+            loop {
+                match store.forget_records(lease, instance, old.end.sequence).await? {
+                    0 => break,
+                    records => done.records += records,
+                }
+            }
+        }
+        done.statements = self.trim(lease, &past, &mut all, although).await?;
+        if done != Forgotten::default() {
+            tracing::info!(records = done.records, statements = done.statements, %before, "what was too old of the access log was deleted");
+        }
+        match all.findings.into_iter().next() {
+            Some(first) if although.is_none() => Err(RetentionError::Unsound { faults: all.faults, first }),
+            _ => Ok(done),
+        }
+    }
+
+    /// Deletes statements that are too old, except what the records that are left are verified from.
+    async fn trim(
+        &self,
+        lease: &Lease,
+        past: &past::Past,
+        all: &mut Report,
+        although: Option<&str>,
+    ) -> Result<u64, RetentionError> {
+        let store = &self.store;
+        let mut live: HashSet<String> = store.logged_instances().await?.into_iter().collect();
+        // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
+        live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
+        live.insert(self.instance.id.clone());
         let mut report = Report::default();
-        let Some(old) = past.records(store, evidence, instance, before, &mut report).await? else { continue };
+        let first = past.statements(store, self.evidence(), &live, &mut report).await?;
+        let Some(first) = first else { return Ok(0) };
         let sound = report.faults == 0;
         all.append(report);
         if !sound && although.is_none() {
-            continue;
+            return Ok(0);
         }
-        // A run that was cut off has said it already.
-        if !sound || !old.said {
-            let statement = Statement::new(Kind::Cut, instance, &old.end, app.clock.now());
-            let although = although.filter(|_| !sound).map(str::to_owned);
-            app.access_log.append(store, &Statement { although, ..statement }).await?;
-        }
+        let statement = Statement::new(Kind::Trim, &self.instance.id, &ChainEnd::default(), self.clock.now());
+        let although = although.filter(|_| !sound).map(str::to_owned);
+        self.append(&Statement { sequence: first, although, ..statement }).await?;
+        let mut deleted = 0;
         loop {
-            match store.forget_records(lease, instance, old.end.sequence).await? {
-                0 => break,
-                records => done.records += records,
+            match store.forget_statements(lease, first).await? {
+                0 => return Ok(deleted),
+                statements => deleted += statements,
             }
-        }
-    }
-    done.statements = trim(app, lease, &past, &mut all, although).await?;
-    if done != Forgotten::default() {
-        tracing::info!(records = done.records, statements = done.statements, %before, "what was too old of the access log was deleted");
-    }
-    match all.findings.into_iter().next() {
-        Some(first) if although.is_none() => Err(RetentionError::Unsound { faults: all.faults, first }),
-        _ => Ok(done),
-    }
-}
-
-/// Deletes statements that are too old, except what the records that are left are verified from.
-async fn trim(
-    app: &App,
-    lease: &Lease,
-    past: &past::Past,
-    all: &mut Report,
-    although: Option<&str>,
-) -> Result<u64, RetentionError> {
-    let store = &app.store;
-    let mut live: HashSet<String> = store.logged_instances().await?.into_iter().collect();
-    // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
-    live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
-    live.insert(app.instance.id.clone());
-    let mut report = Report::default();
-    let first = past.statements(store, app.access_log.evidence(), &live, &mut report).await?;
-    let Some(first) = first else { return Ok(0) };
-    let sound = report.faults == 0;
-    all.append(report);
-    if !sound && although.is_none() {
-        return Ok(0);
-    }
-    let statement = Statement::new(Kind::Trim, &app.instance.id, &ChainEnd::default(), app.clock.now());
-    let although = although.filter(|_| !sound).map(str::to_owned);
-    app.access_log.append(store, &Statement { sequence: first, although, ..statement }).await?;
-    let mut deleted = 0;
-    loop {
-        match store.forget_statements(lease, first).await? {
-            0 => return Ok(deleted),
-            statements => deleted += statements,
         }
     }
 }

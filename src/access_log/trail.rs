@@ -4,14 +4,15 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
 };
 
+use actix_web::{HttpMessage, HttpRequest};
 use chrono::{DateTime, NaiveDate, Utc};
-use efgs_protocol::{certificate::Thumbprint, country::Country, wire};
+use efgs_protocol::{certificate::Thumbprint, country::Country};
 
 use super::{Entry, Queue};
 
@@ -50,9 +51,16 @@ pub struct Trail {
 
 impl Trail {
     /// Begins with a request's arrival.
-    pub fn begin(queue: Option<Queue>, id: String, at: DateTime<Utc>, method: &str, path: &str) -> Self {
+    ///
+    /// `operation` is the operation's name, and `path` its path as the API document writes it, if it has one.
+    pub fn begin(
+        queue: Option<Queue>,
+        id: String,
+        at: DateTime<Utc>,
+        method: &str,
+        (operation, path): (&'static str, Option<&'static str>),
+    ) -> Self {
         const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE"];
-        let (operation, path) = place(method, path);
         // Other words are not for us to keep.
         let method = METHODS.into_iter().find(|known| *known == method).unwrap_or("OTHER");
         Self {
@@ -124,47 +132,14 @@ impl Drop for Trail {
     }
 }
 
-/// The operation and the path as the API document writes it.
-fn place(method: &str, path: &str) -> (&'static str, Option<&'static str>) {
-    let below = |top: &str| path.strip_prefix(top).and_then(|rest| rest.strip_prefix('/'));
-    let parts = |top: &str| below(top).map_or(0, |rest| rest.split('/').count());
-    if path == wire::ROOT_PATH {
-        ("options", Some("/diagnosiskeys"))
-    } else if path == wire::UPLOAD_PATH {
-        ("upload", Some("/diagnosiskeys/upload"))
-    } else if below(wire::UPLOAD_PATH).is_some() {
-        ("withdraw", Some("/diagnosiskeys/upload/{batchTag}"))
-    } else if parts(wire::DOWNLOAD_PATH) == 1 {
-        ("download", Some("/diagnosiskeys/download/{date}"))
-    } else if parts(wire::AUDIT_PATH) == 2 {
-        ("audit", Some("/diagnosiskeys/audit/download/{date}/{batchTag}"))
-    } else if path == wire::CALLBACK_PATH {
-        ("callback-list", Some("/diagnosiskeys/callback"))
-    } else if parts(wire::CALLBACK_PATH) == 1 {
-        let operation = if method == "DELETE" { "callback-delete" } else { "callback-put" };
-        (operation, Some("/diagnosiskeys/callback/{id}"))
-    } else {
-        ("other", None)
+/// Tells the access log something of this request.
+pub fn note(request: &HttpRequest, note: impl FnOnce(&mut Facts)) {
+    if let Some(trail) = trail(request) {
+        trail.note(note);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::place;
-
-    #[test]
-    fn every_path_of_the_api_document_has_its_place() {
-        use utoipa::OpenApi as _;
-        let document = crate::http::ApiDoc::openapi();
-        for template in document.paths.paths.keys() {
-            let path =
-                template.replace("{date}", "2026-11-22").replace("{batchTag}", "a").replace("{id}", "b");
-            let (operation, place) = place("GET", &path);
-            assert_eq!(place, Some(template.as_str()));
-            assert_ne!(operation, "other");
-        }
-        for path in ["/", "/diagnosiskeys/download", "/diagnosiskeys/callback/a/b", "/../etc"] {
-            assert_eq!(place("GET", path), ("other", None), "{path}");
-        }
-    }
+/// What the access log will say of this request; whoever works for it beyond its answer holds this.
+pub fn trail(request: &HttpRequest) -> Option<Arc<Trail>> {
+    request.extensions().get::<Arc<Trail>>().cloned()
 }

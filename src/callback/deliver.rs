@@ -16,10 +16,8 @@ use rand::RngExt;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tracing::{Instrument as _, trace_span};
 
-use super::CallError;
+use super::{CallError, Callbacks};
 use crate::{
-    app::App,
-    chain,
     config::Callback,
     jobs::{self, Shutdown},
     store::{CallbackLease, Counted, DueSubscription, FailedCall, Notification, StoreError},
@@ -35,20 +33,22 @@ const RECORD: Duration = Duration::from_secs(1);
 /// Calls of one country under way at once: its many hanging servers hold up its own others at most.
 const CONCURRENT: usize = 16;
 
-/// The job, until the gateway stops.
-pub async fn run(app: Arc<App>, shutdown: Shutdown) {
-    let work = Work::new(&app, &shutdown);
-    let watch = app.health.watch("callbacks", RECORD);
-    jobs::repeat(watch, PACE, shutdown, || app.wake_callbacks.notified(), || work.turn()).await;
-    let mut calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
-    while calls.join_next().await.is_some() {}
-    if let Err(error) = app.downloaded.record(&app.store).await {
-        tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
+impl Callbacks {
+    /// The job, until the gateway stops.
+    pub async fn run(self, shutdown: Shutdown) {
+        let work = Work::new(&self, &shutdown);
+        let watch = self.health.watch("callbacks", RECORD);
+        jobs::repeat(watch, PACE, shutdown, || self.wake.notified(), || work.turn()).await;
+        let mut calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
+        while calls.join_next().await.is_some() {}
+        if let Err(error) = self.downloaded.record(&self.store).await {
+            tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
+        }
     }
 }
 
 struct Work {
-    app: Arc<App>,
+    callbacks: Callbacks,
     shutdown: Shutdown,
     calls: Mutex<JoinSet<()>>,
     /// Subscriptions that a task of this instance works on.
@@ -58,9 +58,9 @@ struct Work {
 }
 
 impl Work {
-    fn new(app: &Arc<App>, shutdown: &Shutdown) -> Self {
+    fn new(callbacks: &Callbacks, shutdown: &Shutdown) -> Self {
         Self {
-            app: app.clone(),
+            callbacks: callbacks.clone(),
             shutdown: shutdown.clone(),
             calls: Mutex::default(),
             busy: Arc::default(),
@@ -71,8 +71,8 @@ impl Work {
 
     async fn turn(&self) -> Result<(), StoreError> {
         self.record().await?;
-        let Some(config) = &self.app.config.callback else { return Ok(()) };
-        for due in self.app.store.due_subscriptions().await? {
+        let Some(config) = &self.callbacks.config.callback else { return Ok(()) };
+        for due in self.callbacks.store.due_subscriptions().await? {
             self.start(due, config.clone());
         }
         Ok(())
@@ -83,8 +83,8 @@ impl Work {
         if self.recorded.lock().is_ok_and(|at| at.is_some_and(|at| at.elapsed() < RECORD)) {
             return Ok(());
         }
-        self.app.downloaded.record(&self.app.store).await?;
-        let backlog = self.app.store.callback_backlog().await?;
+        self.callbacks.downloaded.record(&self.callbacks.store).await?;
+        let backlog = self.callbacks.store.callback_backlog().await?;
         metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "failures").set(backlog.paused as f64);
         metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "operator").set(backlog.held as f64);
         metrics::gauge!(telemetry::CALLBACK_OLDEST_SECONDS).set(backlog.oldest.as_secs_f64());
@@ -102,11 +102,11 @@ impl Work {
             return;
         }
         let turns = turns.entry(due.country).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT))).clone();
-        let (app, shutdown, busy) = (self.app.clone(), self.shutdown.clone(), self.busy.clone());
+        let (callbacks, shutdown, busy) = (self.callbacks.clone(), self.shutdown.clone(), self.busy.clone());
         calls.spawn(async move {
             let _busy = Busy { all: busy, id: due.id };
             if let Ok(_turn) = turns.acquire().await
-                && let Err(error) = deliver(&app, due, &config, &shutdown).await
+                && let Err(error) = callbacks.deliver(due, &config, &shutdown).await
             {
                 // It is due again when the lease has ended.
                 tracing::warn!(country = %due.country, %error, "a callback could not be recorded");
@@ -129,100 +129,104 @@ impl Drop for Busy {
     }
 }
 
-/// Tells one subscription what waits for it, until nothing waits, a call fails, or the gateway stops.
-async fn deliver(
-    app: &App,
-    due: DueSubscription,
-    config: &Callback,
-    shutdown: &Shutdown,
-) -> Result<(), StoreError> {
-    // A look at the DNS, the call, and a database that is slow to take note of it.
-    let term = config.timeout * 2 + app.config.database.timeout + Duration::from_secs(2);
-    if shutdown.is_requested() {
-        return Ok(());
-    }
-    let Some(lease) = app.store.acquire_callback(due.id, term).await? else { return Ok(()) };
-    let outcome = deliver_all(app, due.country, config, shutdown, (&lease, term)).await;
-    app.store.release_callback(lease).await?;
-    match outcome {
-        // It was registered anew, deleted or paused meanwhile, or another instance took over.
-        Err(StoreError::LeaseLost) => Ok(()),
-        other => other,
-    }
-}
-
-async fn deliver_all(
-    app: &App,
-    country: Country,
-    config: &Callback,
-    shutdown: &Shutdown,
-    (lease, term): (&CallbackLease, Duration),
-) -> Result<(), StoreError> {
-    while !shutdown.is_requested() {
-        // A revocation could have been missed: wait rather than count it against the country.
-        let Ok(registry) = app.trust.registry() else { return Ok(()) };
-        let downloaded = app.downloaded.newest(country);
-        let Some(next) = app.store.next_notification(lease, term, downloaded).await? else { return Ok(()) };
-        let query = query(app, country, &next);
-        let calling = async {
-            let target = app.guard.check(&next.url).await?;
-            app.guard.call(&target, &query, country, registry, app.clock.now()).await
-        };
-        let span = trace_span!(
-            target: telemetry::SPANS, "call", otel.name = "callback", otel.kind = "client", %country,
-            failures = next.failures,
-        );
-        let called = calling.instrument(span).await;
-        let outcome = if called.is_ok() { "delivered" } else { "failed" };
-        metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => outcome)
-            .increment(1);
-        match called {
-            Ok(()) => {
-                app.store.callback_succeeded(lease, next.batch, counted(app, country)).await?;
-                tracing::info!(%country, url = next.url, batch = %next.batch, "a batch was announced");
-            }
-            Err(error) => return fail(app, country, config, lease, &next, &error).await,
+impl Callbacks {
+    /// Tells one subscription what waits for it, until nothing waits, a call fails, or the gateway stops.
+    async fn deliver(
+        &self,
+        due: DueSubscription,
+        config: &Callback,
+        shutdown: &Shutdown,
+    ) -> Result<(), StoreError> {
+        // A look at the DNS, the call, and a database that is slow to take note of it.
+        let term = config.timeout * 2 + self.config.database.timeout + Duration::from_secs(2);
+        if shutdown.is_requested() {
+            return Ok(());
+        }
+        let Some(lease) = self.store.acquire_callback(due.id, term).await? else { return Ok(()) };
+        let outcome = self.deliver_all(due.country, config, shutdown, (&lease, term)).await;
+        self.store.release_callback(lease).await?;
+        match outcome {
+            // It was registered anew, deleted or paused meanwhile, or another instance took over.
+            Err(StoreError::LeaseLost) => Ok(()),
+            other => other,
         }
     }
-    Ok(())
-}
 
-fn query(app: &App, country: Country, next: &Notification) -> String {
-    let day_name = DayName { day: next.day, sequence: next.sequence };
-    let tag = chain::name_for(app, country, next.batch, day_name);
-    format!("batchTag={tag}&date={}", next.day)
-}
-
-async fn fail(
-    app: &App,
-    country: Country,
-    config: &Callback,
-    lease: &CallbackLease,
-    next: &Notification,
-    error: &CallError,
-) -> Result<(), StoreError> {
-    let failures = next.failures + 1;
-    let pause = failures >= config.max_attempts;
-    let reason = error.to_string();
-    let retry_after = wait(config, failures).mul_f64(rand::rng().random_range(0.75..1.25));
-    let call = FailedCall { error: &reason, retry_after, pause };
-    app.store.callback_failed(lease, call, counted(app, country)).await?;
-    let (url, batch) = (&next.url, next.batch);
-    if pause {
-        metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => "paused")
-            .increment(1);
-        tracing::error!(
-            %country, url, failures, reason,
-            "a callback is paused: it failed too often in a row; `efgs-gateway callback resume` calls it again"
-        );
-    } else {
-        tracing::warn!(%country, url, %batch, failures, ?retry_after, reason, "a callback failed");
+    async fn deliver_all(
+        &self,
+        country: Country,
+        config: &Callback,
+        shutdown: &Shutdown,
+        (lease, term): (&CallbackLease, Duration),
+    ) -> Result<(), StoreError> {
+        while !shutdown.is_requested() {
+            // A revocation could have been missed: wait rather than count it against the country.
+            let Ok(registry) = self.trust.registry() else { return Ok(()) };
+            let downloaded = self.downloaded.newest(country);
+            let Some(next) = self.store.next_notification(lease, term, downloaded).await? else {
+                return Ok(());
+            };
+            let query = self.query(country, &next);
+            let calling = async {
+                let target = self.guard.check(&next.url).await?;
+                self.guard.call(&target, &query, country, registry, self.clock.now()).await
+            };
+            let span = trace_span!(
+                target: telemetry::SPANS, "call", otel.name = "callback", otel.kind = "client", %country,
+                failures = next.failures,
+            );
+            let called = calling.instrument(span).await;
+            let outcome = if called.is_ok() { "delivered" } else { "failed" };
+            metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => outcome)
+                .increment(1);
+            match called {
+                Ok(()) => {
+                    self.store.callback_succeeded(lease, next.batch, self.counted(country)).await?;
+                    tracing::info!(%country, url = next.url, batch = %next.batch, "a batch was announced");
+                }
+                Err(error) => return self.fail(country, config, lease, &next, &error).await,
+            }
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn counted(app: &App, country: Country) -> Counted<'_> {
-    Counted { instance: &app.instance.id, country, at: app.clock.now() }
+    fn query(&self, country: Country, next: &Notification) -> String {
+        let day_name = DayName { day: next.day, sequence: next.sequence };
+        let tag = self.chain.name_for(country, next.batch, day_name);
+        format!("batchTag={tag}&date={}", next.day)
+    }
+
+    async fn fail(
+        &self,
+        country: Country,
+        config: &Callback,
+        lease: &CallbackLease,
+        next: &Notification,
+        error: &CallError,
+    ) -> Result<(), StoreError> {
+        let failures = next.failures + 1;
+        let pause = failures >= config.max_attempts;
+        let reason = error.to_string();
+        let retry_after = wait(config, failures).mul_f64(rand::rng().random_range(0.75..1.25));
+        let call = FailedCall { error: &reason, retry_after, pause };
+        self.store.callback_failed(lease, call, self.counted(country)).await?;
+        let (url, batch) = (&next.url, next.batch);
+        if pause {
+            metrics::counter!(telemetry::CALLBACKS, "country" => country.to_string(), "outcome" => "paused")
+                .increment(1);
+            tracing::error!(
+                %country, url, failures, reason,
+                "a callback is paused: it failed too often in a row; `efgs-gateway callback resume` calls it again"
+            );
+        } else {
+            tracing::warn!(%country, url, %batch, failures, ?retry_after, reason, "a callback failed");
+        }
+        Ok(())
+    }
+
+    fn counted(&self, country: Country) -> Counted<'_> {
+        Counted { instance: &self.instance.id, country, at: self.clock.now() }
+    }
 }
 
 /// Twice as long after each failure, up to a limit.

@@ -5,10 +5,10 @@ use efgs_protocol::country::Country;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Refused;
+use super::{Callbacks, Refused};
 use crate::{
-    app::App,
-    http::{self, Error, ErrorBody, reply},
+    access_log,
+    http::{Code, Error, ErrorBody, Problem, Shown, reply},
     limits::Turn,
     store::Put,
     trust::Caller,
@@ -49,6 +49,23 @@ pub enum CallbackError {
     Unknown,
 }
 
+impl Problem for CallbackError {
+    fn code(&self) -> Code {
+        match self {
+            Self::InvalidId { .. } | Self::Url { .. } | Self::TooMany { .. } => Code::InvalidCallback,
+            Self::Refused(_) => Code::UrlRefused,
+            Self::Unknown => Code::CallbackNotFound,
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        match self {
+            Self::Refused(refused) => refused.shown(),
+            Self::InvalidId { .. } | Self::Url { .. } | Self::TooMany { .. } | Self::Unknown => Shown::Text,
+        }
+    }
+}
+
 /// A URL that is called when there is a new batch.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -73,10 +90,9 @@ pub struct Callback {
         (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
-pub async fn list(caller: Caller, app: web::Data<App>) -> Result<HttpResponse, Error> {
-    let app = app.into_inner();
-    let work = app.clone();
-    let all = app.background(async move { work.store.subscriptions(Some(caller.country)).await }).await??;
+pub async fn list(caller: Caller, state: web::Data<Callbacks>) -> Result<HttpResponse, Error> {
+    let store = state.store.clone();
+    let all = state.workers.run(async move { store.subscriptions(Some(caller.country)).await }).await??;
     let all = all.into_iter().map(|one| Callback { callback_id: one.name, url: one.url });
     Ok(reply::json(all.collect::<Vec<_>>()))
 }
@@ -113,10 +129,10 @@ pub async fn put(
     caller: Caller,
     request: HttpRequest,
     id: web::Path<String>,
-    app: web::Data<App>,
+    state: web::Data<Callbacks>,
 ) -> Result<HttpResponse, Error> {
     let id = valid(id.into_inner())?;
-    http::note(&request, |facts| facts.tag = Some(id.clone()));
+    access_log::note(&request, |facts| facts.tag = Some(id.clone()));
     let parameters = url::form_urlencoded::parse(request.query_string().as_bytes());
     let mut urls = parameters.filter(|(name, _)| name == "url").map(|(_, value)| value.into_owned());
     let url = urls.next().ok_or(CallbackError::Url { found: 0 })?;
@@ -126,21 +142,22 @@ pub async fn put(
     }
     // A look at the DNS can take long; a country that has many under way waits for itself.
     let turn = request.extensions_mut().remove::<Turn>();
-    let app = app.into_inner();
-    let work = app.clone();
-    app.background(async move {
-        let _turn = turn;
-        work.guard.check(&url).await.map_err(CallbackError::from)?;
-        let country = caller.country;
-        if work.store.put_subscription(country, &id, &url, MAX_CALLBACKS).await? == Put::TooMany {
-            return Err(CallbackError::TooMany { country }.into());
-        }
-        tracing::info!(%country, id, url, "a callback was registered");
-        // It may have been paused, with a batch to tell.
-        work.wake_callbacks.notify_one();
-        Ok::<_, Error>(())
-    })
-    .await??;
+    let work = state.clone();
+    state
+        .workers
+        .run(async move {
+            let _turn = turn;
+            work.guard.check(&url).await.map_err(CallbackError::from)?;
+            let country = caller.country;
+            if work.store.put_subscription(country, &id, &url, MAX_CALLBACKS).await? == Put::TooMany {
+                return Err(CallbackError::TooMany { country }.into());
+            }
+            tracing::info!(%country, id, url, "a callback was registered");
+            // It may have been paused, with a batch to tell.
+            work.wake.notify_one();
+            Ok::<_, Error>(())
+        })
+        .await??;
     Ok(reply::empty())
 }
 
@@ -163,20 +180,21 @@ pub async fn delete(
     caller: Caller,
     request: HttpRequest,
     id: web::Path<String>,
-    app: web::Data<App>,
+    state: web::Data<Callbacks>,
 ) -> Result<HttpResponse, Error> {
     let id = valid(id.into_inner())?;
-    http::note(&request, |facts| facts.tag = Some(id.clone()));
-    let app = app.into_inner();
-    let work = app.clone();
-    app.background(async move {
-        if !work.store.delete_subscription(caller.country, &id).await? {
-            return Err(CallbackError::Unknown.into());
-        }
-        tracing::info!(country = %caller.country, id, "a callback was deleted");
-        Ok::<_, Error>(())
-    })
-    .await??;
+    access_log::note(&request, |facts| facts.tag = Some(id.clone()));
+    let work = state.clone();
+    state
+        .workers
+        .run(async move {
+            if !work.store.delete_subscription(caller.country, &id).await? {
+                return Err(CallbackError::Unknown.into());
+            }
+            tracing::info!(country = %caller.country, id, "a callback was deleted");
+            Ok::<_, Error>(())
+        })
+        .await??;
     Ok(reply::empty())
 }
 

@@ -113,7 +113,7 @@ pub(super) async fn run(command: AccessLogCommand) -> Outcome {
 async fn verify(args: &VerifyArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
     let mut evidence =
-        Evidence { forgotten_before: access_log::horizon(&app), ..app.access_log.evidence().clone() };
+        Evidence { forgotten_before: app.access_log.horizon(), ..app.access_log.evidence().clone() };
     evidence.signed_from = args.signed_from.unwrap_or(evidence.signed_from);
     for path in &args.public_key {
         evidence.keys.push(Key::read(path)?);
@@ -247,7 +247,7 @@ async fn heads(args: &HeadsArgs) -> Outcome {
 
 async fn expire(args: &ExpireArgs) -> Outcome {
     let app = open_current(&args.work.file.config).await?;
-    let done = access_log::forget_now(&app, args.although.as_deref()).await?;
+    let done = app.access_log.forget_now(args.although.as_deref()).await?;
     if args.work.json {
         return say(serde_json::json!({"records": done.records, "statements": done.statements}));
     }

@@ -18,10 +18,11 @@ use zeroize::Zeroizing;
 
 use super::{ConfigFile, Outcome, clean, open_current, print, say};
 use crate::{
-    app::App,
     clock::Clock,
+    health::days_left,
+    server::App,
     store::{Imported, NewCertificate, StoredCertificate},
-    trust::{Registry, days_left, threshold},
+    trust::{Registry, threshold},
 };
 
 #[derive(Debug, Subcommand)]

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{Outcome, WorkArgs, open_current, say};
 use crate::{
-    app::App,
     rotation::{self, Rotated},
+    server::App,
     store::KeyUse,
 };
 
@@ -59,7 +59,7 @@ async fn status(args: &WorkArgs) -> Outcome {
         for key in &all {
             let meaning = match state(key) {
                 "encrypts" => "seals what is uploaded now",
-                "unused" if app.journal.is_some() => {
+                "unused" if app.config.journal.is_some() => {
                     "is needed by no upload; `efgs-gateway journal list` shows whether the journal needs it until it \
                      forgets those files"
                 }
@@ -77,7 +77,7 @@ async fn rotate(args: &WorkArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
     let (first, others) = (app.keyring.ids().first().copied().unwrap_or_default(), waiting(&app).await?);
     let terminal = std::io::stderr().is_terminal() && !args.json;
-    let done = rotation::rotate(&app, |so_far: Rotated| {
+    let done = rotation::rotate(&app.store, &app.keyring, |so_far: Rotated| {
         if terminal {
             // Nothing is lost when nobody can see it.
             drop(write!(std::io::stderr(), "\r{} of {others} uploads ", so_far.uploads));

@@ -72,7 +72,7 @@ pub(super) async fn run(command: JournalCommand) -> Outcome {
 
 async fn list(args: &ReadArgs) -> Outcome {
     let app = open(&args.file.config)?;
-    let contents = Contents::survey(&app, args.from.as_deref()).await?;
+    let contents = Contents::survey(&app.sources, args.from.as_deref()).await?;
     if args.json {
         return say(serde_json::json!({ "files": contents.segments }));
     }
@@ -96,8 +96,8 @@ async fn list(args: &ReadArgs) -> Outcome {
 
 async fn verify(args: &ReadArgs) -> Outcome {
     let app = open(&args.file.config)?;
-    let mut contents = Contents::survey(&app, args.from.as_deref()).await?;
-    let done = contents.verify(&app, args.from.as_deref(), reporter("verified")).await?;
+    let mut contents = Contents::survey(&app.sources, args.from.as_deref()).await?;
+    let done = contents.verify(&app.sources, args.from.as_deref(), reporter("verified")).await?;
     let (batches, withdrawals, certificates) = contents.counts();
     let good = contents.problems.is_empty();
     if args.json {
@@ -130,7 +130,7 @@ async fn replay(args: &ReplayArgs) -> Outcome {
     let app = open_current(&args.read.file.config).await?;
     let begun = Instant::now();
     let from = args.read.from.as_deref();
-    let done = journal::replay(&app, from, args.accept_losses, reporter("replayed")).await?;
+    let done = journal::replay(&app.sources, from, args.accept_losses, reporter("replayed")).await?;
     if args.read.json {
         return say(serde_json::to_value(&done)?);
     }
@@ -154,7 +154,7 @@ async fn replay(args: &ReplayArgs) -> Outcome {
 
 async fn backfill(args: &BackfillArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    if app.journal.is_none() {
+    if app.config.journal.is_none() {
         return Err("`[journal]` is not set in the configuration: there is nothing to write to".into());
     }
     let rows = app.store.journal_everything().await?;

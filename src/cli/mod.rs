@@ -12,9 +12,9 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    app::{App, StartError},
     clock::Clock,
     config::{self, AuthMode, Config},
+    server::{App, StartError},
 };
 
 mod access_log;
@@ -216,7 +216,7 @@ fn check(path: &Path) -> Outcome {
 }
 
 fn openapi(args: &OpenapiArgs) -> Outcome {
-    let document = crate::http::document();
+    let document = crate::server::document();
     let Some(path) = &args.check else { return print(document) };
     let committed =
         std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;

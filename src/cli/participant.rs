@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{ConfigFile, Outcome, open_current, say};
 use crate::{
-    overview::{Participant, percent},
+    server::overview::{Participant, percent},
     trust::Registry,
 };
 

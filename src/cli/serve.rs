@@ -8,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{ConfigFile, Outcome};
 use crate::{
-    app::{App, Gateway},
     clock::Clock,
     config::Config,
+    server::{App, Gateway},
     telemetry::{self, Traces},
 };
 

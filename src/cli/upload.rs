@@ -4,10 +4,7 @@ use clap::{Args, Subcommand};
 use efgs_protocol::country::Country;
 
 use super::{ConfigFile, Outcome, clean, open_current, say};
-use crate::{
-    store::{UploadRow, Withdrawal, WithdrawnBy},
-    withdrawal,
-};
+use crate::store::{UploadRow, Withdrawal, WithdrawnBy};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UploadCommand {
@@ -88,9 +85,7 @@ pub(super) async fn run(command: UploadCommand) -> Outcome {
         UploadCommand::Withdraw(args) => {
             let app = open_current(&args.file.config).await?;
             let Which { country, tag } = &args.which;
-            match withdrawal::withdraw_upload(&app, *country, tag, WithdrawnBy::Operator, &args.reason)
-                .await?
-            {
+            match app.withdrawals.withdraw(*country, tag, WithdrawnBy::Operator, &args.reason).await? {
                 Withdrawal::Done { .. } => say(format!("withdrawn: upload {} of {country}", clean(tag))),
                 Withdrawal::Already => {
                     say(format!("was withdrawn already: upload {} of {country}", clean(tag)))

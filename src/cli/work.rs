@@ -3,11 +3,10 @@
 use efgs_protocol::batch_tag::DayName;
 
 use super::{Outcome, WorkArgs, open_current, say};
-use crate::{batching, expiry};
 
 pub(super) async fn form_batches(args: &WorkArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    let formed = batching::form_now(&app).await?;
+    let formed = app.batching.form_now().await?;
     let describe = |batch: &crate::store::BatchRecord| {
         let name = DayName { day: batch.day, sequence: batch.sequence }.to_string();
         (batch.id.to_string(), name, batch.uploads.len(), batch.amount())
@@ -31,7 +30,7 @@ pub(super) async fn form_batches(args: &WorkArgs) -> Outcome {
 
 pub(super) async fn expire(args: &WorkArgs) -> Outcome {
     let app = open_current(&args.file.config).await?;
-    let done = expiry::expire_now(&app).await?;
+    let done = app.expiry.expire_now().await?;
     let oldest = app.chain.oldest();
     if args.json {
         let done = serde_json::json!({"before": oldest, "batches": done.batches, "uploads": done.uploads, "keys": done.keys});

@@ -23,7 +23,7 @@ async fn a_job_is_stalled_after_three_of_its_intervals_without_progress() {
     watch.failed("the database is away".into());
     tokio::time::advance(SECOND).await;
     let expected = "the job batching has made no progress for 15 min: the database is away";
-    assert_eq!(job(&health).stalled.as_deref(), Some(expected));
+    assert_eq!(job(&health).stalled.map(|warning| warning.text).as_deref(), Some(expected));
     watch.progressed();
     assert_eq!((job(&health).stalled, job(&health).last_error), (None, None));
 }
@@ -39,7 +39,7 @@ async fn work_that_no_instance_has_done_is_noticed_by_those_that_stand_by() {
     tokio::time::advance(21 * SECOND).await;
     watch.progressed();
     let expected = "no instance has done the job expiry, which is overdue by 2 min";
-    assert_eq!(job(&health).stalled.as_deref(), Some(expected));
+    assert_eq!(job(&health).stalled.map(|warning| warning.text).as_deref(), Some(expected));
     watch.set_overdue(None);
     assert_eq!(job(&health).stalled, None);
 }

@@ -67,7 +67,6 @@ pub async fn read_body(
             memory.grow(piece.len() as u64).map_err(BodyError::Limit)?;
             body.extend_from_slice(&piece);
         }
-        super::note(request, |facts| facts.request_bytes = body.len() as u64);
         Ok(body.freeze())
     };
     tokio::time::timeout(timeout, read).await.unwrap_or(Err(BodyError::TooSlow { after: timeout }))

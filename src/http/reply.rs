@@ -8,7 +8,6 @@ use actix_web::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::Error;
 use crate::limits::Turn;
 
 /// The headers of the wire contract in the form that the HTTP library takes.
@@ -42,11 +41,6 @@ pub fn json(body: impl Serialize) -> HttpResponse {
 /// 200 with the entries of an audit, and how many uploads of the batch were withdrawn.
 pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
     HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)
-}
-
-/// 405 with `Allow`.
-pub async fn method_not_allowed(allow: &'static str) -> Result<HttpResponse, Error> {
-    Err(Error::MethodNotAllowed { allow })
 }
 
 /// 200 for OPTIONS.

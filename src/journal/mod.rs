@@ -7,9 +7,12 @@
 //! job here makes up for it. When the journal cannot be written, uploads are refused with 503 and no batch is
 //! formed; downloads go on.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use chrono::{Datelike, NaiveDate};
@@ -17,12 +20,15 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::{
-    app::App,
+    chain::Chain,
+    clock::Clock,
     config::{self, ConfigError},
+    encryption::Keyring,
+    http::{Code, Problem},
     instance::Instance,
-    store::{Journaled, StoreError},
+    store::{Journaled, Store, StoreError},
     telemetry,
-    trust::Registry,
+    trust::{Registry, Trust},
 };
 
 mod check;
@@ -37,7 +43,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-pub use pending::{catch_up, ensure_upload, interval, ready_for_batches, run, upload};
+pub use pending::Recording;
 pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};
 
@@ -68,15 +74,50 @@ pub enum JournalError {
     Prune(String),
 }
 
+impl Problem for JournalError {
+    fn code(&self) -> Code {
+        // What was asked for is done when it is asked for again.
+        Code::Unavailable
+    }
+}
+
 impl From<StoreError> for JournalError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
     }
 }
 
+/// What the journal is written from, and what it is held against when it is read.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// `[journal]`, if it is configured.
+    pub settings: Option<config::Journal>,
+    /// The database.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// The certificates.
+    pub trust: Arc<Trust>,
+    /// What opens stored payloads and seals what is written.
+    pub keyring: Arc<Keyring>,
+    /// What is kept.
+    pub chain: Arc<Chain>,
+}
+
+impl Sources {
+    /// The first day whose files must be there. That is a day more than the batches are: the last uploads of a day
+    /// are in a batch of the next one.
+    fn kept_since(&self) -> NaiveDate {
+        self.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN)
+    }
+}
+
 /// The journal of one instance.
 #[derive(Debug)]
 pub struct Journal {
+    sources: Sources,
+    /// The longest that one write may take.
+    timeout: Duration,
     medium: Medium,
     instance: u64,
     waiting: Mutex<Vec<Entry>>,
@@ -132,8 +173,14 @@ impl std::fmt::Debug for Open {
 
 impl Journal {
     /// Prepares; nothing is written yet.
-    pub fn open(config: &config::Journal, instance: &Instance) -> Result<Self, ConfigError> {
+    pub fn open(
+        config: &config::Journal,
+        instance: &Instance,
+        sources: Sources,
+    ) -> Result<Self, ConfigError> {
         Ok(Self {
+            sources,
+            timeout: config.timeout,
             medium: Medium::open(config)?,
             instance: u64::from_str_radix(&instance.id, 16).unwrap_or_else(|_| rand::random()),
             waiting: Mutex::default(),
@@ -169,14 +216,14 @@ impl Journal {
 
     /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
     /// while others write is written together with all who wait.
-    async fn append(&self, app: &App, records: Vec<Record>, marks: Journaled) -> Result<(), JournalError> {
+    async fn append(&self, records: Vec<Record>, marks: Journaled) -> Result<(), JournalError> {
         let (done, outcome) = oneshot::channel();
         lock(&self.waiting).push(Entry { records, marks, done });
         {
             let mut writer = self.writer.lock().await;
             let mut group = std::mem::take(&mut *lock(&self.waiting));
             if !group.is_empty() {
-                let result = self.write(app, &mut writer, &mut group).await;
+                let result = self.write(&mut writer, &mut group).await;
                 self.note(&result);
                 for entry in group {
                     // Nobody waits any more.
@@ -206,18 +253,18 @@ impl Journal {
         }
     }
 
-    async fn write(&self, app: &App, writer: &mut Writer, entries: &mut [Entry]) -> Result<(), JournalError> {
-        let today = app.clock.now().date_naive();
+    async fn write(&self, writer: &mut Writer, entries: &mut [Entry]) -> Result<(), JournalError> {
+        let today = self.sources.clock.now().date_naive();
         if writer.open.as_ref().is_some_and(|open| open.day != today || open.bytes > SEGMENT_BYTES) {
-            self.finish(app, writer).await?;
+            self.finish(writer).await?;
         }
         if matches!(self.medium, Medium::Folder(_)) && writer.open.is_none() {
             // A new file begins with them: those before it may have been lost with what made the last attempt fail.
             writer.certificates = None;
         }
         // Before its rows are read: what changes later is written later.
-        let registry = app.trust.registry().ok();
-        let mut records = self.certificates(app, writer, today).await?;
+        let registry = self.sources.trust.registry().ok();
+        let mut records = self.certificates(writer, today).await?;
         let mut marks = Journaled::default();
         for entry in entries {
             records.append(&mut entry.records);
@@ -226,28 +273,23 @@ impl Journal {
             marks.withdrawals.append(&mut entry.marks.withdrawals);
         }
         let bytes = match &self.medium {
-            Medium::Folder(folder) => self.write_file(app, writer, folder, today, records).await?,
-            Medium::Bucket(bucket) => self.write_object(app, writer, bucket, today, records).await?,
+            Medium::Folder(folder) => self.write_file(writer, folder, today, records).await?,
+            Medium::Bucket(bucket) => self.write_object(writer, bucket, today, records).await?,
         };
         if writer.certificates.is_none() {
             writer.certificates = Some((today, registry));
         }
         metrics::counter!(telemetry::JOURNAL_BYTES).increment(bytes as u64);
-        self.last_write.store(app.clock.now().timestamp(), Ordering::Relaxed);
-        Ok(app.store.journaled(&marks).await?)
+        self.last_write.store(self.sources.clock.now().timestamp(), Ordering::Relaxed);
+        Ok(self.sources.store.journaled(&marks).await?)
     }
 
     /// The certificates, if they have changed since this instance last wrote them, or that was on another day (the
     /// day's files can be forgotten). A registry that is read again and has not changed is the same one.
-    async fn certificates(
-        &self,
-        app: &App,
-        writer: &mut Writer,
-        today: NaiveDate,
-    ) -> Result<Vec<Record>, JournalError> {
+    async fn certificates(&self, writer: &mut Writer, today: NaiveDate) -> Result<Vec<Record>, JournalError> {
         if let Some((day, known)) = &writer.certificates
             && *day == today
-            && match (known, app.trust.registry()) {
+            && match (known, self.sources.trust.registry()) {
                 (Some(known), Ok(now)) => Arc::ptr_eq(known, &now),
                 (None, Ok(_)) => false,
                 (_, Err(_)) => true,
@@ -256,8 +298,8 @@ impl Journal {
             return Ok(Vec::new());
         }
         writer.certificates = None;
-        let at = app.clock.now();
-        let rows = app.store.certificates().await?;
+        let at = self.sources.clock.now();
+        let rows = self.sources.store.certificates().await?;
         Ok(rows.iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
     }
 
@@ -269,7 +311,6 @@ impl Journal {
 
     async fn write_file(
         &self,
-        app: &App,
         writer: &mut Writer,
         folder: &std::path::Path,
         today: NaiveDate,
@@ -280,7 +321,7 @@ impl Journal {
         let mut open = match writer.open.take() {
             Some(open) => open,
             None => {
-                self.replace_lost(app, writer, folder).await?;
+                self.replace_lost(writer, folder).await?;
                 group.after_day = after_day(writer);
                 let header = self.header(writer, today);
                 let bytes = header.to_bytes();
@@ -292,8 +333,10 @@ impl Journal {
             }
         };
         let group = group.encode_to_vec();
-        let frame =
-            open.writing.seal(&group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let frame = open
+            .writing
+            .seal(&group, &self.sources.keyring)
+            .map_err(|e| JournalError::Write(e.to_string()))?;
         open.file = open.file.append(&self.disk, frame.clone()).await?;
         open.writing.written(&frame);
         open.bytes += frame.len() as u64;
@@ -304,18 +347,15 @@ impl Journal {
 
     /// A file that has vanished before its time took with it what only the database has now: all of that is written
     /// again, and the next file follows none.
-    async fn replace_lost(
-        &self,
-        app: &App,
-        writer: &mut Writer,
-        folder: &std::path::Path,
-    ) -> Result<(), JournalError> {
-        let Some(last) = writer.last.filter(|last| last.day >= kept_since(app)) else { return Ok(()) };
+    async fn replace_lost(&self, writer: &mut Writer, folder: &std::path::Path) -> Result<(), JournalError> {
+        let Some(last) = writer.last.filter(|last| last.day >= self.sources.kept_since()) else {
+            return Ok(());
+        };
         let name = segment::name(last.day, self.instance, last.number);
         if self.disk.has(folder.join(&name)).await? {
             return Ok(());
         }
-        let rows = app.store.journal_everything().await?;
+        let rows = self.sources.store.journal_everything().await?;
         tracing::error!(
             name,
             rows,
@@ -327,7 +367,6 @@ impl Journal {
 
     async fn write_object(
         &self,
-        app: &App,
         writer: &mut Writer,
         bucket: &s3::Bucket,
         today: NaiveDate,
@@ -336,7 +375,8 @@ impl Journal {
         let group = Group { records, after_day: after_day(writer) }.encode_to_vec();
         let header = self.header(writer, today);
         let mut writing = Writing::new(&header);
-        let frame = writing.seal(&group, &app.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let frame =
+            writing.seal(&group, &self.sources.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
         let mut object = header.to_bytes();
         object.extend_from_slice(&frame);
         let bytes = object.len();
@@ -347,29 +387,23 @@ impl Journal {
     }
 
     /// Closes the open file.
-    async fn finish(&self, app: &App, writer: &mut Writer) -> Result<(), JournalError> {
+    async fn finish(&self, writer: &mut Writer) -> Result<(), JournalError> {
         if let (Medium::Folder(folder), Some(open)) = (&self.medium, &writer.open) {
             let day = open.day;
             let end = vec![Event::End(record::EndRecord {}).into()];
-            self.write_file(app, writer, folder, day, end).await?;
+            self.write_file(writer, folder, day, end).await?;
             writer.open = None;
         }
         Ok(())
     }
 
     /// Closes the open file, at the end of the program.
-    pub async fn close(&self, app: &App) {
+    pub async fn close(&self) {
         let mut writer = self.writer.lock().await;
-        if let Err(error) = self.finish(app, &mut writer).await {
+        if let Err(error) = self.finish(&mut writer).await {
             tracing::warn!(%error, "the journal's file was not closed properly");
         }
     }
-}
-
-/// The first day whose files must be there. That is a day more than the batches are: the last uploads of a day are in a
-/// batch of the next one.
-fn kept_since(app: &App) -> NaiveDate {
-    app.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN)
 }
 
 /// [`Group::after_day`] of the first group of a new segment.

@@ -9,9 +9,8 @@ use super::{
     record::{Event, UploadRecord},
 };
 use crate::{
-    app::App,
     encryption::EncryptionError,
-    health::JobWatch,
+    health::{Health, JobWatch},
     jobs::{self, Shutdown, Steps},
     store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
     upload::VerifiedUpload,
@@ -37,111 +36,147 @@ pub(super) struct Unreadable {
     uploads: BTreeMap<i64, String>,
 }
 
-/// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
-pub async fn upload(app: &App, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
-    let Some(journal) = &app.journal else { return Ok(()) };
-    let payloads = upload.keys().iter().map(|key| {
-        let (payload_hash, payload) = (key.payload_hash.to_vec(), key.payload.clone());
-        (key.position, StoredPayload { upload_id: id, payload_hash, payload })
-    });
-    let row = JournalUpload {
-        id,
-        country: upload.country().to_string(),
-        tag: upload.tag().to_string(),
-        format: upload.format_name().to_owned(),
-        format_major: upload.media().version.major,
-        format_minor: upload.media().version.minor,
-        amount: upload.keys().len() as u32,
-        content_hash: upload.content_hash().to_vec(),
-        batch_signature: upload.batch_signature().to_owned(),
-        uploader_certificate_id: upload.uploader_certificate_id(),
-        uploader_thumbprint: upload.uploader_thumbprint().as_bytes().to_vec(),
-        signing_certificate_id: upload.signing_certificate_id(),
-        signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
-        uploaded_at: upload.uploaded_at(),
-    };
-    let record = UploadRecord::new(row, payloads.collect(), &app.keyring)
-        .map_err(|e| JournalError::Write(e.to_string()))?;
-    let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-    journal.append(app, vec![Event::Upload(record).into()], marks).await
-}
+/// The journal for those who store: does nothing where none is configured.
+#[derive(Clone, Debug, Default)]
+pub struct Recording(Option<Arc<Journal>>);
 
-/// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. What is
-/// written is what the database has, whose keys may stand in another order under another signature; if that cannot be
-/// read, it is mended with the keys in hand.
-pub async fn ensure_upload(app: &App, sent: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
-    let Some(journal) = &app.journal else { return Ok(()) };
-    let Some(row) = app.store.unjournaled_upload(id).await? else { return Ok(()) };
-    let record = match read(app, row.clone()).await? {
-        Ok(record) => record,
-        Err(reason) => {
-            tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
-            app.store.mend_payloads(id, sent).await?;
-            read(app, row).await?.map_err(JournalError::Contents)?
-        }
-    };
-    let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-    journal.append(app, vec![Event::Upload(record).into()], marks).await
-}
+impl Recording {
+    /// Through this journal, if there is one.
+    pub fn new(journal: Option<Arc<Journal>>) -> Self {
+        Self(journal)
+    }
 
-/// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
-/// tries again; nobody else waits for a disk that is known to hang.
-pub fn ready_for_batches(app: &App) -> Result<(), JournalError> {
-    app.journal.as_ref().and_then(Journal::failing).map_or(Ok(()), Err)
-}
+    /// The journal, if there is one.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.0.as_deref()
+    }
 
-/// How often a job that writes to the journal has to make progress, if it is `interval` without one: a write may wait for
-/// another one, and both may take as long as the disk or the store may.
-pub fn interval(app: &App, interval: Duration) -> Duration {
-    app.config.journal.as_ref().map_or(interval, |journal| interval.max(journal.timeout * 2))
-}
-
-/// Writes the batches and withdrawals that the journal has not yet. Does nothing without a journal.
-pub async fn catch_up(app: &App, steps: Option<&Steps<'_>>) -> Result<(), JournalError> {
-    let Some(journal) = &app.journal else { return Ok(()) };
-    loop {
-        if let Some(steps) = steps {
-            steps.next().await?;
-        }
-        let withdrawals = app.store.unjournaled_withdrawals(ROWS).await?;
-        let batches = app.store.unjournaled_batches(ROWS).await?;
-        if withdrawals.is_empty() && batches.is_empty() {
-            return Ok(());
-        }
-        let marks = Journaled {
-            batches: batches.iter().map(|batch| batch.id).collect(),
-            withdrawals: withdrawals.iter().map(|row| row.upload_id).collect(),
-            ..Journaled::default()
+    /// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
+    pub async fn upload(&self, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+        let Some(journal) = &self.0 else { return Ok(()) };
+        let payloads = upload.keys().iter().map(|key| {
+            let (payload_hash, payload) = (key.payload_hash.to_vec(), key.payload.clone());
+            (key.position, StoredPayload { upload_id: id, payload_hash, payload })
+        });
+        let row = JournalUpload {
+            id,
+            country: upload.country().to_string(),
+            tag: upload.tag().to_string(),
+            format: upload.format_name().to_owned(),
+            format_major: upload.media().version.major,
+            format_minor: upload.media().version.minor,
+            amount: upload.keys().len() as u32,
+            content_hash: upload.content_hash().to_vec(),
+            batch_signature: upload.batch_signature().to_owned(),
+            uploader_certificate_id: upload.uploader_certificate_id(),
+            uploader_thumbprint: upload.uploader_thumbprint().as_bytes().to_vec(),
+            signing_certificate_id: upload.signing_certificate_id(),
+            signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
+            uploaded_at: upload.uploaded_at(),
         };
-        let records = batches.into_iter().map(|batch| Event::Batch(batch.into()).into());
-        let records = records.chain(withdrawals.into_iter().map(|row| Event::Withdrawal(row.into()).into()));
-        journal.append(app, records.collect(), marks).await?;
+        let record = UploadRecord::new(row, payloads.collect(), &journal.sources.keyring)
+            .map_err(|e| JournalError::Write(e.to_string()))?;
+        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+        journal.append(vec![Event::Upload(record).into()], marks).await
     }
-}
 
-/// Reads an upload from the database for the journal, or says which one it is, why it cannot be read and what helps.
-async fn read(app: &App, row: JournalUpload) -> Result<Result<UploadRecord, String>, StoreError> {
-    let (id, country, tag) = (row.id, row.country.clone(), row.tag.clone());
-    let (payloads, amount) = (app.store.payloads(&[id]).await?, row.amount);
-    let what = format!("upload {id}, {tag} of {country}");
-    let helps = format!(
-        "when {country} sends it again under the same tag, it is mended; or withdraw it: `efgs-gateway upload withdraw \
-         --config FILE --country {country} --tag {tag} --reason TEXT`"
-    );
-    if payloads.len() != amount as usize {
-        let there = payloads.len();
-        return Ok(Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}")));
+    /// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. What is
+    /// written is what the database has, whose keys may stand in another order under another signature; if that cannot be
+    /// read, it is mended with the keys in hand.
+    pub async fn ensure_upload(&self, sent: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+        let Some(journal) = &self.0 else { return Ok(()) };
+        let Some(row) = journal.sources.store.unjournaled_upload(id).await? else { return Ok(()) };
+        let record = match journal.read(row.clone()).await? {
+            Ok(record) => record,
+            Err(reason) => {
+                tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
+                journal.sources.store.mend_payloads(id, sent).await?;
+                journal.read(row).await?.map_err(JournalError::Contents)?
+            }
+        };
+        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+        journal.append(vec![Event::Upload(record).into()], marks).await
     }
-    Ok(match UploadRecord::new(row, (0..).zip(payloads).collect(), &app.keyring) {
-        Ok(record) => Ok(record),
-        Err(error @ EncryptionError::UnknownKey(_)) => {
-            Err(format!("{what}: {error}: add it there; or {helps}"))
+
+    /// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
+    /// tries again; nobody else waits for a disk that is known to hang.
+    pub fn ready_for_batches(&self) -> Result<(), JournalError> {
+        self.0.as_ref().and_then(|journal| journal.failing()).map_or(Ok(()), Err)
+    }
+
+    /// How often a job that writes to the journal has to make progress, if it is `interval` without one: a write may wait for
+    /// another one, and both may take as long as the disk or the store may.
+    pub fn interval(&self, interval: Duration) -> Duration {
+        self.0.as_ref().map_or(interval, |journal| interval.max(journal.timeout * 2))
+    }
+
+    /// Writes the batches and withdrawals that the journal has not yet. Does nothing without a journal.
+    pub async fn catch_up(&self, steps: Option<&Steps<'_>>) -> Result<(), JournalError> {
+        let Some(journal) = &self.0 else { return Ok(()) };
+        loop {
+            if let Some(steps) = steps {
+                steps.next().await?;
+            }
+            let withdrawals = journal.sources.store.unjournaled_withdrawals(ROWS).await?;
+            let batches = journal.sources.store.unjournaled_batches(ROWS).await?;
+            if withdrawals.is_empty() && batches.is_empty() {
+                return Ok(());
+            }
+            let marks = Journaled {
+                batches: batches.iter().map(|batch| batch.id).collect(),
+                withdrawals: withdrawals.iter().map(|row| row.upload_id).collect(),
+                ..Journaled::default()
+            };
+            let records = batches.into_iter().map(|batch| Event::Batch(batch.into()).into());
+            let records =
+                records.chain(withdrawals.into_iter().map(|row| Event::Withdrawal(row.into()).into()));
+            journal.append(records.collect(), marks).await?;
         }
-        Err(error) => Err(format!("{what}: {error}; {helps}")),
-    })
+    }
+
+    /// The job, until the gateway stops.
+    pub async fn run(self, health: Arc<Health>, shutdown: Shutdown) {
+        let Some(journal) = &self.0 else { return };
+        let watch = health.watch(Job::Journal.name(), self.interval(PACE));
+        let turn = async || match journal.turn(&self, &watch).await {
+            // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
+            Err(JournalError::Write(_)) => Ok(()),
+            other => other,
+        };
+        jobs::repeat(watch.clone(), PACE, shutdown, std::future::pending, turn).await;
+    }
+
+    /// Closes the open file, at the end of the program.
+    pub async fn close(&self) {
+        if let Some(journal) = &self.0 {
+            journal.close().await;
+        }
+    }
 }
 
 impl Journal {
+    /// Reads an upload from the database for the journal, or says which one it is, why it cannot be read and what helps.
+    async fn read(&self, row: JournalUpload) -> Result<Result<UploadRecord, String>, StoreError> {
+        let (id, country, tag) = (row.id, row.country.clone(), row.tag.clone());
+        let (payloads, amount) = (self.sources.store.payloads(&[id]).await?, row.amount);
+        let what = format!("upload {id}, {tag} of {country}");
+        let helps = format!(
+            "when {country} sends it again under the same tag, it is mended; or withdraw it: `efgs-gateway upload withdraw \
+             --config FILE --country {country} --tag {tag} --reason TEXT`"
+        );
+        if payloads.len() != amount as usize {
+            let there = payloads.len();
+            return Ok(Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}")));
+        }
+        Ok(match UploadRecord::new(row, (0..).zip(payloads).collect(), &self.sources.keyring) {
+            Ok(record) => Ok(record),
+            Err(error @ EncryptionError::UnknownKey(_)) => {
+                Err(format!("{what}: {error}: add it there; or {helps}"))
+            }
+            Err(error) => Err(format!("{what}: {error}; {helps}")),
+        })
+    }
+
     /// How many uploads wait for the journal and cannot be read.
     pub fn unreadable(&self) -> usize {
         lock(&self.unreadable).uploads.len()
@@ -161,8 +196,8 @@ impl Journal {
 
     /// Writes uploads that were left behind. Those that cannot be read keep waiting, so that they get into no batch, and
     /// keep no others from the journal.
-    async fn missing_uploads(&self, app: &App, steps: &Steps<'_>) -> Result<(), JournalError> {
-        let now = app.clock.now();
+    async fn missing_uploads(&self, steps: &Steps<'_>) -> Result<(), JournalError> {
+        let now = self.sources.clock.now();
         // Each look reads all keys of each.
         let known = {
             let unreadable = lock(&self.unreadable);
@@ -173,7 +208,7 @@ impl Journal {
         let mut after = i64::MIN;
         loop {
             steps.next().await?;
-            let rows = app.store.unjournaled_uploads(now - LEFT_BEHIND, after, UPLOADS).await?;
+            let rows = self.sources.store.unjournaled_uploads(now - LEFT_BEHIND, after, UPLOADS).await?;
             let Some(last) = rows.last() else { break };
             after = last.id;
             let (mut records, mut marks) = (Vec::new(), Journaled::default());
@@ -181,14 +216,14 @@ impl Journal {
                 let id = row.id;
                 let reason = match known.get(&id) {
                     Some(reason) => reason.clone(),
-                    None => match read(app, row).await? {
+                    None => match self.read(row).await? {
                         Ok(record) => {
                             records.push(Event::Upload(record).into());
                             marks.uploads.push(id);
                             continue;
                         }
                         // It expired meanwhile, or was withdrawn because it could not be read.
-                        Err(_) if !app.store.is_wanted(id, app.chain.oldest()).await? => {
+                        Err(_) if !self.sources.store.is_wanted(id, self.sources.chain.oldest()).await? => {
                             marks.uploads.push(id);
                             continue;
                         }
@@ -198,7 +233,7 @@ impl Journal {
                 unreadable.insert(id, reason);
             }
             if !marks.uploads.is_empty() {
-                self.append(app, records, marks).await?;
+                self.append(records, marks).await?;
             }
         }
         self.note_unreadable(unreadable, known.is_empty().then_some(now));
@@ -217,37 +252,25 @@ impl Journal {
         unreadable.uploads = uploads;
     }
 
-    async fn turn(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
+    async fn turn(&self, recording: &Recording, watch: &JobWatch) -> Result<(), JournalError> {
         let certificates_are_new = {
             let mut writer = self.writer.lock().await;
-            let today = app.clock.now().date_naive();
-            !self.certificates(app, &mut writer, today).await?.is_empty()
+            let today = self.sources.clock.now().date_naive();
+            !self.certificates(&mut writer, today).await?.is_empty()
         };
         if self.failing().is_some() || certificates_are_new {
-            self.append(app, Vec::new(), Journaled::default()).await?;
+            self.append(Vec::new(), Journaled::default()).await?;
         }
-        if !app.store.awaits_journal().await? {
+        if !self.sources.store.awaits_journal().await? {
             self.note_unreadable(BTreeMap::new(), None);
-        } else if let Some(lease) = app.store.acquire_lease(Job::Journal).await? {
-            jobs::under_lease(&app.store, lease, async |lease| {
-                let steps = Steps::new(&app.store, lease, Some(watch));
-                self.missing_uploads(app, &steps).await?;
-                catch_up(app, Some(&steps)).await
+        } else if let Some(lease) = self.sources.store.acquire_lease(Job::Journal).await? {
+            jobs::under_lease(&self.sources.store, lease, async |lease| {
+                let steps = Steps::new(&self.sources.store, lease, Some(watch));
+                self.missing_uploads(&steps).await?;
+                recording.catch_up(Some(&steps)).await
             })
             .await?;
         }
-        self.prune(app, watch).await
+        self.prune(watch).await
     }
-}
-
-/// The job, until the gateway stops.
-pub async fn run(app: Arc<App>, shutdown: Shutdown) {
-    let Some(journal) = &app.journal else { return };
-    let watch = app.health.watch(Job::Journal.name(), interval(&app, PACE));
-    let turn = async || match journal.turn(&app, &watch).await {
-        // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
-        Err(JournalError::Write(_)) => Ok(()),
-        other => other,
-    };
-    jobs::repeat(watch.clone(), PACE, shutdown, std::future::pending, turn).await;
 }

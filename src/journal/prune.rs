@@ -2,8 +2,8 @@
 
 use chrono::{NaiveDate, TimeDelta};
 
-use super::{Journal, JournalError, Medium, kept_since, lock};
-use crate::{app::App, health::JobWatch};
+use super::{Journal, JournalError, Medium, lock};
+use crate::health::JobWatch;
 
 /// How often to look for files that are too old.
 const PRUNE: TimeDelta = TimeDelta::hours(1);
@@ -11,8 +11,8 @@ const PRUNE: TimeDelta = TimeDelta::hours(1);
 impl Journal {
     /// Deletes what is older than the retention. A day more is kept: the last uploads of a day are in a batch of
     /// the next one.
-    pub(super) async fn prune(&self, app: &App, watch: &JobWatch) -> Result<(), JournalError> {
-        let now = app.clock.now();
+    pub(super) async fn prune(&self, watch: &JobWatch) -> Result<(), JournalError> {
+        let now = self.sources.clock.now();
         {
             let mut writer = self.writer.lock().await;
             if writer.pruned.is_some_and(|at| now - at < PRUNE) {
@@ -20,8 +20,8 @@ impl Journal {
             }
             writer.pruned = Some(now);
         }
-        app.store.forget_unjournaled().await?;
-        let kept = self.delete_before(kept_since(app), watch).await.err();
+        self.sources.store.forget_unjournaled().await?;
+        let kept = self.delete_before(self.sources.kept_since(), watch).await.err();
         lock(&self.keeping).clone_from(&kept.as_ref().map(JournalError::to_string));
         kept.map_or(Ok(()), Err)
     }

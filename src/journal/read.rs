@@ -21,18 +21,17 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    JournalError,
+    JournalError, Sources,
     check::Chains,
-    kept_since,
     medium::{Listed, Medium},
     record::{CertificateRecord, Event, UploadRecord},
     segment::{self, Segment},
 };
 use crate::{
-    app::App,
+    encryption::Keyring,
     store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredCertificate},
-    trust::{Caller, Registry},
-    upload::{SignedUpload, VerifiedUpload},
+    trust::Registry,
+    upload::{SignedUpload, Uploader, VerifiedUpload},
 };
 
 /// Bytes of segments that are in memory at once, unless a single one has more.
@@ -99,8 +98,8 @@ pub(super) struct UploadFacts {
 }
 
 /// Where a journal is read from: the configured one, or a folder.
-pub(super) fn medium(app: &App, from: Option<&Path>) -> Result<Medium, JournalError> {
-    match (from, &app.config.journal) {
+pub(super) fn medium(sources: &Sources, from: Option<&Path>) -> Result<Medium, JournalError> {
+    match (from, &sources.settings) {
         (Some(folder), _) => Ok(Medium::Folder(folder.to_owned())),
         (None, Some(config)) => Medium::open(config).map_err(|e| JournalError::Read(e.to_string())),
         (None, None) => Err(JournalError::Read(
@@ -111,15 +110,15 @@ pub(super) fn medium(app: &App, from: Option<&Path>) -> Result<Medium, JournalEr
 
 /// Reads every segment, in the order of the names, and says what cannot be read.
 async fn segments(
-    app: &Arc<App>,
+    sources: &Sources,
     medium: &Medium,
     listed: &[Listed],
     mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let read = async |listed: &Listed| {
         let bytes = medium.read(&listed.name).await?;
-        let (app, name) = (app.clone(), listed.name.clone());
-        let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &app.keyring));
+        let (keyring, name) = (sources.keyring.clone(), listed.name.clone());
+        let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &keyring));
         read.await.map_err(|e| JournalError::Read(e.to_string()))
     };
     let mut reading = pin!(read_ahead(listed, AHEAD, &read));
@@ -149,8 +148,8 @@ pub(super) fn read_ahead<'a, T>(
 
 impl Contents {
     /// Reads the journal, all but the keys, and finds what is damaged or missing.
-    pub async fn survey(app: &Arc<App>, from: Option<&Path>) -> Result<Self, JournalError> {
-        let medium = medium(app, from)?;
+    pub async fn survey(sources: &Sources, from: Option<&Path>) -> Result<Self, JournalError> {
+        let medium = medium(sources, from)?;
         let listed = medium.list(None, || {}).await?;
         if listed.is_empty() {
             return Err(JournalError::Contents(
@@ -159,7 +158,7 @@ impl Contents {
         }
         let mut contents = Self::default();
         let mut chains = Chains::default();
-        segments(app, &medium, &listed, async |listed, segment| {
+        segments(sources, &medium, &listed, async |listed, segment| {
             match segment {
                 Ok(None) => contents.notes.push(format!(
                     "{}: it ends before its header does: the instance was killed or the disk was full when the file was \
@@ -175,8 +174,8 @@ impl Contents {
             Ok(())
         })
         .await?;
-        contents.problems.extend(chains.check(kept_since(app)));
-        contents.check_batches(app.chain.oldest());
+        contents.problems.extend(chains.check(sources.kept_since()));
+        contents.check_batches(sources.chain.oldest());
         Ok(contents)
     }
 
@@ -253,7 +252,7 @@ impl Contents {
     /// registration of its signer by the trust anchor; then hands it over, several at once.
     pub(super) async fn verify_uploads(
         &mut self,
-        app: &Arc<App>,
+        sources: &Sources,
         from: Option<&Path>,
         wanted: impl Fn(&UploadKey) -> bool,
         take: impl AsyncFn(VerifiedUpload, i64) -> Result<Option<String>, JournalError>,
@@ -264,17 +263,17 @@ impl Contents {
             .values()
             .map(|(_, row)| StoredCertificate { revoked_at: None, ..row.clone() })
             .collect();
-        let registry = Registry::verify(&rows, app.trust.anchor());
+        let registry = Registry::verify(&rows, sources.trust.anchor());
         self.problems.extend(registry.refused().iter().cloned());
         let registry = Arc::new(registry);
-        let medium = medium(app, from)?;
+        let medium = medium(sources, from)?;
         let listed: Vec<Listed> =
             self.segments.iter().map(|info| Listed { name: info.name.clone(), bytes: info.bytes }).collect();
         let mut done = HashSet::new();
         let mut so_far =
             Progress { of: self.uploads.keys().filter(|key| wanted(key)).count(), ..Progress::default() };
         let problems = &mut self.problems;
-        segments(app, &medium, &listed, async |listed, segment| {
+        segments(sources, &medium, &listed, async |listed, segment| {
             // What cannot be read has been said.
             let Ok(Some(segment)) = segment else { return Ok(()) };
             let uploads = segment.events.into_iter().filter_map(|event| match event {
@@ -289,10 +288,11 @@ impl Contents {
                 .collect();
             let mut verifying = stream::iter(new)
                 .map(async |(row, record)| {
-                    let (app, registry) = (app.clone(), registry.clone());
+                    let (keyring, registry) = (sources.keyring.clone(), registry.clone());
                     let what = format!("{}: the upload {:?} of {}", listed.name, row.tag, row.country);
                     let (id, amount) = (row.id, row.amount);
-                    let verify = tokio::task::spawn_blocking(move || verify(row, record, &registry, &app));
+                    let verify =
+                        tokio::task::spawn_blocking(move || verify(row, record, &registry, &keyring));
                     let problem = match verify.await.map_err(|e| JournalError::Read(e.to_string()))? {
                         Ok(verified) => take(verified, id).await?,
                         Err(reason) => Some(reason),
@@ -320,11 +320,11 @@ impl Contents {
     /// Verifies everything; says how much that was.
     pub async fn verify(
         &mut self,
-        app: &Arc<App>,
+        sources: &Sources,
         from: Option<&Path>,
         progress: impl FnMut(Progress),
     ) -> Result<Progress, JournalError> {
-        self.verify_uploads(app, from, |_| true, async |_, _| Ok(None), progress).await
+        self.verify_uploads(sources, from, |_| true, async |_, _| Ok(None), progress).await
     }
 
     /// How many of its certificates were revoked.
@@ -343,7 +343,7 @@ fn verify(
     row: JournalUpload,
     record: UploadRecord,
     registry: &Registry,
-    app: &App,
+    keyring: &Keyring,
 ) -> Result<VerifiedUpload, String> {
     let registered = |id: i64, kind: CertificateType| {
         let there =
@@ -370,7 +370,7 @@ fn verify(
         other => return Err(format!("its format {other:?} is not known")),
     };
     let upload = SignedUpload {
-        caller: Caller {
+        uploader: Uploader {
             country: Country::new(&row.country).map_err(|e| e.to_string())?,
             certificate_id: row.uploader_certificate_id,
             thumbprint: thumbprint(&row.uploader_thumbprint)?,
@@ -384,9 +384,8 @@ fn verify(
         at: row.uploaded_at,
     };
     // Whether the country might sign with SHA-1 was decided when the upload came.
-    let verified = upload
-        .verify(registry, SignaturePolicy { allow_sha1: true }, &app.keyring)
-        .map_err(|e| e.to_string())?;
+    let verified =
+        upload.verify(registry, SignaturePolicy { allow_sha1: true }, keyring).map_err(|e| e.to_string())?;
     if verified.content_hash().as_slice() != row.content_hash {
         return Err("its keys are not those that were signed".into());
     }

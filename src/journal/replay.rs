@@ -3,19 +3,18 @@
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
-    sync::Arc,
 };
 
 use efgs_protocol::batch_tag::ObjectId;
 use serde::Serialize;
 
 use super::{
-    JournalError,
+    JournalError, Sources,
     read::{Contents, Progress, UploadKey},
 };
 use crate::{
-    app::App,
     store::{PendingBatch, PendingWithdrawal, Restored, StoredCertificate},
+    upload::VerifiedUpload,
 };
 
 /// What a replay did.
@@ -44,23 +43,23 @@ pub struct Replayed {
 ///
 /// With `accept_losses` what is damaged or missing is left out, and the rest is brought back.
 pub async fn replay(
-    app: &Arc<App>,
+    sources: &Sources,
     from: Option<&Path>,
     accept_losses: bool,
     progress: impl FnMut(Progress),
 ) -> Result<Replayed, JournalError> {
-    let again = app.store.replay_is_unfinished().await?;
-    if !again && app.store.holds_anything().await? {
+    let again = sources.store.replay_is_unfinished().await?;
+    if !again && sources.store.holds_anything().await? {
         return Err(JournalError::Contents(
             "the database is not empty: certificates, uploads or batches are in it. Replay into a new, empty database, \
              and leave this one as it is"
                 .into(),
         ));
     }
-    let mut contents = Contents::survey(app, from).await?;
+    let mut contents = Contents::survey(sources, from).await?;
     refuse_losses(&contents.problems, accept_losses)?;
 
-    let oldest = app.chain.oldest();
+    let oldest = sources.chain.oldest();
     let newest = contents.batches.keys().next_back().copied();
     // The newest batch stays, expired or not: the next one's tag must be greater.
     let kept = |batch: &PendingBatch| batch.day >= oldest || Some(batch.id) == newest;
@@ -88,20 +87,20 @@ pub async fn replay(
     let withdrawals: Vec<PendingWithdrawal> = contents.withdrawals.values().cloned().collect();
 
     refuse_losses(&contents.problems, accept_losses)?;
-    app.store.begin_replay(&certificates).await?;
-    let take = async |upload: crate::upload::VerifiedUpload, id: i64| {
+    sources.store.begin_replay(&certificates).await?;
+    let take = async |upload: VerifiedUpload, id: i64| {
         let place = placed.get(&(id, upload.content_hash().to_vec())).copied().flatten();
-        Ok(match app.store.restore_upload(&upload, id, place).await? {
+        Ok(match sources.store.restore_upload(&upload, id, place).await? {
             Restored::Stored | Restored::AlreadyThere => None,
             Restored::Conflict => {
                 Some("its tag, its number or one of its keys is taken by another upload".to_owned())
             }
         })
     };
-    let done = contents.verify_uploads(app, from, |key| placed.contains_key(key), take, progress).await?;
+    let done = contents.verify_uploads(sources, from, |key| placed.contains_key(key), take, progress).await?;
     refuse_losses(&contents.problems, accept_losses)?;
-    let to_journal = from.is_some() && app.journal.is_some();
-    app.store.finish_replay(&batches, &withdrawals, to_journal).await?;
+    let to_journal = from.is_some() && sources.settings.is_some();
+    sources.store.finish_replay(&batches, &withdrawals, to_journal).await?;
     Ok(Replayed {
         uploads: done.uploads,
         keys: done.keys,

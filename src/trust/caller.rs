@@ -9,8 +9,14 @@ use efgs_protocol::{
 };
 use futures_util::future::LocalBoxFuture;
 
-use super::{Inactive, RegistryUnavailable, proxy};
-use crate::{app::App, config::AuthMode};
+use super::{Inactive, RegistryUnavailable, Trust, proxy};
+use crate::{
+    access_log,
+    clock::Clock,
+    config::{AuthMode, Server},
+    http::{Code, Defect, Error, Problem},
+    limits::Limits,
+};
 
 /// What a client certificate says: read once per TLS connection, or from a load balancer's headers.
 #[derive(Clone, Debug)]
@@ -84,38 +90,48 @@ pub enum CallerError {
     Undecidable(#[from] RegistryUnavailable),
 }
 
-/// What the caller has shown, registered or not.
-fn shown(app: &App, request: &HttpRequest) -> Result<PeerIdentity, CallerError> {
-    match app.config.server.auth {
-        // Headers that look like a load balancer's are ignored: backends send them by habit.
-        AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate),
-        AuthMode::Proxy => {
-            let all =
-                |name| -> Vec<&[u8]> { request.headers().get_all(name).map(|v| v.as_bytes()).collect() };
-            let peer = request.peer_addr().map(|address| address.ip());
-            let trusted = &app.config.server.trusted_proxies;
-            proxy::identify(peer, trusted, &all(proxy::THUMBPRINT), &all(proxy::SUBJECT))
+/// Decides who calls, and lets a country in when its limits allow it.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    server: Arc<Server>,
+    trust: Arc<Trust>,
+    clock: Clock,
+    limits: Arc<Limits>,
+}
+
+impl Admission {
+    /// By these settings and this registry.
+    pub fn new(server: Server, trust: Arc<Trust>, clock: Clock, limits: Arc<Limits>) -> Self {
+        Self { server: Arc::new(server), trust, clock, limits }
+    }
+
+    /// What the caller has shown, registered or not.
+    fn shown(&self, request: &HttpRequest) -> Result<PeerIdentity, CallerError> {
+        match self.server.auth {
+            // Headers that look like a load balancer's are ignored: backends send them by habit.
+            AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate),
+            AuthMode::Proxy => {
+                let all =
+                    |name| -> Vec<&[u8]> { request.headers().get_all(name).map(|v| v.as_bytes()).collect() };
+                let peer = request.peer_addr().map(|address| address.ip());
+                let trusted = &self.server.trusted_proxies;
+                proxy::identify(peer, trusted, &all(proxy::THUMBPRINT), &all(proxy::SUBJECT))
+            }
         }
     }
-}
 
-/// The certificate that the caller has shown, also when it does not let it in.
-pub fn shown_certificate(app: &App, request: &HttpRequest) -> Option<Thumbprint> {
-    shown(app, request).ok().map(|identity| identity.thumbprint)
-}
-
-impl Caller {
-    fn identify(app: &App, request: &HttpRequest) -> Result<Self, CallerError> {
-        Self::of(app, &shown(app, request)?)
+    /// The certificate that the caller has shown, also when it does not let it in.
+    pub fn shown_certificate(&self, request: &HttpRequest) -> Option<Thumbprint> {
+        self.shown(request).ok().map(|identity| identity.thumbprint)
     }
 
     /// The national backend that shows this certificate.
-    pub fn of(app: &App, identity: &PeerIdentity) -> Result<Self, CallerError> {
+    pub fn caller(&self, identity: &PeerIdentity) -> Result<Caller, CallerError> {
         let PeerIdentity { thumbprint, country, certificate } = identity;
         let thumbprint = *thumbprint;
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
-        let registry = app.trust.registry()?;
-        let (kind, now) = (CertificateType::Authentication, app.clock.now());
+        let registry = self.trust.registry()?;
+        let (kind, now) = (CertificateType::Authentication, self.clock.now());
         let entry = match certificate {
             Some(certificate) => registry.admit(certificate, kind, now),
             None => registry.active(thumbprint, kind, now),
@@ -124,26 +140,48 @@ impl Caller {
         if entry.country != country {
             return Err(CallerError::WrongCountry { thumbprint, country });
         }
-        Ok(Self { country, certificate_id: entry.id, thumbprint })
+        Ok(Caller { country, certificate_id: entry.id, thumbprint })
     }
 }
 
+#[derive(Clone, Copy)]
+struct KnownCaller(Country);
+
+/// The country that this request was let in for.
+pub fn known_caller(request: &HttpRequest) -> Option<Country> {
+    request.extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country)
+}
+
 impl FromRequest for Caller {
-    type Error = crate::http::Error;
-    type Future = LocalBoxFuture<'static, Result<Self, Self::Error>>;
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let request = request.clone();
         Box::pin(async move {
-            let app = request.app_data::<Data<App>>();
-            let app =
-                app.ok_or_else(|| crate::http::Error::Internal("the application is not set up".into()))?;
-            let caller = Self::identify(app, &request)?;
-            crate::http::note_caller(&request, caller.country);
+            let admission = request.app_data::<Data<Admission>>().cloned();
+            let admission = admission.ok_or_else(|| Defect("the application is not set up".into()))?;
+            let caller = admission.caller(&admission.shown(&request)?)?;
+            request.extensions_mut().insert(KnownCaller(caller.country));
+            access_log::note(&request, |facts| facts.country = Some(caller.country));
             // Who calls comes first; a handler that takes a caller cannot be reached past its limits.
-            let turn = app.limits.admit(caller.country, request.method()).await?;
+            let turn = admission.limits.admit(caller.country, request.method()).await?;
             request.extensions_mut().insert(turn);
             Ok(caller)
         })
+    }
+}
+
+impl Problem for CallerError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoCertificate
+            | Self::UntrustedPeer
+            | Self::ProxyHeader(_)
+            | Self::NoCountry { .. }
+            | Self::Inactive { .. }
+            | Self::WrongCountry { .. } => Code::Forbidden,
+            Self::Undecidable(_) => Code::Unavailable,
+        }
     }
 }

@@ -6,8 +6,8 @@ mod registry;
 mod tls;
 mod watch;
 
-pub use caller::{Caller, CallerError, PeerIdentity, shown_certificate};
+pub use caller::{Admission, Caller, CallerError, PeerIdentity, known_caller};
 pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::{TlsError, TlsSetup};
 pub(crate) use tls::{load_identity, load_roots};
-pub use watch::{ExpiryWatch, days_left, threshold};
+pub use watch::{ExpiryWatch, threshold};

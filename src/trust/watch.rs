@@ -80,12 +80,6 @@ fn read(path: &Path) -> Vec<Certificate> {
     text.split_inclusive(END).filter_map(|pem| Certificate::from_pem(pem).ok()).collect()
 }
 
-/// Whole days until the certificate expires; 0 or less once it has.
-pub fn days_left(not_after: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
-    let left = not_after - now;
-    if left < chrono::TimeDelta::zero() { left.num_days().min(0) } else { left.num_days() + 1 }
-}
-
 /// The warning that so many days deserve: the smallest of 60, 30, 14, 7 and 0 that is not less.
 pub fn threshold(left: i64) -> Option<i64> {
     DAYS.into_iter().rev().find(|days| left <= *days)

@@ -7,24 +7,84 @@ use chrono::{DateTime, Utc};
 use efgs_protocol::{
     batch_tag::UploadTag,
     canonical::CanonicalKeys,
-    certificate::{CertificateType, Thumbprint},
+    certificate::{CertificateError, CertificateType, Thumbprint},
     country::Country,
-    key::KeyBatch,
+    key::{InvalidKey, KeyBatch},
     media::{Format, MediaType},
-    signature::{self, SignaturePolicy},
+    signature::{self, SignatureError, SignaturePolicy},
     wire,
 };
 use sha2::{Digest, Sha256};
 use tracing::trace_span;
 
-use super::UploadError;
 use crate::{
-    encryption::{Keyring, Sealer},
-    http::Error,
+    encryption::{EncryptionError, Keyring, Sealer},
     store::Usage,
     telemetry,
-    trust::{Caller, Registry},
+    trust::{Inactive, Registry},
 };
+
+/// Why an upload that was read is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A key is out of range.
+    #[error(transparent)]
+    Key(#[from] InvalidKey),
+    /// The batch signature does not count.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The signer's certificate does not name exactly one country.
+    #[error("the signing certificate is not usable: {0}")]
+    SignerCountry(CertificateError),
+    /// The signer is not let in.
+    #[error("the signing certificate {thumbprint} {reason} for SIGNING")]
+    SignerInactive {
+        /// Of the certificate in the signature.
+        thumbprint: Thumbprint,
+        /// Why.
+        reason: Inactive,
+    },
+    /// The registry says another country than the signer's certificate.
+    #[error("the signing certificate {thumbprint} is not registered for {country}")]
+    SignerRegistration {
+        /// Of the certificate in the signature.
+        thumbprint: Thumbprint,
+        /// In its subject.
+        country: Country,
+    },
+    /// One country signed and another one sent it.
+    #[error("the signing certificate is of {signer}, but the caller is {caller}")]
+    SignerNotCaller {
+        /// Who signed.
+        signer: Country,
+        /// Who sent it.
+        caller: Country,
+    },
+    /// A key is of another country.
+    #[error("key {index}: its origin {origin} is not the caller's country {caller}")]
+    ForeignOrigin {
+        /// Which key, from 0.
+        index: usize,
+        /// What it says.
+        origin: Country,
+        /// Who sent it.
+        caller: Country,
+    },
+    /// The keys cannot be encrypted.
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+}
+
+/// The national backend that sent an upload, as the registry knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Uploader {
+    /// The country it calls for.
+    pub country: Country,
+    /// Number of the row that lets it in: its certificate's, or that of the CA that issued it.
+    pub certificate_id: i64,
+    /// Of the certificate that it showed.
+    pub thumbprint: Thumbprint,
+}
 
 /// One key, ready to be stored.
 #[derive(Clone, Debug)]
@@ -43,7 +103,7 @@ pub struct SealedKey {
 #[derive(Debug)]
 pub struct SignedUpload {
     /// Who sent it.
-    pub caller: Caller,
+    pub uploader: Uploader,
     /// The caller's name for it.
     pub tag: UploadTag,
     /// Its format.
@@ -84,20 +144,18 @@ impl SignedUpload {
         registry: &Registry,
         policy: SignaturePolicy,
         keyring: &Keyring,
-    ) -> Result<VerifiedUpload, Error> {
-        let Self { caller, tag, media, batch_signature, keys, body_bytes, at } = self;
-        keys.validate(at).map_err(UploadError::from)?;
+    ) -> Result<VerifiedUpload, VerifyError> {
+        let Self { uploader, tag, media, batch_signature, keys, body_bytes, at } = self;
+        keys.validate(at)?;
         let canonical = CanonicalKeys::of(&keys);
         let signed_bytes = canonical.signed_bytes();
         let (signing_certificate_id, signing_thumbprint) = trace_span!(target: telemetry::SPANS, "verify")
             .in_scope(|| {
-                trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, caller.country)
+                trusted_signer(&batch_signature, &signed_bytes, at, policy, registry, uploader.country)
             })?;
-        let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != caller.country);
+        let foreign = keys.iter().enumerate().find(|(_, key)| key.origin != uploader.country);
         if let Some((index, key)) = foreign {
-            return Err(
-                UploadError::ForeignOrigin { index, origin: key.origin, caller: caller.country }.into()
-            );
+            return Err(VerifyError::ForeignOrigin { index, origin: key.origin, caller: uploader.country });
         }
         let hashes = canonical.payload_hashes();
         let repeats = repeats(&hashes);
@@ -109,12 +167,12 @@ impl SignedUpload {
         // and cannot block each other in a circle.
         sealed.sort_unstable_by_key(|key| key.payload_hash);
         Ok(VerifiedUpload {
-            country: caller.country,
+            country: uploader.country,
             tag,
             media,
             batch_signature,
-            uploader_certificate_id: caller.certificate_id,
-            uploader_thumbprint: caller.thumbprint,
+            uploader_certificate_id: uploader.certificate_id,
+            uploader_thumbprint: uploader.thumbprint,
             signing_certificate_id,
             signing_thumbprint,
             content_hash: Sha256::digest(&signed_bytes).into(),
@@ -136,18 +194,18 @@ fn trusted_signer(
     policy: SignaturePolicy,
     registry: &Registry,
     caller: Country,
-) -> Result<(i64, Thumbprint), UploadError> {
+) -> Result<(i64, Thumbprint), VerifyError> {
     let signed_by = signature::verify(batch_signature, signed_bytes, at, policy)?;
     let thumbprint = signed_by.certificate.thumbprint();
-    let signer = signed_by.certificate.country().map_err(UploadError::SignerCountry)?;
+    let signer = signed_by.certificate.country().map_err(VerifyError::SignerCountry)?;
     let entry = registry
         .admit(&signed_by.certificate, CertificateType::Signing, at)
-        .map_err(|reason| UploadError::SignerInactive { thumbprint, reason })?;
+        .map_err(|reason| VerifyError::SignerInactive { thumbprint, reason })?;
     if entry.country != signer {
-        return Err(UploadError::SignerRegistration { thumbprint, country: signer });
+        return Err(VerifyError::SignerRegistration { thumbprint, country: signer });
     }
     if signer != caller {
-        return Err(UploadError::SignerNotCaller { signer, caller });
+        return Err(VerifyError::SignerNotCaller { signer, caller });
     }
     if signed_by.used_sha1 {
         tracing::warn!(country = %caller, %thumbprint, "a signature with SHA-1 was accepted, as this participant's settings allow");
@@ -162,7 +220,7 @@ fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
     (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()
 }
 
-fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], sealer: &Sealer) -> Result<Vec<SealedKey>, Error> {
+fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], sealer: &Sealer) -> Result<Vec<SealedKey>, EncryptionError> {
     let nonces = Keyring::nonces(keys.len())?;
     let mut plain = Vec::with_capacity(128);
     let mut sealed = Vec::with_capacity(keys.len());

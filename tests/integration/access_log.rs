@@ -215,7 +215,7 @@ pub(crate) fn evidence(case: &Case) -> Evidence {
 }
 
 pub(crate) async fn look(case: &Case, evidence: &Evidence) -> Report {
-    let app = efgs_gateway::app::App::new(case.config(), case.clock.clone(), None).unwrap();
+    let app = efgs_gateway::server::App::new(case.config(), case.clock.clone(), None).unwrap();
     let report = verify(&app.store, evidence).await.unwrap();
     app.store.clone().close().await;
     report

@@ -228,7 +228,6 @@ async fn what_was_kept_elsewhere_shows_that_the_end_was_cut_off(case: &Case) {
 }
 
 async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
-    use efgs_gateway::access_log::forget_now;
     let ask = async |gateway: &Running, times: usize| {
         for _ in 0..times {
             gateway.client("DE").download(case.today(), None).await;
@@ -242,17 +241,17 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     case.clock.set(start + day * 60);
     let gateway = case.gateway().await;
     ask(&gateway, 4).await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap(), Default::default());
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap(), Default::default());
     // The old chain has gone as a whole, the other one loses its beginning.
     case.clock.set(start + day * 100);
     ask(&gateway, 3).await;
-    let done = forget_now(&gateway.app, None).await.unwrap();
+    let done = gateway.app.access_log.forget_now(None).await.unwrap();
     // Nothing is left that the statements about the old chain would prove.
     assert_eq!((done.records, done.statements), (5, 2));
     assert_eq!(look(case, &evidence).await.findings, []);
     case.clock.set(start + day * 155);
     ask(&gateway, 2).await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap().records, 4);
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 4);
     let report = look(case, &evidence).await;
     assert_eq!((report.records, &report.findings[..]), (5, &[][..]), "{report:?}");
     // What retention has cut is no licence to cut more.
@@ -264,7 +263,7 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
     restore(case, "access_log").await;
     case.clock.set(start + day * 200);
     ask(&gateway, 1).await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap().records, 3);
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 3);
     assert_eq!(look(case, &evidence).await.findings, []);
     // No more statements than those.
     let first = case.db.number("SELECT MIN(number) FROM access_log_head").await;
@@ -362,7 +361,7 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
     for _ in 0..3 {
         gateway.client("DE").download(case.today(), None).await;
     }
-    let done = efgs_gateway::access_log::forget_now(&gateway.app, None).await.unwrap();
+    let done = gateway.app.access_log.forget_now(None).await.unwrap();
     assert!(done.records == 20 && done.statements >= 4, "{done:?}");
     case.stop(&gateway).await;
     assert_eq!(look(case, &evidence).await.findings, []);
@@ -395,7 +394,7 @@ async fn nothing_is_inserted_below_a_cut(case: &Case) {
         gateway.client("DE").download(case.today(), None).await;
     }
     case.db.execute("CREATE TABLE whole AS SELECT * FROM access_log").await;
-    assert_eq!(efgs_gateway::access_log::forget_now(&gateway.app, None).await.unwrap().records, 6);
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 6);
     case.stop(&gateway).await;
     let instance = gateway.app.instance.id.clone();
     let evidence = evidence(case);

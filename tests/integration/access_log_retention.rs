@@ -2,8 +2,8 @@
 
 use chrono::TimeDelta;
 use efgs_gateway::{
-    access_log::{Entry, Forgotten, Kind, ORIGIN, Record, RetentionError, SignedStatement, forget_now, hex},
-    app::App,
+    access_log::{Entry, Forgotten, Kind, ORIGIN, Record, RetentionError, SignedStatement, hex},
+    server::App,
 };
 use openssl::pkey::PKey;
 
@@ -48,7 +48,7 @@ async fn a_changed_time_makes_no_record_old(case: &Case) {
     let evidence = evidence(case);
     let gateway = later(case, 1).await;
     case.db.execute("UPDATE access_log SET at = 0 WHERE sequence <= 6").await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap(), Forgotten::default());
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap(), Forgotten::default());
     assert_names(&look(case, &evidence).await, Some(&first), 1, "was changed");
     // Nor does another chain, whole in itself and old.
     case.db.execute(&format!("DELETE FROM access_log WHERE instance = '{second}'")).await;
@@ -58,7 +58,7 @@ async fn a_changed_time_makes_no_record_old(case: &Case) {
         previous = record.hash;
         insert_record(case, &record).await;
     }
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap(), Forgotten::default());
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap(), Forgotten::default());
     assert_names(&look(case, &evidence).await, Some(&second), 10, "was replaced");
     restore(case, "access_log").await;
     assert_eq!(look(case, &evidence).await.findings, []);
@@ -73,7 +73,7 @@ async fn records_that_are_not_as_they_were_written_are_not_forgotten(case: &Case
     case.clock.set(case.clock.now() + days(100));
     let app = App::new(case.config(), case.clock.clone(), None).unwrap();
     assert_refused(
-        forget_now(&app, None).await,
+        app.access_log.forget_now(None).await,
         &format!("instance {first} record 1: the record was changed"),
     );
     let left: Vec<String> = case.db.column("SELECT DISTINCT instance FROM access_log").await;
@@ -86,13 +86,13 @@ async fn records_that_are_not_as_they_were_written_are_not_forgotten(case: &Case
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.starts_with("deleted 0 records and 0 statements"), "{text}");
     // The operator has looked.
-    let done = forget_now(&app, Some("copied for the inquiry")).await.unwrap();
+    let done = app.access_log.forget_now(Some("copied for the inquiry")).await.unwrap();
     assert_eq!(done.records, 10);
     let report = look(case, &evidence).await;
     let [forced] = &report.forced[..] else { panic!("{report:?}") };
     assert_eq!((forced.instance.as_deref(), forced.sequence), (Some(first.as_str()), 10));
     assert_eq!((&*forced.because, report.faults), ("copied for the inquiry", 0), "{report:?}");
-    assert_eq!(forget_now(&app, None).await.unwrap(), Forgotten::default());
+    assert_eq!(app.access_log.forget_now(None).await.unwrap(), Forgotten::default());
     let text = String::from_utf8(run(case, &["access-log", "verify"]).stdout).unwrap();
     assert!(text.contains("not as they were written: copied for the inquiry"), "{text}");
     app.store.clone().close().await;
@@ -105,11 +105,11 @@ async fn a_changed_time_makes_no_statement_old(case: &Case) {
     case.db.execute(&format!("DELETE FROM access_log WHERE instance = '{first}'")).await;
     case.db.execute(&format!("UPDATE access_log_head SET at = 0 WHERE instance = '{first}'")).await;
     let gateway = later(case, 1).await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap(), Forgotten::default());
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap(), Forgotten::default());
     assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log_head").await, before + 1);
     assert_names(&look(case, &evidence).await, None, 1, "the statement was changed");
     case.clock.set(case.clock.now() + days(100));
-    assert_refused(forget_now(&gateway.app, None).await, "statement 1: the statement was changed");
+    assert_refused(gateway.app.access_log.forget_now(None).await, "statement 1: the statement was changed");
     assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log_head WHERE number <= 4").await, 4);
     forget_all(case).await;
 }
@@ -121,9 +121,9 @@ async fn a_chain_that_vanished_is_not_forgotten(case: &Case) {
     case.clock.set(case.clock.now() + days(100));
     let app = App::new(case.config(), case.clock.clone(), None).unwrap();
     let missing = format!("instance {first} record 1: 10 records are missing");
-    assert_refused(forget_now(&app, None).await, &missing);
+    assert_refused(app.access_log.forget_now(None).await, &missing);
     assert_names(&look(case, &evidence).await, Some(&first), 1, "10 records are missing");
-    assert_eq!(forget_now(&app, Some("known")).await.unwrap().statements, 4);
+    assert_eq!(app.access_log.forget_now(Some("known")).await.unwrap().statements, 4);
     let report = look(case, &evidence).await;
     assert_eq!((report.faults, report.forced.len()), (0, 1), "{report:?}");
     // A list with a hole is the same.
@@ -134,10 +134,10 @@ async fn a_chain_that_vanished_is_not_forgotten(case: &Case) {
     case.db.execute(&format!("DELETE FROM access_log_head WHERE number = {}", newest - 1)).await;
     case.clock.set(case.clock.now() + days(100));
     assert_refused(
-        forget_now(&app, None).await,
+        app.access_log.forget_now(None).await,
         &format!("statement {}: statements are missing", newest - 1),
     );
-    assert!(forget_now(&app, Some("known")).await.unwrap().statements > 0);
+    assert!(app.access_log.forget_now(Some("known")).await.unwrap().statements > 0);
     assert_eq!(look(case, &evidence).await.faults, 0);
     app.store.clone().close().await;
 }
@@ -147,7 +147,7 @@ async fn a_cut_that_nobody_signed_does_not_stand_for_one(case: &Case) {
     let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
     forge(case, newest + 1, Kind::Cut, &first, 10, &hex(&[7; 32])).await;
     let gateway = later(case, 100).await;
-    assert_eq!(forget_now(&gateway.app, None).await.unwrap().records, 20);
+    assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 20);
     let cuts = format!(
         "SELECT COUNT(*) FROM access_log_head WHERE instance = '{first}' AND kind = 'cut' AND signature IS NOT NULL"
     );
@@ -169,7 +169,7 @@ async fn what_was_forgotten_too_early_is_named(case: &Case) {
     config.access_log.retention = std::time::Duration::from_secs(24 * 3600);
     let app = App::new(config, case.clock.clone(), None).unwrap();
     keep(case).await;
-    let done = forget_now(&app, None).await.unwrap();
+    let done = app.access_log.forget_now(None).await.unwrap();
     assert_eq!((done.records, done.statements), (20, 4));
     // Without the statements only who has kept them can know it.
     assert_eq!(look(case, &evidence).await.findings, []);
@@ -205,7 +205,7 @@ async fn an_idle_gateway_goes_on_with_its_chain(case: &Case) {
     for _ in 0..3 {
         case.clock.set(case.clock.now() + days(100));
         busy.client("DE").download(case.today(), None).await;
-        forget_now(&busy.app, None).await.unwrap();
+        busy.app.access_log.forget_now(None).await.unwrap();
     }
     let left = format!("SELECT COUNT(*) FROM access_log WHERE instance = '{}'", idle.app.instance.id);
     assert_eq!(case.db.number(&left).await, 0);
@@ -224,12 +224,12 @@ async fn statements_of_a_former_key_count(case: &Case) {
     std::fs::write(folder.join("access-log.key"), key).unwrap();
     case.clock.set(case.clock.now() + days(100));
     let app = App::new(case.config(), case.clock.clone(), None).unwrap();
-    assert_refused(forget_now(&app, None).await, "known signature");
+    assert_refused(app.access_log.forget_now(None).await, "known signature");
     app.store.clone().close().await;
     let mut config = case.config();
     config.access_log.former_keys = vec![folder.join("old.pub")];
     let app = App::new(config, case.clock.clone(), None).unwrap();
-    assert_eq!(forget_now(&app, None).await.unwrap(), Forgotten { records: 20, statements: 4 });
+    assert_eq!(app.access_log.forget_now(None).await.unwrap(), Forgotten { records: 20, statements: 4 });
     assert_eq!(look(case, app.access_log.evidence()).await.findings, []);
     app.store.clone().close().await;
 }

@@ -20,7 +20,8 @@ tests![
 /// Ends a request in the log as a download, beside the HTTP server; whether it was recorded.
 async fn end(gateway: &Running, id: &str, bytes: u64) -> bool {
     let (queue, at) = (gateway.app.access_log.queue(), gateway.app.clock.now());
-    let trail = Trail::begin(queue, id.to_owned(), at, "GET", "/diagnosiskeys/download/2026-11-24");
+    let place = ("download", Some("/diagnosiskeys/download/{date}"));
+    let trail = Trail::begin(queue, id.to_owned(), at, "GET", place);
     trail.end(200, None, bytes).await
 }
 

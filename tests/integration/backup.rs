@@ -60,7 +60,7 @@ async fn a_dump_that_was_restored_serves_the_same(case: &Case) {
     other.execute(&String::from_utf8(dump.stdout).unwrap()).await;
     let mut config = case.config();
     config.database.url = Some(efgs_gateway::config::Secret::new(other.url.clone()));
-    let app = efgs_gateway::app::App::new(config, case.clock.clone(), None).unwrap();
+    let app = efgs_gateway::server::App::new(config, case.clock.clone(), None).unwrap();
     let two = case.start(app).await;
     assert_same(&before, &picture(&two, &[case.today()]).await);
     let next = two.client("IT").upload_new("more", 2, case.clock.now()).await;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
 use efgs_gateway::{
-    batching::form_now,
     clock::Clock,
     store::{Formation, Job, StoreError},
 };
@@ -182,7 +181,7 @@ async fn two_instances_that_form_at_once_make_one_chain(case: &Case) {
             async move { gateway.client("DE").upload_new(&tag, 2, gateway.app.clock.now()).await }
         });
         all_at_once(uploads).await;
-        let formed = all_at_once((0..4).map(|i| form_now(&gateways[i % 2].app))).await;
+        let formed = all_at_once((0..4).map(|i| gateways[i % 2].app.batching.form_now())).await;
         for result in formed {
             result.unwrap();
         }

@@ -10,9 +10,9 @@ use std::{
 
 use chrono::{DateTime, Days, Utc};
 use efgs_gateway::{
-    app::App,
     callback::Resolve,
     config::Config,
+    server::App,
     store::{Subscription, SubscriptionState},
 };
 use efgs_protocol::{bundle::Bundle, certificate::CertificateType};

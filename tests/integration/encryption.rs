@@ -8,10 +8,10 @@ use std::{
 };
 
 use efgs_gateway::{
-    app::{App, Gateway},
     config::{Config, EncryptionKey},
     encryption::Keyring,
     rotation,
+    server::{App, Gateway},
 };
 use efgs_protocol::media::Format;
 
@@ -164,14 +164,14 @@ async fn keys_are_rotated_under_load_and_the_old_one_can_go(case: &Case) {
         let mut rounds = 0;
         while !done.load(Ordering::SeqCst) || rounds < 3 {
             gateway.client("DE").upload_new(&format!("load-{rounds}"), 5, now).await;
-            other.app.sealed.forget(tag.parse().unwrap()).await;
+            other.app.bodies.forget(tag.parse().unwrap()).await;
             let answer = other.client("NL").download(case.today(), Some(&tag)).await.expect(200);
             assert!(answer.body == before.body);
             rounds += 1;
         }
     };
     let rotate = async {
-        let rotated = rotation::rotate(&gateway.app, |_| {}).await.unwrap();
+        let rotated = rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}).await.unwrap();
         done.store(true, Ordering::SeqCst);
         rotated
     };
@@ -203,7 +203,7 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
     newest_first(&mut config);
     gateway.files.all(&config).await;
     // It stops in the middle of the second upload.
-    let mut stop = Box::pin(rotation::rotate(&gateway.app, |_| {}));
+    let mut stop = Box::pin(rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}));
     let new = "SELECT COUNT(*) FROM diagnosis_key WHERE SUBSTR(payload, 1, 4) = X'00000002'";
     // It goes on only while it is polled.
     let mut step = async || {
@@ -229,10 +229,10 @@ async fn an_interrupted_rotation_is_continued(case: &Case) {
     back.encryption.keys.reverse();
     for (config, id) in [(&back, 1), (&config, 2)] {
         gateway.files.all(config).await;
-        rotation::rotate(&gateway.app, |_| {}).await.unwrap();
+        rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}).await.unwrap();
         assert!(sealed_with(case).await.iter().all(|sealed| *sealed == id));
     }
-    assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
+    assert_eq!(rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}).await.unwrap().uploads, 0);
     gateway.form().await;
     gateway.client("NL").download(case.today(), None).await.expect(200);
 }
@@ -277,7 +277,8 @@ async fn a_rotation_goes_on_behind_a_payload_that_does_not_open(case: &Case) {
     let mut config = case.config();
     newest_first(&mut config);
     gateway.files.all(&config).await;
-    let error = rotation::rotate(&gateway.app, |_| {}).await.unwrap_err().to_string();
+    let error =
+        rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}).await.unwrap_err().to_string();
     assert!(
         error.starts_with("1 uploads do not open") && error.contains(&format!("upload {broken}:")),
         "{error}"

@@ -1,7 +1,7 @@
 //! Forgetting after 14 days (spec §4.2.6).
 
 use chrono::{Days, NaiveTime, TimeDelta};
-use efgs_gateway::{expiry::expire_now, store::ExpiryStep};
+use efgs_gateway::store::ExpiryStep;
 use efgs_protocol::key::{DiagnosisKey, KeyBatch};
 
 use crate::{
@@ -63,10 +63,10 @@ async fn expiry_deletes_all_rows_in_steps_and_keeps_the_newest_batch(case: &Case
     }
     assert_eq!(case.db.counts().await, [4, 4302, 4]);
     case.clock.set(end_of_life(case));
-    let done = expire_now(&gateway.app).await.unwrap();
+    let done = gateway.app.expiry.expire_now().await.unwrap();
     assert_eq!(done, ExpiryStep { keys: 4302, uploads: 4, batches: 3 });
     assert_eq!(case.db.counts().await, [0, 0, 1]);
-    assert!(expire_now(&gateway.app).await.unwrap().is_empty());
+    assert!(gateway.app.expiry.expire_now().await.unwrap().is_empty());
     // The newest stays, so that names keep growing, even if the clock were wrong now.
     case.clock.set(case.clock.now() - Days::new(20));
     client.upload_new("e", 1, case.clock.now()).await;
@@ -83,7 +83,10 @@ async fn an_upload_whose_keys_are_gone_does_not_stop_what_comes_behind_it(case: 
     let gone = "DELETE FROM diagnosis_key WHERE upload_id = (SELECT MIN(id) FROM upload)";
     assert_eq!(case.db.execute(gone).await, 1500);
     case.clock.set(end_of_life(case));
-    assert_eq!(expire_now(&gateway.app).await.unwrap(), ExpiryStep { keys: 3, uploads: 2, batches: 1 });
+    assert_eq!(
+        gateway.app.expiry.expire_now().await.unwrap(),
+        ExpiryStep { keys: 3, uploads: 2, batches: 1 }
+    );
     assert_eq!(case.db.counts().await, [0, 0, 1]);
 }
 
@@ -91,9 +94,9 @@ async fn what_was_never_in_a_batch_expires_too(case: &Case) {
     let gateway = case.gateway().await;
     gateway.client("DE").upload_new("a", 5, case.clock.now()).await;
     case.clock.set(end_of_life(case) - TimeDelta::microseconds(1));
-    assert!(expire_now(&gateway.app).await.unwrap().is_empty());
+    assert!(gateway.app.expiry.expire_now().await.unwrap().is_empty());
     case.clock.set(case.clock.now() + TimeDelta::microseconds(1));
-    assert_eq!(expire_now(&gateway.app).await.unwrap().keys, 5);
+    assert_eq!(gateway.app.expiry.expire_now().await.unwrap().keys, 5);
     assert_eq!(case.db.counts().await, [0, 0, 0]);
 }
 
@@ -109,7 +112,7 @@ async fn what_is_young_enough_stays_while_older_is_deleted(case: &Case) {
     }
     // The first two of the four days are over.
     case.clock.set((day + Days::new(16)).and_time(NaiveTime::MIN).and_utc());
-    let done = expire_now(&gateway.app).await.unwrap();
+    let done = gateway.app.expiry.expire_now().await.unwrap();
     assert_eq!(done, ExpiryStep { keys: 6, uploads: 2, batches: 2 });
     let reader = gateway.client("NL");
     let third = reader.download(day + Days::new(2), None).await.expect(200);
@@ -138,7 +141,7 @@ async fn the_same_keys_can_be_uploaded_again_after_they_expired(case: &Case) {
     case.clock.set(case.clock.now() + Days::new(6));
     // Not yet deleted, they are still in the way: nothing is stored twice.
     client.upload("b", &keys).await.expect(207);
-    expire_now(&gateway.app).await.unwrap();
+    gateway.app.expiry.expire_now().await.unwrap();
     assert_eq!(case.db.counts().await, [0, 0, 1]);
     client.upload("a", &keys).await.expect(201);
     gateway.form().await;
@@ -166,10 +169,10 @@ async fn expiry_goes_on_while_countries_upload_and_download(case: &Case) {
         }
         served
     };
-    let (done, served) = futures_util::future::join(expire_now(&gateway.app), traffic).await;
+    let (done, served) = futures_util::future::join(gateway.app.expiry.expire_now(), traffic).await;
     assert_eq!((done.unwrap().keys, served), (6000, 10));
     assert_eq!(case.db.number("SELECT COUNT(*) FROM diagnosis_key").await, 200);
-    assert!(expire_now(&gateway.app).await.unwrap().keys == 0);
+    assert!(gateway.app.expiry.expire_now().await.unwrap().keys == 0);
 }
 
 async fn the_job_expires_by_itself(case: &Case) {
@@ -195,7 +198,7 @@ async fn another_retention_is_heeded_everywhere(case: &Case) {
     case.clock.set(case.clock.now() + Days::new(1));
     let message = reader.download(day, Some(&batch)).await.refused(410, "gone");
     assert!(message.contains(&(day + Days::new(1)).to_string()), "{message}");
-    assert_eq!(expire_now(&gateway.app).await.unwrap().keys, 1);
+    assert_eq!(gateway.app.expiry.expire_now().await.unwrap().keys, 1);
 }
 
 async fn an_upload_that_a_batch_takes_is_not_expired_beside_it(case: &Case) {
@@ -203,8 +206,7 @@ async fn an_upload_that_a_batch_takes_is_not_expired_beside_it(case: &Case) {
     gateway.client("DE").upload_new("a", 2300, case.clock.now()).await;
     case.clock.set(case.clock.now() + Days::new(20));
     // Both jobs at once, on what was never in a batch: either takes the upload whole.
-    let (formed, expired) =
-        tokio::join!(efgs_gateway::batching::form_now(&gateway.app), expire_now(&gateway.app));
+    let (formed, expired) = tokio::join!(gateway.app.batching.form_now(), gateway.app.expiry.expire_now());
     match formed.unwrap().len() {
         0 => assert_eq!(expired.unwrap().keys, 2300),
         _ => {

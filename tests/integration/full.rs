@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use efgs_gateway::{app::App, expiry, rotation, store::StoreError};
+use efgs_gateway::{rotation, server::App, store::StoreError};
 
 use crate::harness::{Case, tests, until};
 
@@ -72,9 +72,9 @@ async fn a_start_reads_a_bounded_number_of_rows(case: &Case) {
     let begun = count("start", begun, 3000).await;
     gateway.files.all(&case.config()).await;
     let begun = count("reload", begun, 1000).await;
-    assert_eq!(rotation::rotate(&gateway.app, |_| {}).await.unwrap().uploads, 0);
+    assert_eq!(rotation::rotate(&gateway.app.store, &gateway.app.keyring, |_| {}).await.unwrap().uploads, 0);
     let begun = count("rotation", begun, 1000).await;
-    assert!(expiry::expire_now(&gateway.app).await.unwrap().is_empty());
+    assert!(gateway.app.expiry.expire_now().await.unwrap().is_empty());
     count("expiry", begun, 1000).await;
 }
 

@@ -13,10 +13,9 @@ use std::{
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use efgs_gateway::{
-    app::{App, Gateway},
     clock::Clock,
     config::Config,
-    reload::Reload,
+    server::{App, Gateway, Reload},
     store::NewCertificate,
 };
 use efgs_protocol::{bundle::Bundle, country::Country};
@@ -338,7 +337,7 @@ impl Running {
 
     /// Puts all that waits into batches now; their names.
     pub(crate) async fn form(&self) -> Vec<String> {
-        let formed = efgs_gateway::batching::form_now(&self.app).await.unwrap();
+        let formed = self.app.batching.form_now().await.unwrap();
         formed.iter().map(|batch| batch.id.to_string()).collect()
     }
 

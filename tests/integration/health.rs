@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
+use efgs_gateway::health::Severity;
 use efgs_protocol::certificate::CertificateType;
 use efgs_test_ca::{KeyKind, Pki, Request as CertificateRequest};
 use serde_json::Value;
@@ -86,7 +87,7 @@ async fn an_access_log_that_is_not_forgotten_is_warned_of(case: &Case) {
     gateway
         .app
         .health
-        .watch("access-log", Duration::from_secs(1))
+        .watch_with("access-log", Duration::from_secs(1), Severity::Attention)
         .set_overdue(Some(Duration::from_secs(100)));
     let (status, body) = ready(&gateway).await;
     let warned = |text: &String| text.starts_with("no instance has done the job access-log");

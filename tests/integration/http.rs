@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
-use efgs_gateway::http::ApiDoc;
+use efgs_gateway::server::ApiDoc;
 use efgs_protocol::wire;
 use openssl::ssl::SslVersion;
 use utoipa::OpenApi as _;

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use chrono::{Days, NaiveDate, TimeDelta};
 use efgs_gateway::{
-    app::{App, Gateway},
     config::{Config, Journal, Secret},
     journal::{self, Contents, Replayed},
+    server::{App, Gateway},
 };
 use efgs_protocol::{certificate::CertificateType, media::Format, wire};
 use efgs_test_ca::Request as CertificateRequest;
@@ -51,7 +51,7 @@ pub(crate) async fn app_on_other(case: &Case) -> Arc<App> {
 pub(crate) async fn replay(case: &Case) -> Replayed {
     let app = app_on_other(case).await;
     app.store.migrate().await.unwrap();
-    let done = journal::replay(&app, None, false, |_| {}).await.unwrap();
+    let done = journal::replay(&app.sources, None, false, |_| {}).await.unwrap();
     app.store.clone().close().await;
     done
 }
@@ -59,8 +59,8 @@ pub(crate) async fn replay(case: &Case) -> Replayed {
 /// What `journal verify` finds wrong.
 pub(crate) async fn problems(case: &Case) -> Vec<String> {
     let app = app_on_other(case).await;
-    let mut contents = Contents::survey(&app, None).await.unwrap();
-    contents.verify(&app, None, |_| {}).await.unwrap();
+    let mut contents = Contents::survey(&app.sources, None).await.unwrap();
+    contents.verify(&app.sources, None, |_| {}).await.unwrap();
     contents.problems
 }
 
@@ -178,7 +178,7 @@ async fn a_replay_brings_back_the_same_batches_tags_order_etags_and_audits(case:
     de.upload_new("waits", 2, case.clock.now()).await;
     until("the revocation is in the journal", async || {
         let app = app_on_other(case).await;
-        let contents = Contents::survey(&app, None).await.unwrap();
+        let contents = Contents::survey(&app.sources, None).await.unwrap();
         (contents.revoked() == 1).then_some(())
     })
     .await;
@@ -224,7 +224,7 @@ async fn a_replay_that_was_cut_off_goes_on_and_no_gateway_starts_before(case: &C
         .unwrap()
         .path();
     let whole = std::fs::read(&file).unwrap();
-    let cut = journal::replay(&app, None, false, |progress| {
+    let cut = journal::replay(&app.sources, None, false, |progress| {
         if progress.uploads == 2 {
             // As when the process is killed here.
             std::fs::write(&file, &whole[..100]).unwrap();
@@ -238,11 +238,11 @@ async fn a_replay_that_was_cut_off_goes_on_and_no_gateway_starts_before(case: &C
     assert!(other.counts().await[0] >= 2 && other.counts().await[2] == 0, "{:?}", other.counts().await);
     let refused = Gateway::start(app.clone(), true).await.err().unwrap().to_string();
     assert!(refused.contains("journal replay"), "{refused}");
-    let done = journal::replay(&app, None, false, |_| {}).await.unwrap();
+    let done = journal::replay(&app.sources, None, false, |_| {}).await.unwrap();
     assert_eq!((done.uploads, done.keys, done.batches), (3, 30, 3));
     assert_eq!(other.counts().await, [3, 30, 3]);
     other.check().await;
-    let again = journal::replay(&app, None, false, |_| {}).await.err().unwrap().to_string();
+    let again = journal::replay(&app.sources, None, false, |_| {}).await.err().unwrap().to_string();
     assert!(again.contains("not empty"), "{again}");
     app.store.clone().close().await;
 }
@@ -250,12 +250,13 @@ async fn a_replay_that_was_cut_off_goes_on_and_no_gateway_starts_before(case: &C
 async fn a_replay_refuses_a_database_that_is_not_empty(case: &Case) {
     let one = gateway(case).await;
     one.client("DE").upload_new("a", 1, case.clock.now()).await;
-    let refused = journal::replay(&one.app, None, true, |_| {}).await.err().unwrap().to_string();
+    let refused = journal::replay(&one.app.sources, None, true, |_| {}).await.err().unwrap().to_string();
     assert!(refused.contains("the database is not empty"), "{refused}");
     let other = app_on_other(case).await;
     other.store.migrate().await.unwrap();
     let nothing = case.folder.path().join("other");
-    let refused = journal::replay(&other, Some(&nothing), false, |_| {}).await.err().unwrap().to_string();
+    let refused =
+        journal::replay(&other.sources, Some(&nothing), false, |_| {}).await.err().unwrap().to_string();
     assert!(refused.contains("the journal is empty"), "{refused}");
     other.store.clone().close().await;
 }

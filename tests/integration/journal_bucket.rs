@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use chrono::{Days, TimeDelta};
-use efgs_gateway::config::Journal;
+use efgs_gateway::config::{Config, Journal};
 
 use crate::{
     client::{all_at_once, keys},
@@ -60,11 +60,11 @@ async fn the_journal_can_be_in_an_object_store(case: &Case) {
         store.names()
     );
 
-    let mut config = app_on_other(case).await.config.clone();
+    let mut config = Config::clone(&app_on_other(case).await.config);
     config.journal = Some(bucket(case, &store));
-    let app = efgs_gateway::app::App::new(config, case.clock.clone(), None).unwrap();
+    let app = efgs_gateway::server::App::new(config, case.clock.clone(), None).unwrap();
     app.store.migrate().await.unwrap();
-    let done = efgs_gateway::journal::replay(&app, None, false, |_| {}).await.unwrap();
+    let done = efgs_gateway::journal::replay(&app.sources, None, false, |_| {}).await.unwrap();
     assert_eq!((done.uploads, done.keys, done.batches), (5, 83, 2));
     app.store.clone().close().await;
     store.stop().await;

@@ -155,16 +155,24 @@ async fn damage_can_be_accepted_and_the_rest_comes_back(case: &Case) {
     fs::write(&path, bytes).unwrap();
     let app = app_on_other(case).await;
     app.store.migrate().await.unwrap();
-    let refused = efgs_gateway::journal::replay(&app, None, false, |_| {}).await.err().unwrap().to_string();
+    let refused =
+        efgs_gateway::journal::replay(&app.sources, None, false, |_| {}).await.err().unwrap().to_string();
     assert!(refused.contains("altered") && refused.contains("--accept-losses"), "{refused}");
-    let done = efgs_gateway::journal::replay(&app, None, true, |_| {}).await.unwrap();
+    let done = efgs_gateway::journal::replay(&app.sources, None, true, |_| {}).await.unwrap();
     assert_eq!((done.uploads, done.batches), (5, 2), "{done:?}");
     assert!(done.losses.iter().any(|loss| loss.contains("1 of its 3 uploads are missing")), "{done:?}");
     app.store.clone().close().await;
 }
 
 pub(crate) async fn warnings(gateway: &Running) -> Vec<String> {
-    gateway.app.readiness(Duration::from_secs(5)).await.warnings
+    gateway
+        .app
+        .readiness(Duration::from_secs(5))
+        .await
+        .warnings
+        .into_iter()
+        .map(|warning| warning.text)
+        .collect()
 }
 
 async fn without_its_journal_uploads_are_refused_and_downloads_go_on(case: &Case) {
@@ -187,7 +195,7 @@ async fn without_its_journal_uploads_are_refused_and_downloads_go_on(case: &Case
         "{warned:?}"
     );
     assert!(one.app.readiness(Duration::from_secs(5)).await.reasons.is_empty());
-    assert!(efgs_gateway::batching::form_now(&one.app).await.is_err());
+    assert!(one.app.batching.form_now().await.is_err());
     // Neither is in a batch or forgotten; what there is is served, without what was withdrawn.
     let answer = nl.download(case.today(), None).await.expect(200);
     assert_eq!((answer.tag(), answer.next(), answer.keys().len()), (batch, "null".to_owned(), 0));
@@ -234,7 +242,7 @@ async fn without_its_journal_a_gateway_stays_ready_however_long_no_batch_is_form
         .await;
         let readiness = one.app.readiness(Duration::from_secs(5)).await;
         assert_eq!(readiness.reasons, Vec::<String>::new());
-        assert!(readiness.warnings.iter().any(|w| w.contains("the journal cannot be written")));
+        assert!(readiness.warnings.iter().any(|w| w.text.contains("the journal cannot be written")));
     }
     fs::remove_file(folder(case)).unwrap();
     fs::create_dir(folder(case)).unwrap();
@@ -249,7 +257,7 @@ async fn files_that_were_not_made_to_their_end_are_no_damage(case: &Case) {
         fs::write(path.with_file_name(format!("00000000000000aa-0000000{number}.efgsj")), bytes).unwrap();
     }
     let app = app_on_other(case).await;
-    let contents = Contents::survey(&app, None).await.unwrap();
+    let contents = Contents::survey(&app.sources, None).await.unwrap();
     assert_eq!((contents.problems, contents.notes.len()), (Vec::new(), 3), "{:?}", contents.notes);
     let done = replay(case).await;
     assert_eq!((done.uploads, done.batches), (6, 2));
@@ -322,7 +330,7 @@ async fn no_country_is_called_for_a_batch_that_is_held_back(case: &Case) {
     one.client("IE").upload_new("2", 1, case.clock.now()).await;
     fs::remove_dir_all(folder(case)).unwrap();
     fs::write(folder(case), "not a folder").unwrap();
-    assert!(efgs_gateway::batching::form_now(&one.app).await.is_err());
+    assert!(one.app.batching.form_now().await.is_err());
     assert_eq!(case.db.number("SELECT COUNT(*) FROM callback_notification").await, 1);
     assert!(one.app.store.due_subscriptions().await.unwrap().is_empty());
     let subscription = case.db.number("SELECT id FROM callback_subscription").await;

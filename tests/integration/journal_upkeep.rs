@@ -6,7 +6,6 @@ use chrono::{Days, TimeDelta};
 use efgs_gateway::{
     journal::{self, Contents},
     store::WithdrawnBy,
-    withdrawal::withdraw_upload,
 };
 
 use crate::{
@@ -93,7 +92,7 @@ async fn a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten(case:
 async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Case) {
     let one = gateway(case).await;
     let de = one.client("DE");
-    until("the first file", async || (one.app.journal.as_ref().unwrap().last_write() > 0).then_some(()))
+    until("the first file", async || (one.app.journal.journal().unwrap().last_write() > 0).then_some(()))
         .await;
     // Uploads that are stored while the journal is away.
     fs::remove_dir_all(folder(case)).unwrap();
@@ -117,7 +116,7 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
         let told = told
             .iter()
             .any(|w| w.starts_with(first) && w.contains("b of DE") && w.contains("upload withdraw"));
-        (told && one.app.journal.as_ref().unwrap().unreadable() == 2).then_some(())
+        (told && one.app.journal.journal().unwrap().unreadable() == 2).then_some(())
     })
     .await;
     assert_eq!(one.app.readiness(std::time::Duration::from_secs(5)).await.reasons, Vec::<String>::new());
@@ -131,7 +130,7 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     assert_eq!(nl.download(case.today(), Some(&batch)).await.expect(200).next(), next);
     // What is not there cannot be mended; withdrawn, it is not missed.
     de.upload("d", &d).await.refused(503, "unavailable");
-    withdraw_upload(&one.app, country("DE"), "d", WithdrawnBy::Operator, "damaged").await.unwrap();
+    one.app.withdrawals.withdraw(country("DE"), "d", WithdrawnBy::Operator, "damaged").await.unwrap();
     case.clock.set(case.clock.now() + TimeDelta::seconds(61));
     until("nothing waits", async || (case.db.number(waiting).await == 0).then_some(())).await;
     until("nothing is told", async || {
@@ -174,13 +173,13 @@ async fn what_was_replayed_from_a_copy_is_in_the_configured_journal(case: &Case)
     fs::rename(folder(case), &copy).unwrap();
     let app = app_on_other(case).await;
     app.store.migrate().await.unwrap();
-    let done = journal::replay(&app, Some(&copy), false, |_| {}).await.unwrap();
+    let done = journal::replay(&app.sources, Some(&copy), false, |_| {}).await.unwrap();
     assert!(done.to_journal);
     let two = case.start(app).await;
     written(case, &two).await;
     case.stop(&two).await;
     let app = app_on_other(case).await;
-    let mut contents = Contents::survey(&app, None).await.unwrap();
-    let verified = contents.verify(&app, None, |_| {}).await.unwrap();
+    let mut contents = Contents::survey(&app.sources, None).await.unwrap();
+    let verified = contents.verify(&app.sources, None, |_| {}).await.unwrap();
     assert_eq!((verified.uploads, verified.keys, contents.problems), (2, 5, Vec::new()));
 }

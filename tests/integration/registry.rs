@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use efgs_gateway::app::App;
+use efgs_gateway::server::App;
 use efgs_protocol::{certificate::CertificateType, wire};
 use efgs_test_ca::Request as CertificateRequest;
 

@@ -125,9 +125,7 @@ async fn the_operator_can_withdraw_and_it_is_recorded_why(case: &Case) {
     let app = &gateway.app;
     let withdraw = async |tag: &str| {
         let by = WithdrawnBy::Operator;
-        efgs_gateway::withdrawal::withdraw_upload(app, country("DE"), tag, by, "a laboratory's mistake")
-            .await
-            .unwrap()
+        app.withdrawals.withdraw(country("DE"), tag, by, "a laboratory's mistake").await.unwrap()
     };
     assert_eq!(withdraw("b").await, Withdrawal::Unknown);
     assert_eq!(withdraw("a").await, Withdrawal::Done { keys: 2 });

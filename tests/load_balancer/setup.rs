@@ -15,10 +15,9 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::NaiveDate;
 use efgs_client::{Format, Settings, Upload};
 use efgs_gateway::{
-    app::{App, Gateway},
-    batching,
     clock::Clock,
     config::Config,
+    server::{App, Gateway},
     store::NewCertificate,
 };
 use efgs_protocol::{
@@ -217,7 +216,7 @@ impl Setup {
             let tag = participant.country.as_str().parse().unwrap();
             let uploading = client.upload(&tag, Format::Protobuf, &keys, &signer);
             assert_eq!(self.runtime.block_on(uploading).unwrap(), Upload::Stored);
-            self.runtime.block_on(batching::form_now(&self.app)).unwrap();
+            self.runtime.block_on(self.app.batching.form_now()).unwrap();
             keys
         })
     }

@@ -18,6 +18,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     config::{self, ConfigError},
+    http::Shown,
     trust::{Registry, TlsError},
 };
 
@@ -34,20 +35,97 @@ use url::CallbackUrl;
 /// How long looking up, connecting and answering may take together when nothing is configured.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a URL is neither registered nor called (spec §5.6.6). The name of the check is one of: length, backslash,
-/// syntax, https, userinfo, fragment, query, port, host, resolves, public-address.
+/// What a URL must pass to be registered and called (spec §5.6.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It is not too long.
+    Length,
+    /// It has no backslash.
+    Backslash,
+    /// It can be read.
+    Syntax,
+    /// Its scheme is https.
+    Https,
+    /// It has no user name.
+    Userinfo,
+    /// It has no fragment.
+    Fragment,
+    /// It has no query.
+    Query,
+    /// Its port is one that can be connected to.
+    Port,
+    /// Its host is a name or an address in the usual form.
+    Host,
+    /// Its host has an address.
+    Resolves,
+    /// Every address of its host is public.
+    PublicAddress,
+}
+
+impl Check {
+    /// Its name, as errors and documents have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::Backslash => "backslash",
+            Self::Syntax => "syntax",
+            Self::Https => "https",
+            Self::Userinfo => "userinfo",
+            Self::Fragment => "fragment",
+            Self::Query => "query",
+            Self::Port => "port",
+            Self::Host => "host",
+            Self::Resolves => "resolves",
+            Self::PublicAddress => "public-address",
+        }
+    }
+
+    /// Whether the reason of a failure may be shown to the country. What a name resolves to inside the gateway's
+    /// network may not.
+    fn reason_is_public(self) -> bool {
+        match self {
+            Self::Resolves | Self::PublicAddress => false,
+            Self::Length
+            | Self::Backslash
+            | Self::Syntax
+            | Self::Https
+            | Self::Userinfo
+            | Self::Fragment
+            | Self::Query
+            | Self::Port
+            | Self::Host => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a URL is neither registered nor called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the URL fails the check \"{check}\": {reason}")]
 pub struct Refused {
-    /// The name of the check.
-    pub check: &'static str,
-    /// What was found.
+    /// The check.
+    pub check: Check,
+    /// What was found. For the operator's log; [`Self::shown`] is for the country.
     pub reason: String,
 }
 
 impl Refused {
-    fn new(check: &'static str, reason: impl Into<String>) -> Self {
+    fn new(check: Check, reason: impl Into<String>) -> Self {
         Self { check, reason: reason.into() }
+    }
+
+    /// What the country may read of it.
+    pub fn shown(&self) -> Shown {
+        if self.check.reason_is_public() {
+            Shown::Text
+        } else {
+            Shown::Instead(format!("the URL fails the check \"{}\"", self.check))
+        }
     }
 }
 
@@ -174,7 +252,7 @@ impl Guard {
             Some(address) => vec![address],
             None => {
                 let host = url.host.to_string();
-                let fails = |reason: String| Refused::new("resolves", format!("{host}: {reason}"));
+                let fails = |reason: String| Refused::new(Check::Resolves, format!("{host}: {reason}"));
                 match tokio::time::timeout(self.timeout, self.resolver.resolve(&host)).await {
                     Ok(Ok(addresses)) if addresses.is_empty() => {
                         return Err(fails("it has no address".into()));
@@ -187,7 +265,7 @@ impl Guard {
         };
         if let Some(address) = addresses.iter().find(|address| !self.is_allowed(**address)) {
             let reason = format!("{} leads to {address}", url.host);
-            return Err(Refused::new("public-address", reason));
+            return Err(Refused::new(Check::PublicAddress, reason));
         }
         let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, url.port)).collect();
         Ok(Target { url, addresses })

@@ -209,7 +209,8 @@ async fn the_corpus_of_hostile_urls_is_refused_each_by_its_check() {
     let mut refused = 0;
     for (check, urls) in HOSTILE {
         for url in *urls {
-            let found = guard.check(url).await.map(|_| "nothing").unwrap_or_else(|refused| refused.check);
+            let found =
+                guard.check(url).await.map(|_| "nothing").unwrap_or_else(|refused| refused.check.name());
             assert_eq!(found, *check, "{url:?}");
             refused += 1;
         }
@@ -233,7 +234,7 @@ async fn a_name_with_one_address_inside_is_refused_whatever_the_others() {
     ] {
         for answer in [&["8.8.8.8", inside][..], &[inside, "8.8.8.8"], &["2606:4700::1", "8.8.8.8", inside]] {
             let refused = guard(&[answer], &[]).check("https://a.example/x").await.unwrap_err();
-            assert_eq!(refused.check, "public-address", "{answer:?}");
+            assert_eq!(refused.check, Check::PublicAddress, "{answer:?}");
         }
     }
     // The shapes that a name can hide in lead to the same question.
@@ -244,13 +245,13 @@ async fn a_name_with_one_address_inside_is_refused_whatever_the_others() {
         "https://a.example:1/",
     ] {
         assert_eq!(
-            guard(&[&["127.0.0.1"]], &[]).check(url).await.unwrap_err().check,
+            guard(&[&["127.0.0.1"]], &[]).check(url).await.unwrap_err().check.name(),
             "public-address",
             "{url}"
         );
     }
     let none = guard(&[&[]], &[]).check("https://a.example/").await.unwrap_err();
-    assert_eq!(none.check, "resolves");
+    assert_eq!(none.check, Check::Resolves);
 }
 
 #[tokio::test]
@@ -283,7 +284,7 @@ async fn a_network_that_is_allowed_opens_itself_alone() {
         guard.check(url).await.unwrap();
     }
     for url in ["https://10.2.0.1/", "https://[::1]/", "https://[fd00:2::7]/", "https://192.168.0.1/"] {
-        assert_eq!(guard.check(url).await.unwrap_err().check, "public-address", "{url}");
+        assert_eq!(guard.check(url).await.unwrap_err().check.name(), "public-address", "{url}");
     }
 }
 
@@ -292,5 +293,5 @@ async fn a_url_has_a_limit() {
     let url = |length: usize| format!("https://a.example/{}", "x".repeat(length - 18));
     let guard = guard(&[&["8.8.8.8"]], &[]);
     guard.check(&url(2048)).await.unwrap();
-    assert_eq!(guard.check(&url(2049)).await.unwrap_err().check, "length");
+    assert_eq!(guard.check(&url(2049)).await.unwrap_err().check.name(), "length");
 }

@@ -6,7 +6,7 @@ use hyper::http::uri::PathAndQuery;
 use rustls::pki_types::ServerName;
 use url::{Host, Url};
 
-use super::Refused;
+use super::{Check, Refused};
 
 /// Characters of a URL.
 const MAX_LENGTH: usize = 2048;
@@ -27,42 +27,42 @@ impl CallbackUrl {
     /// user names, numbers for addresses) that another reader would understand otherwise.
     pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         if text.chars().count() > MAX_LENGTH {
-            return Err(Refused::new("length", format!("it has more than {MAX_LENGTH} characters")));
+            return Err(Refused::new(Check::Length, format!("it has more than {MAX_LENGTH} characters")));
         }
         if text.contains('\\') {
-            return Err(Refused::new("backslash", "it has a backslash"));
+            return Err(Refused::new(Check::Backslash, "it has a backslash"));
         }
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Refused::new("syntax", "it has white space or control characters"));
+            return Err(Refused::new(Check::Syntax, "it has white space or control characters"));
         }
-        let url = Url::parse(text).map_err(|e| Refused::new("syntax", e.to_string()))?;
+        let url = Url::parse(text).map_err(|e| Refused::new(Check::Syntax, e.to_string()))?;
         if url.scheme() != "https" {
-            return Err(Refused::new("https", format!("its scheme is {:?}", url.scheme())));
+            return Err(Refused::new(Check::Https, format!("its scheme is {:?}", url.scheme())));
         }
         let rest = text.get("https".len()..).and_then(|rest| rest.strip_prefix("://"));
         let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
         if authority.is_empty() {
-            return Err(Refused::new("syntax", "it does not begin with https:// and a host"));
+            return Err(Refused::new(Check::Syntax, "it does not begin with https:// and a host"));
         }
         if authority.contains('@') || !url.username().is_empty() || url.password().is_some() {
-            return Err(Refused::new("userinfo", "it has a user name or an @ before the host"));
+            return Err(Refused::new(Check::Userinfo, "it has a user name or an @ before the host"));
         }
         if text.contains('#') {
-            return Err(Refused::new("fragment", "it has a fragment"));
+            return Err(Refused::new(Check::Fragment, "it has a fragment"));
         }
         if text.contains('?') {
-            return Err(Refused::new("query", "it has a query; the gateway adds its own"));
+            return Err(Refused::new(Check::Query, "it has a query; the gateway adds its own"));
         }
         let port = url.port_or_known_default().unwrap_or_default();
         if port == 0 {
-            return Err(Refused::new("port", "its port is 0"));
+            return Err(Refused::new(Check::Port, "its port is 0"));
         }
         let host = host(&url, authority)?;
         let path = url.path().to_owned();
-        path.parse::<PathAndQuery>().map_err(|e| Refused::new("syntax", e.to_string()))?;
+        path.parse::<PathAndQuery>().map_err(|e| Refused::new(Check::Syntax, e.to_string()))?;
         let name = match &host {
             Host::Domain(name) => ServerName::try_from(name.clone())
-                .map_err(|_| Refused::new("host", format!("{name:?} is not the name of a host")))?,
+                .map_err(|_| Refused::new(Check::Host, format!("{name:?} is not the name of a host")))?,
             Host::Ipv4(v4) => ServerName::IpAddress((*v4).into()),
             Host::Ipv6(v6) => ServerName::IpAddress((*v6).into()),
         };
@@ -80,14 +80,14 @@ impl CallbackUrl {
 }
 
 fn host(url: &Url, authority: &str) -> Result<Host, Refused> {
-    let host = url.host().ok_or_else(|| Refused::new("host", "it has no host"))?.to_owned();
+    let host = url.host().ok_or_else(|| Refused::new(Check::Host, "it has no host"))?.to_owned();
     match &host {
         // Not 2130706433, 0x7f.1 or 127.1: others would read another address from them, or none.
         Host::Ipv4(v4) if authority.split(':').next() != Some(v4.to_string().as_str()) => {
-            Err(Refused::new("host", format!("write the address {v4} as four decimal numbers")))
+            Err(Refused::new(Check::Host, format!("write the address {v4} as four decimal numbers")))
         }
         Host::Domain(name) if name.ends_with('.') => {
-            Err(Refused::new("host", "its host ends with a full stop"))
+            Err(Refused::new(Check::Host, "its host ends with a full stop"))
         }
         _ => Ok(host),
     }

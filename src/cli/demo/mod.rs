@@ -24,11 +24,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
 use crate::{
-    app::{App, Gateway},
-    batching,
     clock::Clock,
     config::Config,
     jobs,
+    server::{App, Gateway},
     store::{Job, Store, StoreError},
     telemetry,
 };
@@ -126,7 +125,7 @@ async fn set_up<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Sta
     let app = App::new(config, Clock::system(), None)?;
     app.store.migrate().await?;
     // The story says when batches are formed; what an earlier run left is not part of it.
-    batching::form_now(&app).await?;
+    app.batching.form_now().await?;
     next_batch_in(&app.store, Duration::from_secs(600)).await?;
     story::onboard(report, &folder, &app).await?;
 

@@ -20,7 +20,7 @@ use super::{
     report::{Report, check},
     values::{answer, by_origin, concat, day_name, fingerprint, fresh_keys, next, upload_tag},
 };
-use crate::{app::App, batching, cli::certificate, store::BatchRecord};
+use crate::{cli::certificate, server::App, store::BatchRecord};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -159,7 +159,7 @@ impl<W: Write> Story<'_, W> {
     }
 
     async fn form(&mut self, title: &str, why: &str, uploads: usize, keys: u64) -> Result<BatchRecord> {
-        let formed = batching::form_now(self.app).await?;
+        let formed = self.app.batching.form_now().await?;
         let [batch] = &formed[..] else {
             return Err(format!("the gateway formed {} batches instead of one", formed.len()).into());
         };

@@ -1,12 +1,12 @@
 //! What an operator should look at, and what is only worth knowing.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::{Overview, Severity, Warning};
+use super::{App, Overview};
 use crate::{
-    app::App,
+    health::{Severity, Warning},
     store::{Ending, Subscription, SubscriptionState},
 };
 
@@ -15,12 +15,9 @@ const BEHIND: u64 = 3;
 const SILENT: TimeDelta = TimeDelta::hours(2);
 /// A country whose last uploads were refused, as many in a row, is told of.
 const REFUSED: u64 = 3;
-/// What of the warnings of `/health/ready` means that somebody is not served.
-const PROBLEMS: [&str; 2] = ["uploads are refused", "the database refuses to write"];
-
 /// Finds what is not as it should be, the worst first, and what is worth a note.
 pub(super) async fn find(
-    app: &Arc<App>,
+    app: &App,
     overview: &Overview,
     subscriptions: &[Subscription],
     endings: &[Ending],
@@ -29,13 +26,7 @@ pub(super) async fn find(
     let attention = |text: String| Warning { severity: Severity::Attention, text };
     let readiness = app.readiness(Duration::from_secs(2)).await;
     let mut found: Vec<Warning> = readiness.reasons.into_iter().map(problem).collect();
-    let is_problem = |text: &String| PROBLEMS.iter().any(|problem| text.starts_with(problem));
-    found.extend(
-        readiness
-            .warnings
-            .into_iter()
-            .map(|text| if is_problem(&text) { problem(text) } else { attention(text) }),
-    );
+    found.extend(readiness.warnings);
     let mut notes = app.config.warnings();
     if let Ok(registry) = app.trust.registry() {
         let refused = registry.refused().iter();

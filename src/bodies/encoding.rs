@@ -7,15 +7,18 @@ use bytes::Bytes;
 
 /// How a body is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Encoding {
+pub enum Encoding {
+    /// Zstandard (RFC 8878).
     Zstd,
+    /// gzip (RFC 1952).
     Gzip,
+    /// As it is.
     Identity,
 }
 
 impl Encoding {
     /// For Content-Encoding.
-    pub(super) fn name(self) -> Option<&'static str> {
+    pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Zstd => Some("zstd"),
             Self::Gzip => Some("gzip"),
@@ -24,7 +27,7 @@ impl Encoding {
     }
 
     /// For the ETag: other bytes need another tag.
-    pub(super) fn suffix(self) -> &'static str {
+    pub fn suffix(self) -> &'static str {
         match self {
             Self::Zstd => "-zstd",
             Self::Gzip => "-gzip",
@@ -52,7 +55,7 @@ impl Encoding {
 }
 
 /// The encoding for a request (RFC 9110 §12.5.3), or `None` when it refuses all that we have.
-pub(super) fn negotiate(request: &HttpRequest) -> Option<Encoding> {
+pub fn negotiate(request: &HttpRequest) -> Option<Encoding> {
     let values = request.headers().get_all(header::ACCEPT_ENCODING);
     choose(values.filter_map(|value| value.to_str().ok()))
 }

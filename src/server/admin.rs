@@ -11,12 +11,9 @@ use serde::Serialize;
 use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::ApiDoc;
-use crate::{
-    app::App,
-    health::Readiness,
+use super::{
+    ApiDoc, App, Readiness, collect,
     overview::{self, Overview},
-    telemetry,
 };
 
 /// Whether the gateway can do its work, as `GET /health/ready` says it.
@@ -29,7 +26,7 @@ struct Answer {
 }
 
 /// Routes of the admin listener.
-pub fn configure(config: &mut ServiceConfig) {
+pub(super) fn configure(config: &mut ServiceConfig) {
     config
         .route(
             "/health/live",
@@ -51,8 +48,8 @@ pub fn configure(config: &mut ServiceConfig) {
 }
 
 async fn ready(app: web::Data<App>) -> HttpResponse {
-    let app = app.into_inner();
     let Readiness { reasons, warnings, .. } = app.readiness(app.config.database.timeout * 2).await;
+    let warnings = warnings.into_iter().map(|warning| warning.text).collect();
     if reasons.is_empty() {
         HttpResponse::Ok().json(Answer { status: "up", reasons, warnings })
     } else {
@@ -87,9 +84,8 @@ async fn overview_json(app: web::Data<App>) -> HttpResponse {
 
 /// Only the operator sees this side: the reason is told.
 async fn look(app: web::Data<App>) -> Result<Arc<Overview>, HttpResponse> {
-    let app = app.into_inner();
-    let looking = app.clone();
-    let reason = match app.background(async move { looking.overview.look(&looking).await }).await {
+    let looking = app.clone().into_inner();
+    let reason = match app.workers.run(async move { looking.overview.look(&looking).await }).await {
         Ok(Ok(overview)) => return Ok(overview),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
@@ -101,7 +97,7 @@ async fn look(app: web::Data<App>) -> Result<Arc<Overview>, HttpResponse> {
 }
 
 async fn metrics(app: web::Data<App>) -> HttpResponse {
-    telemetry::collect(&app.clone().into_inner()).await;
+    collect::collect(&app).await;
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"))
         .body(app.metrics())

@@ -1,53 +1,8 @@
-//! The API document (OpenAPI 3.1), made from the handlers. It is a build product: `openapi/` holds the
-//! committed copy, and a check fails when that is stale.
+//! What the API document says of bodies.
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use utoipa::{OpenApi, ToSchema};
-
-use super::{Code, ErrorBody};
-use crate::upload::MultiStatus;
-
-/// The document.
-#[derive(Debug, OpenApi)]
-#[openapi(
-    info(
-        title = "EFGS Federation Gateway",
-        description = "National contact-tracing backends exchange signed batches of diagnosis keys.\n\nEvery connection needs a client certificate that the operator has registered. Paths may end with a slash. Header names are case-insensitive.\n\nErrors are JSON with a `message` for people and a `code` for programs; codes are added, never renamed.",
-        license(name = "Apache-2.0", identifier = "Apache-2.0"),
-    ),
-    paths(crate::upload::upload, crate::withdrawal::withdraw, crate::download::download, crate::audit::audit, crate::callback::register::list, crate::callback::register::put, crate::callback::register::delete, crate::options::options),
-    components(schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, DiagnosisKey, ReportType, AuditEntrySchema, crate::callback::register::Callback)),
-    tags(
-        (name = "upload", description = "Give keys to the other countries (spec §5.4)."),
-        (name = "download", description = "Get the keys of the other countries (spec §5.3)."),
-        (name = "audit", description = "Prove that nothing was altered (spec §5.7)."),
-        (name = "callback", description = "Be told when there is a new batch (spec §5.6)."),
-        (name = "options", description = "What the gateway speaks."),
-    ),
-    modifiers(&MutualTls),
-    security(("mutualTLS" = [])),
-)]
-pub struct ApiDoc;
-
-struct MutualTls;
-
-impl utoipa::Modify for MutualTls {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::SecurityScheme;
-        if let Some(components) = &mut document.components {
-            let description = "A client certificate that is registered for AUTHENTICATION and names the country (C) it was registered for.";
-            components.add_security_scheme(
-                "mutualTLS",
-                SecurityScheme::MutualTls {
-                    description: Some(description.into()),
-                    deprecated: None,
-                    extensions: None,
-                },
-            );
-        }
-    }
-}
+use utoipa::ToSchema;
 
 /// A batch of diagnosis keys, as JSON (spec §4.1.3). As protobuf: message `eu.interop.DiagnosisKeyBatch`.
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,7 +13,7 @@ pub struct DiagnosisKeyBatch {
 /// A diagnosis key (spec §4.1.3).
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct DiagnosisKey {
+pub struct DiagnosisKey {
     /// 16 bytes, base64.
     key_data: String,
     /// Unix time divided by 600, from 15 days ago to now.
@@ -79,10 +34,9 @@ pub(super) struct DiagnosisKey {
 }
 
 /// How an infection was established; a number is accepted as well.
-#[expect(dead_code, reason = "described in the document, never made")]
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(super) enum ReportType {
+pub enum ReportType {
     /// 0
     Unknown,
     /// 1
@@ -144,10 +98,4 @@ pub fn example_audit() -> Value {
         "signingCertificateOperatorSignature": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA…",
         "amount": 1, "batchSignature": "MIIG1AYJKoZIhvcNAQcCoIIGxTCCBsECAQExDTALBg…"
     }])
-}
-
-/// The document as it is committed: JSON, with a line feed at the end.
-pub fn document() -> String {
-    // A document made of derived types always is valid JSON.
-    ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
 }

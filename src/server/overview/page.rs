@@ -9,7 +9,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
-use super::{CountryState, Overview, Severity, plot::plot};
+use super::{CountryState, Overview, plot::plot};
+use crate::health::Severity;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");

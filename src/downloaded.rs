@@ -28,12 +28,12 @@ impl Downloaded {
     }
 
     /// The newest that a country has got.
-    pub(super) fn newest(&self, country: Country) -> Option<ObjectId> {
+    pub fn newest(&self, country: Country) -> Option<ObjectId> {
         self.0.lock().ok()?.get(&country).map(|newest| newest.batch)
     }
 
     /// Writes down what is new.
-    pub(super) async fn record(&self, store: &Store) -> Result<(), StoreError> {
+    pub async fn record(&self, store: &Store) -> Result<(), StoreError> {
         let new: Vec<(Country, ObjectId)> = match self.0.lock() {
             Ok(all) => all.iter().filter(|(_, n)| !n.recorded).map(|(c, n)| (*c, n.batch)).collect(),
             Err(_) => return Ok(()),

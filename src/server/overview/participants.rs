@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use efgs_protocol::certificate::CertificateType;
 
+use super::App;
 use crate::{
-    app::App,
+    health::days_left,
     store::{StoreError, Subscription, SubscriptionState, Traffic, Usage},
-    trust::{Registry, days_left},
+    trust::Registry,
 };
 
 const KINDS: [CertificateType; 3] =

@@ -13,10 +13,11 @@ use efgs_protocol::certificate::Certificate;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use super::App;
 use crate::{
-    app::App,
     config::{Config, Encryption, Tls},
     encryption::Keyring,
+    health::Trouble,
     jobs::Shutdown,
     rotation::{self, RotationError},
     trust::{ExpiryWatch, TlsSetup},
@@ -24,11 +25,6 @@ use crate::{
 
 /// How often the files of `[tls]` and `[callback]` are looked at.
 const PACE: Duration = Duration::from_secs(30);
-
-const TLS: &str = "the TLS certificate was not taken over, the old one stays in use";
-const CALLBACK: &str = "the certificate for callbacks was not taken over, the old one stays in use";
-const SETTINGS: &str = "settings differ from those in use";
-const KEYS: &str = "the encryption keys were not taken over, the old ones stay in use";
 
 /// What can be exchanged in a gateway that runs.
 #[derive(Debug)]
@@ -69,7 +65,7 @@ impl Reload {
         let Ok(registry) = self.app.trust.registry() else { return };
         let shown = [
             ("TLS", self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
-            ("CALLBACK-CLIENT", self.app.guard.certificate()),
+            ("CALLBACK-CLIENT", self.app.callbacks.guard.certificate()),
         ];
         let shown =
             shown.into_iter().filter_map(|(kind, der)| Some((kind, Certificate::from_der(&der?).ok()?)));
@@ -87,12 +83,12 @@ impl Reload {
         let later = self.needs_restart(new);
         let later =
             if later.is_empty() { Ok(()) } else { Err(format!("restart to use them: {}", later.join(", "))) };
-        self.note(SETTINGS, later);
+        self.note(Trouble::Settings, later);
         let keys = self.keys(&new.encryption).await;
         if let Ok(ids) = &keys {
             tracing::info!(?ids, "the encryption keys were read again");
         }
-        self.note(KEYS, keys);
+        self.note(Trouble::EncryptionKeys, keys);
         if let Err(error) = self.app.trust.load(&self.app.store).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
         }
@@ -102,10 +98,10 @@ impl Reload {
     /// Takes over certificates whose files have changed since they were last looked at, or could not be taken over then.
     pub fn changed_files(&self) {
         let troubles = self.app.health.troubles();
-        if self.tls_files.changed() || troubles.contains_key(TLS) {
+        if self.tls_files.changed() || troubles.contains_key(&Trouble::TlsCertificate) {
             self.tls();
         }
-        if self.callback_files.changed() || troubles.contains_key(CALLBACK) {
+        if self.callback_files.changed() || troubles.contains_key(&Trouble::CallbackCertificate) {
             self.callback();
         }
     }
@@ -158,25 +154,25 @@ impl Reload {
         if read.is_ok() {
             tracing::info!("the TLS certificate was read again");
         }
-        self.note(TLS, read);
+        self.note(Trouble::TlsCertificate, read);
     }
 
     fn callback(&self) {
         let Some(config) = &self.app.config.callback else { return };
-        let read = self.app.guard.reload(config);
+        let read = self.app.callbacks.guard.reload(config);
         if read.is_ok() {
             tracing::info!("the certificate for callbacks was read again");
         }
-        self.note(CALLBACK, read);
+        self.note(Trouble::CallbackCertificate, read);
     }
 
     /// Has `ready` warn of what was not taken over, as long as it is so; says it once.
-    fn note<T>(&self, what: &'static str, read: Result<T, impl std::fmt::Display>) {
+    fn note<T>(&self, what: Trouble, read: Result<T, impl std::fmt::Display>) {
         let why = read.err().map(|error| error.to_string());
         if self.app.health.set_trouble(what, why.clone())
             && let Some(error) = why
         {
-            tracing::error!(error, "{what}");
+            tracing::error!(error, "{}", what.text());
         }
     }
 

@@ -1,18 +1,18 @@
 //! What is measured at the moment in which the metrics are asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use efgs_protocol::certificate::CertificateType;
 use metrics::gauge;
 
-use super::*;
-use crate::app::App;
+use super::{App, routes::GROUPS};
+use crate::telemetry::*;
 
 /// Prometheus waits ten seconds at most, and an answer that says that the database is away is worth most then.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sets every gauge that shows a state.
-pub async fn collect(app: &Arc<App>) {
+pub(super) async fn collect(app: &App) {
     metrics_process::Collector::default().collect();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1);
     let now = app.clock.now();
@@ -20,7 +20,7 @@ pub async fn collect(app: &Arc<App>) {
 
     // These count up and down elsewhere; touched here they are not forgotten while they stand still.
     gauge!(CONNECTIONS).increment(0.0);
-    for operation in crate::http::OPERATIONS {
+    for operation in GROUPS {
         gauge!(REQUESTS_IN_FLIGHT, "operation" => operation).increment(0.0);
     }
 
@@ -62,14 +62,14 @@ pub async fn collect(app: &Arc<App>) {
     gauge!(BATCH_NEWEST).set(waiting.newest_batch.map_or(0.0, |formed| formed.timestamp() as f64));
     gauge!(CHAIN_BATCHES).set(app.chain.len() as f64);
 
-    if let Some(journal) = &app.journal {
+    if let Some(journal) = app.journal.journal() {
         gauge!(JOURNAL_UP).set(u8::from(journal.failing().is_none()));
         gauge!(JOURNAL_UNREADABLE).set(journal.unreadable() as f64);
         gauge!(JOURNAL_KEEPS_OLD).set(u8::from(journal.keeping().is_some()));
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
 
-    let (entries, bytes) = app.sealed.size().await;
+    let (entries, bytes) = app.bodies.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);
     gauge!(CACHE_MAX_BYTES).set(app.config.download.cache.as_u64() as f64);

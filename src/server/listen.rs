@@ -23,18 +23,16 @@ use actix_web::{
     App as ActixApp,
     dev::{AppConfig, Extensions, ServiceResponse},
     rt::net::TcpStream,
-    web,
 };
 
 use futures_util::future::LocalBoxFuture;
 use rustls::ProtocolVersion;
 
+use super::{App, StartError, routes};
 use crate::{
-    app::{App, StartError},
-    http,
     limits::Arrival,
     telemetry::{self, InFlight, handshake::Handshake, refusal},
-    trust::{Caller, PeerIdentity, TlsSetup},
+    trust::{PeerIdentity, TlsSetup},
 };
 
 /// The longest that a handshake may take.
@@ -65,13 +63,13 @@ pub(crate) fn national_server(
         Some(tls) => {
             let tls = tls.server_config()?;
             server.listen("national", listener, move || {
-                let service = builder(&app, stopping.clone()).finish(routes(app.clone()));
+                let service = builder(&app, stopping.clone()).finish(answers(app.clone()));
                 let handshake = TlsAcceptorConfig::default().handshake_timeout(timeout.min(HANDSHAKE));
                 guarded(service.rustls_0_23_with_config(tls.clone(), handshake), app.clone())
             })
         }
         None => server.listen("national", listener, move || {
-            builder(&app, stopping.clone()).finish(routes(app.clone())).tcp()
+            builder(&app, stopping.clone()).finish(answers(app.clone())).tcp()
         }),
     };
     Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
@@ -102,7 +100,7 @@ where
 }
 
 /// What answers them.
-fn routes(
+fn answers(
     app: Arc<App>,
 ) -> impl ServiceFactory<
     Request,
@@ -111,7 +109,7 @@ fn routes(
     Error = actix_web::Error,
     InitError = (),
 > {
-    let routes = ActixApp::new().app_data(web::Data::from(app)).configure(http::routes);
+    let routes = ActixApp::new().configure(|config| app.provide(config)).configure(routes::routes);
     map_config(routes.into_factory(), |()| AppConfig::default())
 }
 
@@ -208,7 +206,7 @@ fn prepare(app: &Arc<App>, connection: &dyn Any, extensions: &mut Extensions) {
     let Some(session) = session else { return };
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.and_then(|leaf| PeerIdentity::from_der(leaf));
-    let caller = identity.as_ref().and_then(|identity| Caller::of(app, identity).ok());
+    let caller = identity.as_ref().and_then(|identity| app.admission.caller(identity).ok());
     match app.limits.enter(caller.map(|caller| caller.country)) {
         Some(open) => drop(extensions.insert(open)),
         None => {

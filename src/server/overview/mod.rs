@@ -10,9 +10,9 @@ use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use efgs_protocol::batch_tag::DayName;
 use serde::Serialize;
 
+use super::App;
 use crate::{
-    app::App,
-    health::JobState,
+    health::{JobState, Warning},
     jobs::{self, Shutdown},
     store::{BatchRecord, Ending, Hour, KnownInstance, StoreError, Subscription},
 };
@@ -63,25 +63,6 @@ pub struct Overview {
     pub jobs: Vec<JobView>,
     /// The instances that run, or have ended without saying so.
     pub instances: Vec<InstanceView>,
-}
-
-/// Something to look at.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Warning {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is wrong, and what to do.
-    pub text: String,
-}
-
-/// How bad a warning is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Somebody is not served.
-    Problem,
-    /// Somebody will not be served if nothing is done.
-    Attention,
 }
 
 /// How a country is served.
@@ -215,7 +196,7 @@ pub struct Cache(tokio::sync::Mutex<Option<(Instant, Arc<Overview>)>>);
 
 impl Cache {
     /// The federation as it was at most two seconds ago.
-    pub async fn look(&self, app: &Arc<App>) -> Result<Arc<Overview>, StoreError> {
+    pub async fn look(&self, app: &App) -> Result<Arc<Overview>, StoreError> {
         let mut last = self.0.lock().await;
         if let Some((at, overview)) = last.as_ref()
             && at.elapsed() < FRESH
@@ -229,7 +210,7 @@ impl Cache {
 }
 
 /// Says again and again that this instance is alive, and at the end that it is not.
-pub async fn run(app: Arc<App>, shutdown: Shutdown) {
+pub(super) async fn run(app: Arc<App>, shutdown: Shutdown) {
     let watch = app.health.watch("instance", BEAT);
     jobs::repeat(watch, BEAT, shutdown, std::future::pending, || app.store.beat(&app.instance)).await;
     if let Err(error) = app.store.forget_instance(&app.instance).await {
@@ -240,7 +221,7 @@ pub async fn run(app: Arc<App>, shutdown: Shutdown) {
 
 impl Overview {
     /// Asks the database and the registry.
-    pub async fn gather(app: &Arc<App>) -> Result<Self, StoreError> {
+    pub async fn gather(app: &App) -> Result<Self, StoreError> {
         let now = app.clock.now();
         app.chain.refresh().await?;
         let subscriptions = app.store.subscriptions(None).await?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use actix_web::{
-    HttpMessage, HttpRequest,
+    HttpMessage,
     body::{BodySize, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -17,35 +17,36 @@ use efgs_protocol::country::Country;
 use metrics::{counter, gauge, histogram};
 use tracing::{Instrument as _, field::Empty, trace_span};
 
-use super::Error;
+use super::routes::Operation;
 use crate::{
-    access_log::{Facts, Trail},
-    app::App,
+    access_log::{AccessLog, Trail},
+    clock::Clock,
+    http::{Code, Error, Problem},
+    instance::Instance,
     telemetry::{self, InFlight, handshake::Handshake, refusal},
-    trust::shown_certificate,
+    trust::{Admission, known_caller},
 };
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The request cannot be recorded, and nobody is served unseen.
+#[derive(Debug, thiserror::Error)]
+#[error("the request could not be written to the access log")]
+struct Unrecorded;
 
-#[derive(Clone, Copy)]
-struct KnownCaller(Country);
-
-/// Tells the log line and the access log which country this request came from.
-pub fn note_caller(request: &HttpRequest, country: Country) {
-    request.extensions_mut().insert(KnownCaller(country));
-    note(request, |facts| facts.country = Some(country));
-}
-
-/// Tells the access log something of this request.
-pub fn note(request: &HttpRequest, note: impl FnOnce(&mut Facts)) {
-    if let Some(trail) = trail(request) {
-        trail.note(note);
+impl Problem for Unrecorded {
+    fn code(&self) -> Code {
+        Code::Unavailable
     }
 }
 
-/// What the access log will say of this request; whoever works for it beyond its answer holds this.
-pub fn trail(request: &HttpRequest) -> Option<Arc<Trail>> {
-    request.extensions().get::<Arc<Trail>>().cloned()
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What every request is observed with.
+#[derive(Clone, Debug)]
+pub(super) struct Observer {
+    pub(super) access_log: Arc<AccessLog>,
+    pub(super) admission: Admission,
+    pub(super) clock: Clock,
+    pub(super) instance: Instance,
 }
 
 pub(super) async fn observe<B: MessageBody + 'static>(
@@ -54,15 +55,16 @@ pub(super) async fn observe<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let started = Instant::now();
     let id = format!("{:016x}", rand::random::<u64>());
-    let app = request.app_data::<Data<App>>().cloned();
-    let operation = operation(&request);
+    let app = request.app_data::<Data<Observer>>().cloned();
+    let found = Operation::of(request.method(), request.path());
+    let operation = Operation::group(found);
     let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
     let _in_flight = InFlight::new(gauge!(telemetry::REQUESTS_IN_FLIGHT, "operation" => operation));
     let trail = app.as_ref().map(|app| {
         let queue = app.access_log.queue();
-        let trail =
-            Trail::begin(queue, id.clone(), app.clock.now(), request.method().as_str(), request.path());
-        trail.note(|facts| facts.thumbprint = shown_certificate(app, request.request()));
+        let place = (Operation::name(found), found.map(|operation| operation.path));
+        let trail = Trail::begin(queue, id.clone(), app.clock.now(), request.method().as_str(), place);
+        trail.note(|facts| facts.thumbprint = app.admission.shown_certificate(request.request()));
         Arc::new(trail)
     });
     if let Some(trail) = &trail {
@@ -90,7 +92,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
 
     let failed = response.response().error().and_then(|error| error.as_error::<Error>());
     let mut reason = failed.map(ToString::to_string);
-    let code = failed.map(|error| error.answer().1.text());
+    let code = failed.map(|error| error.code().text());
     if let Some(limit) = failed.and_then(Error::limit) {
         limit.note();
     }
@@ -116,8 +118,8 @@ pub(super) async fn observe<B: MessageBody + 'static>(
             .instrument(recording)
             .await
         {
-            reason = Some(Error::Unrecorded.to_string());
-            let answer = Error::Unrecorded.respond(&id, app.clock.now());
+            reason = Some(Unrecorded.to_string());
+            let answer = Error::from(Unrecorded).respond(&id, app.clock.now());
             response = response.into_response(answer).map_into_right_body();
         }
     }
@@ -126,7 +128,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     }
 
     let status = response.status();
-    let caller = response.request().extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country);
+    let caller = known_caller(response.request());
     if caller.is_none() {
         // Whoever is not let in does not keep a connection either: they are limited in number.
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
@@ -187,19 +189,4 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         ),
     }
     Ok(response)
-}
-
-/// The names of operations.
-pub const OPERATIONS: [&str; 6] = ["upload", "download", "audit", "callback", "options", "other"];
-
-/// The operation's name, one of [`OPERATIONS`], whatever a client asks for.
-fn operation(request: &ServiceRequest) -> &'static str {
-    match request.path() {
-        path if path.starts_with(efgs_protocol::wire::UPLOAD_PATH) => "upload",
-        path if path.starts_with(efgs_protocol::wire::DOWNLOAD_PATH) => "download",
-        path if path.starts_with(efgs_protocol::wire::AUDIT_PATH) => "audit",
-        path if path.starts_with(efgs_protocol::wire::CALLBACK_PATH) => "callback",
-        path if path == efgs_protocol::wire::ROOT_PATH => "options",
-        _ => "other",
-    }
 }

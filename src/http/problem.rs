@@ -1,0 +1,345 @@
+//! From what went wrong to what the caller is told.
+//!
+//! Each feature's errors say their [`Code`] themselves ([`Problem`]); the status follows from the code, and so does
+//! whether the caller may read the reason. What is unexpected becomes a plain 500 with a request id, and its reason
+//! goes to the log alone.
+
+use std::{fmt, sync::Arc};
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{self, HeaderValue},
+    },
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::limits::LimitError;
+
+/// When to try again after 503.
+const RETRY_AFTER: TimeDelta = TimeDelta::seconds(10);
+
+/// A feature's error, as far as the caller is concerned.
+pub trait Problem: std::error::Error + Send + Sync + 'static {
+    /// What programs are told. The status follows from it.
+    fn code(&self) -> Code;
+
+    /// What of the error's text the caller may read, where its code lets it read anything ([`Code::detail`]).
+    fn shown(&self) -> Shown {
+        Shown::Text
+    }
+
+    /// The limit that the request ran into, if it was one.
+    fn limit(&self) -> Option<&LimitError> {
+        None
+    }
+
+    /// Whether the rest of the request is not read, so that its connection cannot be used again.
+    fn closes_connection(&self) -> bool {
+        false
+    }
+
+    /// The methods that the path takes, for a request with another one.
+    fn allow(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// What of an error's text the caller may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// All of it.
+    Text,
+    /// This instead: the text holds what is not for the caller.
+    Instead(String),
+}
+
+/// Whether the caller learns what went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// The error says itself what ([`Problem::shown`]).
+    Shown,
+    /// Only that it is worth another attempt.
+    TryAgain,
+    /// Only the request's id, by which the operator finds the reason in the log.
+    RequestId,
+}
+
+/// What a request ends with instead of a result. Made from any [`Problem`] with `?`; clones share it.
+#[derive(Clone)]
+pub struct Error(Arc<dyn Problem>);
+
+impl<P: Problem> From<P> for Error {
+    fn from(problem: P) -> Self {
+        Self(Arc::new(problem))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A defect of the gateway, or data that it did not write. The text is for the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Defect(pub String);
+
+impl Problem for Defect {
+    fn code(&self) -> Code {
+        Code::Internal
+    }
+}
+
+/// The request does not fit any operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoOperation {
+    /// The path is not one of the API.
+    #[error("there is nothing at this path")]
+    Path,
+    /// The path does not take this method.
+    #[error("this path takes {allow} only")]
+    Method {
+        /// What it takes.
+        allow: &'static str,
+    },
+}
+
+impl Problem for NoOperation {
+    fn code(&self) -> Code {
+        match self {
+            Self::Path => Code::NoSuchPath,
+            Self::Method { .. } => Code::MethodNotAllowed,
+        }
+    }
+
+    fn allow(&self) -> Option<&'static str> {
+        match self {
+            Self::Path => None,
+            Self::Method { allow } => Some(allow),
+        }
+    }
+}
+
+impl Problem for LimitError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Rate { .. } | Self::Concurrency { .. } | Self::Memory { .. } => Code::TooManyRequests,
+            Self::Quota { .. } => Code::QuotaExceeded,
+            Self::Overloaded { .. } => Code::Unavailable,
+        }
+    }
+
+    fn limit(&self) -> Option<&LimitError> {
+        Some(self)
+    }
+}
+
+/// The body of every error (contract: `message` for people, `code` for programs).
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// Names the check that failed and the offending index or value.
+    #[schema(example = "key 17: rollingPeriod 145 is not within 1 to 144")]
+    pub message: String,
+    /// From a stable list.
+    pub code: Code,
+}
+
+/// What went wrong, for programs. Codes are added, never renamed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// 404: the path is not one of the API.
+    NoSuchPath,
+    /// 405: the path does not take this method.
+    MethodNotAllowed,
+    /// 403: the caller's certificate does not let it in.
+    Forbidden,
+    /// 400: a header is missing, repeated or malformed.
+    InvalidHeader,
+    /// 406: the media type or its version is not supported.
+    NotAcceptable,
+    /// 413: the body has too many bytes.
+    BodyTooLarge,
+    /// 413: the body has too many keys.
+    TooManyKeys,
+    /// 408: the request did not arrive in time.
+    RequestTimeout,
+    /// 400: the body cannot be read.
+    MalformedBody,
+    /// 400: the upload has no keys.
+    NoKeys,
+    /// 400: a key is not a valid diagnosis key.
+    InvalidKey,
+    /// 400: the batch signature is not acceptable or does not verify.
+    InvalidSignature,
+    /// 400: the signer is not registered, not active, or of another country.
+    UntrustedSigner,
+    /// 400: a key's origin is not the caller's country.
+    ForeignOrigin,
+    /// 409: the upload tag is taken by another upload.
+    UploadTagTaken,
+    /// 409: the same upload was withdrawn.
+    UploadWithdrawn,
+    /// 404: the country has no upload with this tag.
+    UploadNotFound,
+    /// 400: the date is not of the form yyyy-MM-dd.
+    InvalidDate,
+    /// 410: the date is before the retention.
+    Gone,
+    /// 404: there is no such batch, or none yet.
+    BatchNotFound,
+    /// 400: the batch was formed before the date.
+    BatchBeforeDate,
+    /// 400: the id of a callback, or its parameter url, is not right, or the country has too many.
+    InvalidCallback,
+    /// 406: the URL of a callback fails a check.
+    UrlRefused,
+    /// 404: the country has no callback with this id.
+    CallbackNotFound,
+    /// 429: the country sends too many requests, or too much at once; try again at the time in Retry-After.
+    TooManyRequests,
+    /// 429: the country's quota of the day does not suffice; try again at the time in Retry-After.
+    QuotaExceeded,
+    /// 503: try again at the time in Retry-After.
+    Unavailable,
+    /// 500: a defect; the message has the request id.
+    Internal,
+}
+
+impl Code {
+    /// The status of the answer: each code has one.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidHeader
+            | Self::MalformedBody
+            | Self::NoKeys
+            | Self::InvalidKey
+            | Self::InvalidSignature
+            | Self::UntrustedSigner
+            | Self::ForeignOrigin
+            | Self::InvalidDate
+            | Self::BatchBeforeDate
+            | Self::InvalidCallback => StatusCode::BAD_REQUEST,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NoSuchPath | Self::UploadNotFound | Self::BatchNotFound | Self::CallbackNotFound => {
+                StatusCode::NOT_FOUND
+            }
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable | Self::UrlRefused => StatusCode::NOT_ACCEPTABLE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::UploadTagTaken | Self::UploadWithdrawn => StatusCode::CONFLICT,
+            Self::Gone => StatusCode::GONE,
+            Self::BodyTooLarge | Self::TooManyKeys => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests | Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Whether the caller learns what went wrong.
+    pub fn detail(self) -> Detail {
+        match self {
+            Self::Internal => Detail::RequestId,
+            Self::Unavailable => Detail::TryAgain,
+            Self::NoSuchPath
+            | Self::MethodNotAllowed
+            | Self::Forbidden
+            | Self::InvalidHeader
+            | Self::NotAcceptable
+            | Self::BodyTooLarge
+            | Self::TooManyKeys
+            | Self::RequestTimeout
+            | Self::MalformedBody
+            | Self::NoKeys
+            | Self::InvalidKey
+            | Self::InvalidSignature
+            | Self::UntrustedSigner
+            | Self::ForeignOrigin
+            | Self::UploadTagTaken
+            | Self::UploadWithdrawn
+            | Self::UploadNotFound
+            | Self::InvalidDate
+            | Self::Gone
+            | Self::BatchNotFound
+            | Self::BatchBeforeDate
+            | Self::InvalidCallback
+            | Self::UrlRefused
+            | Self::CallbackNotFound
+            | Self::TooManyRequests
+            | Self::QuotaExceeded => Detail::Shown,
+        }
+    }
+
+    /// As it is written.
+    pub fn text(self) -> String {
+        // A variant without fields is a text.
+        serde_json::to_value(self).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+impl Error {
+    /// What programs are told.
+    pub fn code(&self) -> Code {
+        self.0.code()
+    }
+
+    /// The limit that the request ran into, if it was one.
+    pub fn limit(&self) -> Option<&LimitError> {
+        self.0.limit()
+    }
+
+    /// The answer, with what only the surroundings know: the request's id, and the time for Retry-After.
+    pub fn respond(&self, request_id: &str, now: DateTime<Utc>) -> HttpResponse {
+        let code = self.code();
+        let message = match (code.detail(), self.0.shown()) {
+            (Detail::RequestId, _) => {
+                format!("something unexpected happened; tell the operator this request id: {request_id}")
+            }
+            (Detail::TryAgain, _) => {
+                "the gateway cannot answer right now; try again a little later".to_owned()
+            }
+            (Detail::Shown, Shown::Instead(text)) => text,
+            (Detail::Shown, Shown::Text) => self.to_string(),
+        };
+        let mut response = HttpResponse::build(code.status());
+        if let Some(allow) = self.0.allow() {
+            response.insert_header((header::ALLOW, HeaderValue::from_static(allow)));
+        }
+        if self.0.closes_connection() {
+            response.force_close();
+        }
+        let later = match self.limit() {
+            Some(limit) => Some(limit.retry_at(now)),
+            None => (code == Code::Unavailable).then(|| now + RETRY_AFTER),
+        };
+        if let Some(later) = later {
+            // Whole seconds: rounded up, or the client comes too early.
+            let later = later + TimeDelta::nanoseconds(999_999_999);
+            response
+                .insert_header((header::RETRY_AFTER, later.format("%a, %d %b %Y %H:%M:%S GMT").to_string()));
+        }
+        response.json(ErrorBody { message, code })
+    }
+}
+
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        self.code().status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        // The real answer is made where the request id is known.
+        HttpResponse::new(self.status_code())
+    }
+}

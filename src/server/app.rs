@@ -1,0 +1,299 @@
+//! The composition root: the only place that knows everyone.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use actix_web::web;
+use efgs_protocol::anchor::TrustAnchor;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Notify;
+
+use super::{observe::Observer, overview};
+use crate::{
+    access_log::AccessLog,
+    audit::Audits,
+    batching::Batching,
+    bodies::Bodies,
+    callback::{Callbacks, Guard, GuardError, Resolve, SystemResolver},
+    chain::Chain,
+    clock::Clock,
+    config::{Config, ConfigError},
+    download::Downloads,
+    downloaded::Downloaded,
+    encryption::Keyring,
+    expiry::Expiry,
+    health::Health,
+    instance::Instance,
+    journal::{Journal, Recording, Sources},
+    limits::Limits,
+    rotation::RotationError,
+    store::{Store, StoreError},
+    trust::{Admission, TlsError, Trust},
+    upload::Uploads,
+    withdrawal::Withdrawals,
+    workers::Workers,
+};
+
+/// Everything that one instance works with.
+pub struct App {
+    /// Which start of a gateway this is.
+    pub instance: Instance,
+    /// The settings.
+    pub config: Arc<Config>,
+    /// The time.
+    pub clock: Clock,
+    /// The database.
+    pub store: Store,
+    /// The record of every request.
+    pub access_log: Arc<AccessLog>,
+    /// Who may call and sign.
+    pub trust: Arc<Trust>,
+    /// Who is let in.
+    pub admission: Admission,
+    /// Encryption at rest.
+    pub keyring: Arc<Keyring>,
+    /// The batches.
+    pub chain: Arc<Chain>,
+    /// Bodies that are ready to send.
+    pub bodies: Bodies,
+    /// What the journal is read from and written from.
+    pub sources: Sources,
+    /// What is recorded outside the database, when that is configured.
+    pub journal: Recording,
+    /// How the jobs and the certificates stand.
+    pub health: Arc<Health>,
+    /// What countries may take of this instance.
+    pub limits: Arc<Limits>,
+    /// Where requests are worked on.
+    pub workers: Workers,
+    /// Uploads.
+    pub uploads: Uploads,
+    /// Downloads.
+    pub downloads: Downloads,
+    /// Audits.
+    pub audits: Audits,
+    /// Withdrawals.
+    pub withdrawals: Withdrawals,
+    /// Callbacks.
+    pub callbacks: Callbacks,
+    /// Forming batches.
+    pub batching: Batching,
+    /// Forgetting.
+    pub expiry: Expiry,
+    /// What the operator sees.
+    pub overview: overview::Cache,
+    metrics: Option<PrometheusHandle>,
+}
+
+/// Why the gateway cannot start; every text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not right.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file of `[tls]` is not right.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// `[callback]` is not right.
+    #[error(transparent)]
+    Callback(#[from] GuardError),
+    /// The trust anchor is not usable.
+    #[error("`trust.anchor` ({path}): {reason}")]
+    Anchor {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The database is not usable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The schema is old, and `--no-migrate` was given.
+    #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
+    SchemaOutdated,
+    /// What is stored could not be read.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
+    /// The database is only half filled from the journal.
+    #[error(
+        "the database has not been filled from the journal to the end: run `efgs-gateway journal replay --config FILE` again"
+    )]
+    ReplayUnfinished,
+    /// An address cannot be listened on.
+    #[error("cannot listen on `server.{key}` = {address}: {source}")]
+    Listen {
+        /// Which address.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The TLS library refuses its settings.
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+impl App {
+    /// Reads what the configuration names and prepares everything; nothing runs yet.
+    pub fn new(
+        config: Config,
+        clock: Clock,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Arc<Self>, StartError> {
+        Self::with_resolver(config, clock, metrics, Arc::new(SystemResolver))
+    }
+
+    /// The same with another way to look up the hosts of callbacks.
+    pub fn with_resolver(
+        config: Config,
+        clock: Clock,
+        metrics: Option<PrometheusHandle>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<Arc<Self>, StartError> {
+        let anchor =
+            |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
+        let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
+        let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
+        let mut store = Store::connect(&config.database, &config.database_url()?)?;
+        if config.journal.is_some() {
+            store = store.with_journal();
+        }
+        let config = Arc::new(config);
+        let instance = Instance::new();
+        let (storing, reading) = store.places();
+        let limits = Limits::new(&config, storing, reading);
+        let workers = Workers::new(limits.clone());
+        let health = Arc::new(Health::new(clock.clone(), config.database.timeout));
+        let trust = Arc::new(Trust::new(anchor, config.trust.refresh));
+        let keyring = Arc::new(Keyring::load(&config.encryption)?);
+        let chain = Arc::new(Chain::new(store.clone(), clock.clone(), workers.clone(), config.clone()));
+        let access_log = AccessLog::new(
+            &config.access_log,
+            config.database.timeout,
+            store.clone(),
+            clock.clone(),
+            instance.clone(),
+        )?;
+        let sources = Sources {
+            settings: config.journal.clone(),
+            store: store.clone(),
+            clock: clock.clone(),
+            trust: trust.clone(),
+            keyring: keyring.clone(),
+            chain: chain.clone(),
+        };
+        let open = |settings| Journal::open(settings, &instance, sources.clone()).map(Arc::new);
+        let journal = Recording::new(config.journal.as_ref().map(open).transpose()?);
+        let cache = config.download.cache.as_u64();
+        let bodies = Bodies::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
+        let downloaded = Arc::<Downloaded>::default();
+        let (stored, formed) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        Ok(Arc::new(Self {
+            admission: Admission::new(config.server.clone(), trust.clone(), clock.clone(), limits.clone()),
+            uploads: Uploads {
+                config: config.clone(),
+                clock: clock.clone(),
+                store: store.clone(),
+                trust: trust.clone(),
+                keyring: keyring.clone(),
+                limits: limits.clone(),
+                workers: workers.clone(),
+                health: health.clone(),
+                journal: journal.clone(),
+                stored: stored.clone(),
+            },
+            downloads: Downloads {
+                chain: chain.clone(),
+                bodies: bodies.clone(),
+                downloaded: downloaded.clone(),
+            },
+            audits: Audits {
+                chain: chain.clone(),
+                store: store.clone(),
+                limits: limits.clone(),
+                workers: workers.clone(),
+            },
+            withdrawals: Withdrawals {
+                store: store.clone(),
+                clock: clock.clone(),
+                chain: chain.clone(),
+                bodies: bodies.clone(),
+                journal: journal.clone(),
+                workers: workers.clone(),
+            },
+            callbacks: Callbacks {
+                guard: Arc::new(Guard::new(config.callback.as_ref(), resolver)?),
+                config: config.clone(),
+                instance: instance.clone(),
+                clock: clock.clone(),
+                store: store.clone(),
+                trust: trust.clone(),
+                chain: chain.clone(),
+                downloaded,
+                health: health.clone(),
+                workers: workers.clone(),
+                wake: formed.clone(),
+            },
+            batching: Batching {
+                settings: config.batching.clone(),
+                store: store.clone(),
+                clock: clock.clone(),
+                health: health.clone(),
+                journal: journal.clone(),
+                wake: stored,
+                formed,
+            },
+            expiry: Expiry {
+                interval: config.retention.interval,
+                store: store.clone(),
+                chain: chain.clone(),
+                bodies: bodies.clone(),
+                health: health.clone(),
+            },
+            access_log: Arc::new(access_log),
+            overview: overview::Cache::default(),
+            instance,
+            sources,
+            journal,
+            trust,
+            keyring,
+            chain,
+            bodies,
+            health,
+            limits,
+            workers,
+            store,
+            clock,
+            metrics,
+            config,
+        }))
+    }
+
+    /// Gives the handlers of the national side what they work with.
+    pub(super) fn provide(&self, config: &mut web::ServiceConfig) {
+        config
+            .app_data(web::Data::new(Observer {
+                access_log: self.access_log.clone(),
+                admission: self.admission.clone(),
+                clock: self.clock.clone(),
+                instance: self.instance.clone(),
+            }))
+            .app_data(web::Data::new(self.admission.clone()))
+            .app_data(web::Data::new(self.uploads.clone()))
+            .app_data(web::Data::new(self.downloads.clone()))
+            .app_data(web::Data::new(self.audits.clone()))
+            .app_data(web::Data::new(self.withdrawals.clone()))
+            .app_data(web::Data::new(self.callbacks.clone()));
+    }
+
+    /// Metrics in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        self.metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+//! Whether the gateway can do its work.
+
+use std::time::Duration;
+
+use super::App;
+use crate::health::{Severity, Trouble, Warning, short};
+
+/// A certificate that expires within so many days is a warning.
+const WARN_DAYS: i64 = 30;
+
+/// Whether the gateway can do its work.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    /// Why not; empty when it can.
+    pub reasons: Vec<String>,
+    /// What the operator should look at soon.
+    pub warnings: Vec<Warning>,
+    /// Whether the database answers.
+    pub database: bool,
+}
+
+impl App {
+    /// Judges whether this instance can do its work; waits for the database at most `patience`.
+    pub async fn readiness(&self, patience: Duration) -> Readiness {
+        let mut readiness = Readiness::default();
+        if let Err(error) = self.trust.registry() {
+            readiness.reasons.push(error.to_string());
+        }
+        let store = self.store.clone();
+        let ping = self.workers.run(async move { store.ping().await });
+        match tokio::time::timeout(patience, ping).await {
+            Ok(Ok(Ok(()))) => readiness.database = true,
+            Ok(Ok(Err(error))) => readiness.reasons.push(error.to_string()),
+            Ok(Err(error)) => readiness.reasons.push(error.to_string()),
+            Err(_) => {
+                readiness.reasons.push(format!("the database does not answer within {}", short(patience)));
+            }
+        }
+        let attention = |text: String| Warning { severity: Severity::Attention, text };
+        for warning in self.health.jobs().into_iter().filter_map(|job| job.stalled) {
+            match warning.severity {
+                Severity::Problem => readiness.reasons.push(warning.text),
+                Severity::Attention => readiness.warnings.push(warning),
+            }
+        }
+        if let Some(journal) = self.journal.journal() {
+            let refused = journal.failing().map(|error| format!("uploads are refused: {error}"));
+            readiness.warnings.extend(refused.map(|text| Warning { severity: Severity::Problem, text }));
+            readiness.warnings.extend(journal.warnings().into_iter().map(attention));
+        }
+        let trouble = |(what, why): (Trouble, String)| Warning {
+            severity: what.severity(),
+            text: format!("{}: {why}", what.text()),
+        };
+        readiness.warnings.extend(self.health.troubles().into_iter().map(trouble));
+        let now = self.clock.now();
+        for certificate in self.health.certificates().iter() {
+            let name = certificate.name();
+            match certificate.days_left(now) {
+                ..=0 if certificate.is_vital() => readiness.reasons.push(format!("{name} has expired")),
+                ..=0 => readiness.warnings.push(attention(format!("{name} has expired"))),
+                days @ 1..=WARN_DAYS => {
+                    readiness.warnings.push(attention(format!("{name} expires in {days} days or less")));
+                }
+                _ => {}
+            }
+        }
+        readiness
+    }
+}
