@@ -52,11 +52,12 @@ attributes_of! {
         Lit Loop Macro Match MethodCall Paren Path Return Struct Try Tuple Unsafe While;
 }
 
+/// Of a statement that is no item.
 pub(super) fn of_statement(statement: &syn::Stmt) -> &[Attribute] {
     match statement {
         syn::Stmt::Local(inner) => &inner.attrs,
         syn::Stmt::Macro(inner) => &inner.attrs,
         syn::Stmt::Expr(inner, _) => of_expression(inner),
-        syn::Stmt::Item(inner) => of_item(inner),
+        syn::Stmt::Item(_) => &[],
     }
 }

@@ -62,6 +62,7 @@ fn what_only_tests_compile_and_what_is_no_code_is_no_edge() {
         "/* crate::audit::run() */",
         "//! See [`crate::audit::run`].",
         "/// See [`crate::audit::run`].\n#[doc = \"crate::audit::run\"] fn f() {}",
+        "#[doc(alias = \"crate::audit::run\")] fn f() {}",
         "const A: &str = \"crate::audit::run()\";",
         "fn f() { println!(\"crate::audit::run\") }",
         "#[cfg(test)] mod tests { use crate::audit; }",
@@ -69,6 +70,8 @@ fn what_only_tests_compile_and_what_is_no_code_is_no_edge() {
         "#[cfg(all(test, unix))] mod tests { use crate::audit; }",
         "#[cfg(any(test, all(test, unix)))] use crate::audit;",
         "#[cfg(test)] use crate::audit;",
+        "fn f() { #[cfg(test)] use crate::audit; }",
+        "fn f() { mod inner { #[cfg(test)] use crate::audit; } }",
         "#[test] fn f() { crate::audit::run() }",
         "#[tokio::test] async fn f() { crate::audit::run() }",
         "impl S { #[cfg(test)] fn f() { crate::audit::run() } }",
@@ -79,11 +82,18 @@ fn what_only_tests_compile_and_what_is_no_code_is_no_edge() {
         "fn f() { match x { #[cfg(test)] crate::audit::A => {} _ => {} } S { #[cfg(test)] a: crate::audit::A }; }",
         "#[cfg_attr(test, handler(crate::audit::run))] fn f() {}",
         "use audit::Report;", // a crate of that name
+        "pub(crate) fn f() {}",
         "mod audit {} use self::audit as a; fn f() { a::run() }",
         "mod inner { use super::audit; }", // no module of its own, nor the root's
     ] {
         assert_eq!(edges_of(text), Vec::<String>::new(), "{text}");
     }
+}
+
+#[test]
+fn two_colons_at_the_front_name_a_crate() {
+    let root = "mod audit; use ::audit::Report; fn f() { log!(::audit::run()); ::audit::run() }";
+    assert_eq!(edges(&[("src/lib.rs", root), ("src/audit.rs", "")]), Vec::<String>::new());
 }
 
 #[test]
@@ -110,7 +120,10 @@ fn a_re_export_of_a_module_belongs_to_that_module() {
 #[test]
 fn files_are_found_as_the_compiler_finds_them() {
     let found = edges(&[
-        ("src/lib.rs", "mod audit; mod cli; #[path = \"other/name.rs\"] mod limits; mod store { mod rows; }"),
+        (
+            "src/lib.rs",
+            "mod audit; mod cli; #[path = \"other/name.rs\"] mod limits; mod store { mod rows; } mod testing;",
+        ),
         ("src/main.rs", "fn main() { efgs_gateway::cli::main() }"),
         ("src/cli.rs", "mod upload;"),
         ("src/cli/upload.rs", "use crate::limits;"),
@@ -120,6 +133,7 @@ fn files_are_found_as_the_compiler_finds_them() {
         ("src/other/deeper.rs", "use crate::store;"),
         ("src/store/rows.rs", "use crate::audit;"),
         ("src/forgotten.rs", "use crate::audit;"),
+        ("src/testing.rs", "#![cfg(test)] use crate::audit;"),
     ]);
     assert_eq!(found, ["audit → cli", "cli → limits", "limits → store", "main → cli", "store → audit"]);
 }

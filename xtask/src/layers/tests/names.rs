@@ -41,6 +41,7 @@ fn a_status_is_decided_only_in_an_error_mapping() {
             "2 StatusCode",
         ),
         ("impl E { fn f() { StatusCode::OK } }", "1 StatusCode"),
+        ("impl Problem for E {}\nfn f() { StatusCode::OK }", "2 StatusCode"),
     ] {
         assert_eq!(refused(text), [name], "{text}");
     }
@@ -60,6 +61,8 @@ fn a_connection_is_opened_only_in_its_places() {
             "trait C { fn f(); }\nimpl C for tokio::net::TcpStream { fn f() { Self::connect(a) } }",
             "2 TcpStream::connect*",
         ),
+        ("fn f() { use tokio::net::TcpStream as T;\n T::connect(a) }", "2 TcpStream::connect*"),
+        ("use socket2::{self as s};\nfn f() { s::Socket::new(a) }", "2 socket2::Socket"),
         ("use std::net::UdpSocket;", "1 UdpSocket"),
         ("fn f() { std::net::UdpSocket::bind(a) }", "1 UdpSocket"),
         ("fn f() { tokio::net::TcpSocket::new_v4() }", "1 TcpSocket"),
@@ -94,7 +97,10 @@ fn a_name_is_found_behind_re_exports() {
 fn a_name_is_found_behind_a_re_export_of_another_crate() {
     let files = [
         ("src/lib.rs", "mod upload;"),
-        ("src/upload.rs", "use efgs_kit::Code;\nfn f() { Code::OK }"),
+        (
+            "src/upload.rs",
+            "use efgs_kit::Code;\nfn f() { Code::OK }\nmod b { use efgs_kit;\nfn f() { efgs_kit::Code::OK } }",
+        ),
         ("crates/kit/src/lib.rs", "mod http; pub use http::Code;"),
         ("crates/kit/src/http.rs", "pub use actix_web::http::StatusCode as Code;"),
     ];
@@ -107,7 +113,12 @@ fn a_name_is_found_behind_a_re_export_of_another_crate() {
     };
     let mentions = crates_of(&files, vec![gateway(&files), kit]).unwrap().mentions;
     let found = names::breaches(NAMES, &mentions);
-    assert!(found.iter().any(|breach| breach.starts_with("src/upload.rs:2: StatusCode: ")), "{found:?}");
+    for place in ["src/upload.rs:2", "src/upload.rs:4"] {
+        assert!(
+            found.iter().any(|breach| breach.starts_with(&format!("{place}: StatusCode: "))),
+            "{found:?}"
+        );
+    }
 }
 
 #[test]
@@ -117,6 +128,8 @@ fn what_only_looks_like_a_name_is_left_alone() {
         "/// `UdpSocket`\nfn f() { log(\"TcpStream::connect(a) // StatusCode\") }",
         "fn f(stream: tokio::net::TcpStream) -> TlsStream<TcpStream> { stream.connected() }",
         "#[cfg(test)] mod tests { use reqwest::Client; }",
+        "fn f() { #[cfg(test)] use tokio::net::TcpStream as T; T::connect(a) }",
+        "fn f() { to_socket_addrs() }",
         "struct MyStatusCode; fn f(hyper: u8) -> u8 { hyper }",
         "fn f() { info!(hyper = 1, status.StatusCode = 2); a..connect }",
     ] {
