@@ -2,14 +2,14 @@
 
 use std::process::{Command, Stdio};
 
+use crate::layers;
 use crate::step::{Outcome, cargo, run, step};
-use crate::walls;
 
 const CARGO_DENY: &str = "0.20.2";
 
 /// Every check, the cheap ones first; stops at the first that fails.
 pub(crate) fn all(openapi: &str) -> Outcome {
-    step("walls", walls::check)?;
+    step("layers", layers::check)?;
     step("format", || run(&mut cargo(["fmt", "--all", "--check"])))?;
     step("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))

@@ -1,12 +1,14 @@
 //! Chores of this repository that need more than cargo: `cargo xtask help`.
 //!
-//! It uses nothing but the standard library, because it is the first thing that is compiled on a new machine.
+//! It is the first thing that is compiled on a new machine, so it has few dependencies, and only where the standard library
+//! cannot do the work: `syn` parses Rust for the check of the layers, which a search in the text gets wrong in both
+//! directions, and `serde_json` reads `cargo metadata`. Both come with the gateway's own dependencies and compile in seconds.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
 
 mod check;
+mod layers;
 mod servers;
 mod step;
-mod walls;
 
 use std::env;
 use std::fs;
@@ -22,7 +24,10 @@ cargo xtask <command>
              every test, on SQLite, MariaDB and MySQL. Installs both servers where they are missing (Debian 12;
              root or sudo), starts them as throw-away servers on free loopback ports and removes them at the end.
              Example: cargo xtask test -- -p efgs-gateway upload
-  check      what CI checks besides tests: walls, format, lints, docs, fuzz targets, API document, licences
+  check      what CI checks besides tests: layers, format, lints, docs, fuzz targets, API document, licences
+  layers [--check FILE | --write FILE]
+             print the layers of modules and crates and what each uses; or compare them with the block between
+             <!-- layers --> and <!-- /layers --> in a document, or replace it
   ci         check, then test
   bench [-- <arguments>]
              the benchmarks (release build), with the same two servers
@@ -39,12 +44,21 @@ const OPENAPI: &str = "openapi/efgs-gateway.json";
 enum Task {
     Test { sqlite_only: bool, args: Vec<String> },
     Check,
+    Layers(Layers),
     Ci,
     Bench { args: Vec<String> },
     Servers,
     Openapi,
     Advisories,
     Help,
+}
+
+/// What `layers` does with the text: print it, or compare or replace the block in a document.
+#[derive(Debug, PartialEq)]
+enum Layers {
+    Print,
+    Check(String),
+    Write(String),
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Outcome<Task> {
@@ -63,6 +77,11 @@ fn parse(args: impl Iterator<Item = String>) -> Outcome<Task> {
         "test" => Task::Test { sqlite_only, args: std::mem::take(&mut passed_on) },
         "bench" => Task::Bench { args: std::mem::take(&mut passed_on) },
         "check" => Task::Check,
+        "layers" => Task::Layers(match &mut options[..] {
+            [option, file] if option == "--check" => Layers::Check(std::mem::take(file)),
+            [option, file] if option == "--write" => Layers::Write(std::mem::take(file)),
+            _ => Layers::Print,
+        }),
         "ci" => Task::Ci,
         "servers" => Task::Servers,
         "openapi" => Task::Openapi,
@@ -70,7 +89,9 @@ fn parse(args: impl Iterator<Item = String>) -> Outcome<Task> {
         "help" | "--help" | "-h" => Task::Help,
         _ => return Err(format!("unknown command {command:?}\n\n{HELP}")),
     };
-    let understood = options.is_empty() || (sqlite_only && matches!(task, Task::Test { .. }));
+    let understood = options.is_empty()
+        || (sqlite_only && matches!(task, Task::Test { .. }))
+        || matches!(task, Task::Layers(Layers::Check(_) | Layers::Write(_)));
     if !understood || !passed_on.is_empty() {
         return Err(format!("{command} does not take these arguments\n\n{HELP}"));
     }
@@ -81,6 +102,9 @@ fn main() -> ExitCode {
     let outcome = parse(env::args().skip(1)).and_then(|task| match task {
         Task::Test { sqlite_only, args } => test(sqlite_only, &args),
         Task::Check => check::all(OPENAPI),
+        Task::Layers(Layers::Print) => layers::shown().map(|text| print!("{text}")),
+        Task::Layers(Layers::Check(file)) => layers::check_document(&file),
+        Task::Layers(Layers::Write(file)) => layers::write_document(&file),
         Task::Ci => check::all(OPENAPI).and_then(|()| test(false, &[])),
         Task::Bench { args } => bench(&args),
         Task::Servers => keep_servers(),
@@ -144,17 +168,29 @@ mod tests {
     }
 
     #[test]
-    fn arguments_after_the_dashes_are_passed_on() {
+    fn arguments_reach_their_task() {
         let args = vec!["-p".to_owned(), "xtask".to_owned()];
         assert_eq!(parsed("test -- -p xtask"), Ok(Task::Test { sqlite_only: false, args }));
         assert_eq!(parsed("test --sqlite-only"), Ok(Task::Test { sqlite_only: true, args: Vec::new() }));
         assert_eq!(parsed("bench -- quick"), Ok(Task::Bench { args: vec!["quick".to_owned()] }));
+        assert_eq!(parsed("layers"), Ok(Task::Layers(Layers::Print)));
+        assert_eq!(parsed("layers --check A.md"), Ok(Task::Layers(Layers::Check("A.md".to_owned()))));
+        assert_eq!(parsed("layers --write A.md"), Ok(Task::Layers(Layers::Write("A.md".to_owned()))));
         assert_eq!(parsed(""), Ok(Task::Help));
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["tset", "test --sqlite", "check --sqlite-only", "check -- -p xtask", "test -p xtask"] {
+        for line in [
+            "tset",
+            "layers --check",
+            "layers --write a b",
+            "layers a b",
+            "test --sqlite",
+            "check --sqlite-only",
+            "check -- -p xtask",
+            "test -p xtask",
+        ] {
             assert!(parsed(line).is_err(), "{line}");
         }
     }
