@@ -47,3 +47,28 @@ impl Clock {
 fn system_micros() -> i64 {
     Utc::now().timestamp_micros()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_shows_the_time_that_it_and_its_clones_were_set_to() {
+        let at = |micros| DateTime::from_timestamp_micros(micros).unwrap_or_default();
+        let clock = Clock::manual(at(5));
+        let clone = clock.clone();
+        assert_eq!((clock.now(), clone.now()), (at(5), at(5)));
+        clone.set(at(-7));
+        assert_eq!((clock.now(), clone.now()), (at(-7), at(-7)));
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "this is the clock's own test")]
+    fn the_system_clock_shows_the_machines_time_and_cannot_be_set() {
+        let clock = Clock::system();
+        let before = Utc::now().timestamp_micros();
+        clock.set(DateTime::UNIX_EPOCH);
+        let shown = clock.now().timestamp_micros();
+        assert!((before..=Utc::now().timestamp_micros()).contains(&shown), "{shown} {before}");
+    }
+}

@@ -36,3 +36,15 @@ pub(crate) fn excerpt(text: &[u8]) -> String {
     let shown = text[..text.len().min(LONGEST)].escape_ascii();
     if text.len() > LONGEST { format!("\"{shown}…\"") } else { format!("\"{shown}\"") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::excerpt;
+
+    #[test]
+    fn an_excerpt_is_escaped_and_has_at_most_40_bytes() {
+        assert_eq!(excerpt(b"a\n\"b\xff"), r#""a\n\"b\xff""#);
+        assert_eq!(excerpt(&[b'x'; 40]), format!("\"{}\"", "x".repeat(40)));
+        assert_eq!(excerpt(&[b'x'; 41]), format!("\"{}…\"", "x".repeat(40)));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
 
+use efgs_protocol::wire;
 use flate2::{CrcReader, bufread::DeflateDecoder};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -240,16 +241,11 @@ impl<R: Read> Keys<R> {
 
     /// A number, which is also kept with the header's fields.
     fn varint(&mut self) -> Result<u64, ReadError> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
+        let number = wire::read_varint(|| {
             self.copy(1)?;
-            let byte = self.header.last().copied().unwrap_or_default();
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err(self.malformed("a number that does not end"))
+            Ok::<_, ReadError>(self.header.last().copied().unwrap_or_default())
+        })?;
+        number.ok_or_else(|| self.malformed("a number that does not end"))
     }
 
     /// Moves bytes to the header's fields.

@@ -198,7 +198,9 @@ fn what_is_no_export_file_is_named() {
     assert!(error(read(&export_of(&[0x3a, 18, 0x0a]))).contains("cut off before byte 19"));
     assert!(error(read(&export_of(&[0x3a, 0xff, 0xff, 0x03]))).contains("a key that is too long"));
     assert!(error(read(&export_of(&[0x1a, 0xff, 0xff, 0xff, 0x03]))).contains("a header that is too long"));
-    assert!(error(read(&export_of(&[0xff; 20]))).contains("a number that does not end"));
+    for number in [&[0xff; 20][..], &[&[0xff; 9][..], &[2]].concat()] {
+        assert!(error(read(&export_of(number))).contains("a number that does not end"));
+    }
     assert!(error(read(&export_of(&[0x0b]))).contains("an unknown wire type"));
     assert!(error(read(&export_of(&[0x1a, 1, 0xff]))).contains("a header field of another type"));
 }

@@ -52,14 +52,9 @@ pub(super) fn read(
 }
 
 fn varint(stream: &mut impl Read) -> io::Result<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        number |= u64::from(byte[0] & 0x7f) << shift;
-        if byte[0] < 0x80 {
-            return Ok(number);
-        }
-    }
-    Err(io::Error::new(ErrorKind::InvalidData, "not a protobuf batch: a number that does not end"))
+    let mut byte = [0];
+    let number = wire::read_varint(|| stream.read_exact(&mut byte).map(|()| byte[0]))?;
+    let endless =
+        || io::Error::new(ErrorKind::InvalidData, "not a protobuf batch: a number that does not end");
+    number.ok_or_else(endless)
 }

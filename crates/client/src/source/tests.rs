@@ -158,6 +158,8 @@ fn a_file_that_is_cut_off_or_none_of_the_formats_is_an_error() {
         &[8, 1],
         &[0, 0],
         &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 0],
+        // A bit beyond the 64th, without which it would be an unknown field.
+        &[0x90, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 2, 0],
     ] {
         assert!(problem(bytes).contains("not a protobuf batch"), "{bytes:?}");
     }

@@ -102,7 +102,9 @@ impl Scene {
     fn failures(change: impl FnOnce(&mut Self)) -> Vec<Vec<Failure>> {
         let mut scene = Self::new();
         change(&mut scene);
-        scene.verdicts().unwrap().into_iter().map(|verdict| verdict.failures).collect()
+        let verdicts = scene.verdicts().unwrap();
+        assert!(verdicts.iter().all(|verdict| verdict.holds() == verdict.failures.is_empty()), "{verdicts:?}");
+        verdicts.into_iter().map(|verdict| verdict.failures).collect()
     }
 }
 
@@ -196,6 +198,7 @@ fn certificates_must_be_vouched_for_and_belong_to_the_entry() {
     assert_eq!(*not_vouched_for, Failure::NotVouchedFor { role: Role::Uploader, error: mismatch.clone() });
     assert!(matches!(thumbprint, Failure::Thumbprint { role: Role::Uploader, .. }));
     assert_eq!(*nationality, Failure::Country { role: Role::Uploader, country: country("NL") });
+    assert_eq!(nationality.to_string(), "the uploader certificate belongs to NL");
 
     let failures = Scene::failures(|scene| scene.entries[0].signing_certificate = "nothing".into());
     let error = CertificateError::NotPem("no BEGIN CERTIFICATE line");
@@ -211,6 +214,8 @@ fn certificates_must_be_vouched_for_and_belong_to_the_entry() {
             scene.entries[0].uploader_operator_signature.clone();
     });
     assert_eq!(failures[0], [Failure::NotVouchedFor { role: Role::Signing, error: mismatch }]);
+    let text = failures[0][0].to_string();
+    assert!(text.starts_with("the signing certificate is not vouched for: "), "{text}");
 }
 
 #[test]

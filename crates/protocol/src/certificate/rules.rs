@@ -216,3 +216,86 @@ fn apply(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{CertificateType::*, *};
+
+    // RFC 5280, section 4.2.1.3.
+    const DIGITAL_SIGNATURE: u16 = 1;
+    const NON_REPUDIATION: u16 = 1 << 1;
+    const KEY_ENCIPHERMENT: u16 = 1 << 2;
+    const KEY_CERT_SIGN: u16 = 1 << 5;
+
+    const PERMITTED: Result<&str, &str> = Ok("the named usages permit it");
+
+    fn usage(key: Option<u16>, extended: Option<[bool; 3]>, ca: bool) -> Usage {
+        let extended = extended.map(|[any, server, client]| Extended { any, server, client });
+        Usage { key: Ok(key.map(|flags| KeyUsage { flags })), extended: Ok(extended), ca }
+    }
+
+    #[test]
+    fn each_type_needs_one_of_its_own_key_usages() {
+        let missing = |kind| match kind {
+            Authentication => Err("the key usage lacks digitalSignature"),
+            Signing => Err("the key usage lacks digitalSignature and nonRepudiation"),
+            Callback => Err("the key usage lacks digitalSignature and keyEncipherment"),
+        };
+        for (flag, permitted) in [
+            (0, &[][..]),
+            (DIGITAL_SIGNATURE, &[Authentication, Signing, Callback]),
+            (NON_REPUDIATION, &[Signing]),
+            (KEY_ENCIPHERMENT, &[Callback]),
+            (KEY_CERT_SIGN, &[]),
+        ] {
+            for kind in [Authentication, Signing, Callback] {
+                let expected = if permitted.contains(&kind) { PERMITTED } else { missing(kind) };
+                assert_eq!(usage(Some(flag), None, false).check(kind), expected, "{kind} {flag:#b}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_extended_key_usage_names_the_side_of_the_connection_or_any() {
+        for (extended, authentication, callback) in [
+            ([true, false, false], PERMITTED, PERMITTED),
+            ([false, true, false], Err("the extended key usage lacks clientAuth"), PERMITTED),
+            ([false, false, true], PERMITTED, Err("the extended key usage lacks serverAuth")),
+        ] {
+            let usage = usage(None, Some(extended), false);
+            assert_eq!(usage.check(Authentication), authentication, "{extended:?}");
+            assert_eq!(usage.check(Callback), callback, "{extended:?}");
+            assert_eq!(usage.check(Signing), PERMITTED, "{extended:?}");
+        }
+    }
+
+    #[test]
+    fn without_usages_all_are_permitted_and_unreadable_ones_permit_nothing() {
+        for kind in [Authentication, Signing, Callback] {
+            let named = usage(None, None, false);
+            assert_eq!(named.check(kind), Ok("no usages are named, so all are permitted"));
+            let unreadable = "a usage extension is unreadable or occurs twice";
+            assert_eq!(Usage { key: Err(Unreadable), ..named.clone() }.check(kind), Err(unreadable));
+            assert_eq!(Usage { extended: Err(Unreadable), ..named }.check(kind), Err(unreadable));
+        }
+    }
+
+    #[test]
+    fn an_authority_is_a_ca_that_may_sign_certificates() {
+        for (key, ca, expected) in [
+            (Some(KEY_CERT_SIGN), true, true),
+            (Some(KEY_CERT_SIGN), false, false),
+            (Some(DIGITAL_SIGNATURE), true, false),
+            (None, true, false),
+        ] {
+            let usage = usage(key, Some([false, false, false]), ca);
+            assert_eq!(usage.is_authority(), expected, "{key:?} {ca}");
+            // No other usage is asked of an authority; the gateway calls no authority.
+            for kind in [Authentication, Signing] {
+                let accepted = usage.check(kind).is_ok_and(|text| text.starts_with("a CA: "));
+                assert_eq!(accepted, expected, "{kind} {key:?} {ca}");
+            }
+            assert!(usage.check(Callback).is_err());
+        }
+    }
+}

@@ -3,9 +3,11 @@
 mod json;
 mod protobuf;
 mod reader;
+mod varint;
 
 pub use json::{JSON_CLOSE, JSON_OPEN, JSON_SEPARATOR};
 pub use protobuf::append_protobuf_field;
+pub use varint::read_varint;
 
 use crate::{
     key::{InvalidKey, KeyBatch, KeyRef},

@@ -6,6 +6,7 @@
 use super::{
     DecodeError,
     reader::{Reader, WireType},
+    varint::append_varint,
 };
 use crate::{
     country::Country,
@@ -129,12 +130,4 @@ fn append_number(field: u8, number: u64, out: &mut Vec<u8>) {
         out.push(field << 3 | WireType::Varint as u8);
         append_varint(number, out);
     }
-}
-
-fn append_varint(mut number: u64, out: &mut Vec<u8>) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
 }

@@ -1,6 +1,6 @@
-//! Reading the protobuf encoding: varints, fields, and the skipping of unknown ones.
+//! Reading the protobuf encoding: fields, and the skipping of unknown ones.
 
-use super::DecodeError;
+use super::{DecodeError, varint::read_varint};
 
 /// How a field's value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,19 +152,8 @@ impl<'a> Reader<'a> {
     }
 
     fn long_varint(&mut self) -> Result<u64, Malformed> {
-        let mut number = 0;
-        for (index, &byte) in self.rest.iter().take(10).enumerate() {
-            number |= u64::from(byte & 0x7f) << (7 * index);
-            if byte < 0x80 {
-                // Of the tenth byte, only one bit is left in a number of 64 bits.
-                if index == 9 && byte > 1 {
-                    break;
-                }
-                self.rest = &self.rest[index + 1..];
-                return Ok(number);
-            }
-        }
-        Err(Malformed { what: "a number that does not end", at: self.at() })
+        let endless = Malformed { what: "a number that does not end", at: self.at() };
+        read_varint(|| self.rest.split_off_first().copied().ok_or(endless))?.ok_or(endless)
     }
 
     /// Where in the body the next byte lies.
