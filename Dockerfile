@@ -18,7 +18,7 @@ COPY xtask xtask
 # is copied out.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target,sharing=locked \
-    cargo build --release --locked --package efgs-gateway --bin efgs-gateway \
+    cargo build --release --locked --package efgs-gateway --bin efgs-gateway --no-default-features \
  && cp target/release/efgs-gateway /usr/local/bin/
 
 FROM debian:bookworm-slim

@@ -10,10 +10,7 @@
 //! whatever was changed, moved, inserted or removed. `docs/access-log.md` tells how others can do the same, and
 //! what it proves.
 
-mod head;
-mod record;
 mod retention;
-mod tally;
 mod trail;
 pub mod verify;
 
@@ -29,10 +26,11 @@ use std::{
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
-pub use head::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
-pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
+pub use efgs_access_log::{
+    ChainEnd, Entry, Hash, Key, KeyError, Kind, NOBODY, ORIGIN, Record, SignedStatement, Signer, Statement,
+    Tally, digest, hash, hex, tallies,
+};
 pub use retention::{Forgotten, RetentionError};
-pub use tally::{NOBODY, Tally, tallies};
 pub use trail::{Facts, Trail, note, trail};
 use verify::Evidence;
 
@@ -42,7 +40,7 @@ use crate::{
     health::{Health, JobWatch},
     instance::Instance,
     jobs::Shutdown,
-    store::{ChainEnd, Place, Store, StoreError},
+    store::{Place, Store, StoreError},
 };
 
 /// Records in one commit.

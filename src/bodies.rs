@@ -13,8 +13,8 @@ use moka::future::Cache;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
-    encryption::Keyring,
     http::{Defect, Error},
+    intake::Keyring,
     limits::{Kind, Limits},
     store::{BatchRecord, Store, StoredPayload},
     telemetry,

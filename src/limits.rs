@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     config::{Config, CountryLimits},
-    store::Usage,
+    intake::Usage,
     telemetry::{self, InFlight},
 };
 

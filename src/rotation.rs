@@ -6,7 +6,7 @@
 //! both change in one transaction, so work that was interrupted is found again.
 
 use crate::{
-    encryption::{EncryptionError, Keyring},
+    intake::{EncryptionError, Keyring},
     jobs,
     store::{Job, Lease, Store, StoreError, StoredPayload},
 };

@@ -22,9 +22,9 @@ use crate::{
     access_log::{self, Trail},
     clock::Clock,
     config::Config,
-    encryption::Keyring,
     health::{Health, Trouble},
     http::{self, BodyError, Code, Error, ErrorBody, HeaderError, Problem, reply},
+    intake::Keyring,
     journal::Recording,
     limits::{Held, Kind, LimitError, Limits, Turn},
     store::{Store, StoreError, UploadOutcome},
@@ -33,9 +33,7 @@ use crate::{
     workers::Workers,
 };
 
-mod verify;
-
-pub use verify::{SealedKey, SignedUpload, Uploader, VerifiedUpload, VerifyError};
+use efgs_intake::{SignedUpload, Uploader, VerifyError};
 
 /// The longest batch signature that is looked at, in bytes of base64.
 const MAX_SIGNATURE: usize = 16 * 1024;

@@ -11,13 +11,13 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    AccessLog, Kind, Statement,
+    AccessLog, ChainEnd, Kind, Statement,
     verify::{Finding, Report, past},
 };
 use crate::{
     health::{Health, JobWatch, Severity},
     jobs::{self, Shutdown},
-    store::{ChainEnd, Job, Lease, StoreError},
+    store::{Job, Lease, StoreError},
 };
 
 /// What a run deleted.

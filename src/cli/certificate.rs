@@ -20,8 +20,9 @@ use super::{ConfigFile, Outcome, clean, open_current, print, say};
 use crate::{
     clock::Clock,
     health::days_left,
+    intake::StoredCertificate,
     server::App,
-    store::{Imported, NewCertificate, StoredCertificate},
+    store::{Imported, NewCertificate},
     trust::{Registry, threshold},
 };
 

@@ -20,6 +20,7 @@ use crate::{
 mod access_log;
 mod callback;
 mod certificate;
+#[cfg(feature = "demo")]
 mod demo;
 mod encryption;
 mod files;
@@ -48,6 +49,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     Serve(serve::ServeArgs),
     /// Bring the database schema up to date
@@ -157,10 +159,17 @@ fn fail(error: &dyn Error) -> ExitCode {
 }
 
 async fn run(command: Command) -> Outcome {
-    if !matches!(command, Command::Serve(_) | Command::Demo(_)) {
+    let own_logs = match &command {
+        Command::Serve(_) => true,
+        #[cfg(feature = "demo")]
+        Command::Demo(_) => true,
+        _ => false,
+    };
+    if !own_logs {
         crate::telemetry::init_logs("warn");
     }
     match command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args).await,
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(file) => {

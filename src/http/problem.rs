@@ -17,7 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::limits::LimitError;
+use crate::{intake::EncryptionError, limits::LimitError, store::StoreError};
 
 /// When to try again after 503.
 const RETRY_AFTER: TimeDelta = TimeDelta::seconds(10);
@@ -128,6 +128,18 @@ impl Problem for NoOperation {
             Self::Path => None,
             Self::Method { allow } => Some(allow),
         }
+    }
+}
+
+impl Problem for StoreError {
+    fn code(&self) -> Code {
+        if self.is_temporary() { Code::Unavailable } else { Code::Internal }
+    }
+}
+
+impl Problem for EncryptionError {
+    fn code(&self) -> Code {
+        Code::Internal
     }
 }
 

@@ -9,11 +9,10 @@ use super::{
     record::{Event, UploadRecord},
 };
 use crate::{
-    encryption::EncryptionError,
     health::{Health, JobWatch},
+    intake::{EncryptionError, VerifiedUpload},
     jobs::{self, Shutdown, Steps},
     store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
-    upload::VerifiedUpload,
 };
 
 /// An upload that is not in the journal after this long has been left behind by its instance.

@@ -28,10 +28,9 @@ use super::{
     segment::{self, Segment},
 };
 use crate::{
-    encryption::Keyring,
-    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredCertificate},
+    intake::{Keyring, SignedUpload, StoredCertificate, Uploader, VerifiedUpload},
+    store::{JournalUpload, PendingBatch, PendingWithdrawal},
     trust::Registry,
-    upload::{SignedUpload, Uploader, VerifiedUpload},
 };
 
 /// Bytes of segments that are in memory at once, unless a single one has more.

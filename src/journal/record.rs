@@ -8,8 +8,8 @@ use efgs_protocol::{batch_tag::ObjectId, wire};
 use prost::Message;
 
 use crate::{
-    encryption::{EncryptionError, Keyring},
-    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredCertificate, StoredPayload},
+    intake::{EncryptionError, Keyring, StoredCertificate},
+    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredPayload},
 };
 
 /// What is written at once: one frame.

@@ -13,8 +13,8 @@ use super::{
     read::{Contents, Progress, UploadKey},
 };
 use crate::{
-    store::{PendingBatch, PendingWithdrawal, Restored, StoredCertificate},
-    upload::VerifiedUpload,
+    intake::{StoredCertificate, VerifiedUpload},
+    store::{PendingBatch, PendingWithdrawal, Restored},
 };
 
 /// What a replay did.

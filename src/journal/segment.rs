@@ -12,7 +12,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::record::{Event, Group};
-use crate::encryption::{EncryptionError, Keyring};
+use crate::intake::{EncryptionError, Keyring};
 
 const MAGIC: &[u8; 8] = b"EFGSJRN1";
 const HEADER: usize = 68;

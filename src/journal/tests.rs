@@ -16,7 +16,7 @@ use super::{
     record::{EndRecord, Event, Group},
     segment::{self, FIRST, Header, Segment, Writing},
 };
-use crate::{config, encryption::Keyring};
+use crate::{config, intake::Keyring};
 
 fn keyring(id: u32) -> Keyring {
     let folder = tempfile::tempdir().unwrap();

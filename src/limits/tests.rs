@@ -11,7 +11,7 @@ use chrono::NaiveDate;
 use efgs_protocol::country::Country;
 
 use super::{Arrival, Fair, Kind, LimitError, Limits, memory::Memory, pace::Pace};
-use crate::{config::Config, store::Usage};
+use crate::{config::Config, intake::Usage};
 
 const LONG: Duration = Duration::from_secs(60);
 

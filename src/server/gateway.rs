@@ -15,7 +15,7 @@ use crate::{
     jobs::{self, Shutdown},
     rotation,
     store::StoreError,
-    trust::TlsSetup,
+    trust::{self, TlsSetup},
 };
 
 /// A gateway that runs.
@@ -49,7 +49,7 @@ impl Gateway {
         if app.store.replay_is_unfinished().await? {
             return Err(StartError::ReplayUnfinished);
         }
-        app.trust.load(&app.store).await?;
+        trust::load(&app.trust, &app.store).await?;
         app.access_log.begin().await?;
 
         let listen = |key: &'static str, address: SocketAddr| {
@@ -123,7 +123,7 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
     let load = || async {
         // First what was withdrawn: when that is not known, the registry grows old and nobody is served.
         app.withdrawals.refresh().await?;
-        app.trust.load(&app.store).await
+        trust::load(&app.trust, &app.store).await
     };
     let watch = app.health.watch("trust", app.config.trust.refresh);
     jobs::repeat(watch, app.trust.pace(), shutdown, std::future::pending, load).await;

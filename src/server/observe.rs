@@ -83,7 +83,8 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         http.response.status_code = Empty,
     );
     if !span.is_disabled() {
-        telemetry::link(&span, request.headers());
+        let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+        telemetry::link(&span, traceparent);
         if let (Some(handshake), Some(app)) = (request.conn_data::<Handshake>(), &app) {
             handshake.tell(&span, app.clock.now());
         }

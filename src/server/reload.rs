@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 use super::App;
 use crate::{
     config::{Config, Encryption, Tls},
-    encryption::Keyring,
     health::Trouble,
+    intake::Keyring,
     jobs::Shutdown,
     rotation::{self, RotationError},
-    trust::{ExpiryWatch, TlsSetup},
+    trust::{self, ExpiryWatch, TlsSetup},
 };
 
 /// How often the files of `[tls]` and `[callback]` are looked at.
@@ -89,7 +89,7 @@ impl Reload {
             tracing::info!(?ids, "the encryption keys were read again");
         }
         self.note(Trouble::EncryptionKeys, keys);
-        if let Err(error) = self.app.trust.load(&self.app.store).await {
+        if let Err(error) = trust::load(&self.app.trust, &self.app.store).await {
             tracing::error!(%error, "the certificate registry could not be loaded");
         }
         self.look_at_certificates();

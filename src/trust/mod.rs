@@ -2,12 +2,22 @@
 
 mod caller;
 mod proxy;
-mod registry;
 mod tls;
 mod watch;
 
 pub use caller::{Admission, Caller, CallerError, PeerIdentity, known_caller};
-pub use registry::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
-pub use tls::{TlsError, TlsSetup};
-pub(crate) use tls::{load_identity, load_roots};
+pub use efgs_intake::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
+pub use tls::TlsSetup;
+
 pub use watch::{ExpiryWatch, threshold};
+
+use efgs_store::{Store, StoreError};
+use tokio::time::Instant;
+
+/// Reads the registry from the database.
+pub async fn load(trust: &Trust, store: &Store) -> Result<(), StoreError> {
+    // The age counts from before the question: what changed after it was asked may be missing.
+    let at = Instant::now();
+    trust.take(store.certificates().await?, at);
+    Ok(())
+}

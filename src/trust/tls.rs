@@ -4,16 +4,13 @@
 //! proves that the caller holds its private key and, where `tls.client_ca` is set, that it chains to one of
 //! those authorities. That is what makes self-signed certificates possible (spec appendix A).
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, RwLock},
-};
+use std::sync::{Arc, RwLock};
 
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, UnixTime},
     server::{
         ClientHello, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -21,18 +18,12 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use zeroize::Zeroizing;
+use efgs_kit::{
+    config::Tls,
+    pem::{TlsError, load_identity, load_roots},
+};
 
-use crate::{config::Tls, trust::PeerIdentity};
-
-/// What is wrong with a file of `[tls]` or `[callback]`.
-#[derive(Debug, thiserror::Error)]
-#[error("`{key}` ({path}): {reason}", path = path.display())]
-pub struct TlsError {
-    key: &'static str,
-    path: PathBuf,
-    reason: String,
-}
+use super::PeerIdentity;
 
 /// The gateway's side of TLS; its files can be read again while it runs.
 #[derive(Debug)]
@@ -97,60 +88,16 @@ impl Files {
             Some(path) => {
                 let roots = Arc::new(load_roots("tls.client_ca", path)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build();
-                Some(verifier.map_err(|e| TlsError {
-                    key: "tls.client_ca",
-                    path: path.clone(),
-                    reason: e.to_string(),
-                })?)
+                Some(verifier.map_err(|e| TlsError::new("tls.client_ca", path, e.to_string()))?)
             }
         };
         Ok(Self { identity: Arc::new(identity), chain })
     }
 }
 
-/// A certificate with its chain and its private key; each file comes with the key that names it.
-pub(crate) fn load_identity(
-    (certificate_key, certificate): (&'static str, &Path),
-    (private_key_key, private_key): (&'static str, &Path),
-    provider: &CryptoProvider,
-) -> Result<CertifiedKey, TlsError> {
-    let certificates = certificates(certificate_key, certificate)?;
-    let fail = |reason: String| TlsError { key: private_key_key, path: private_key.to_owned(), reason };
-    let text = std::fs::read(private_key).map(Zeroizing::new);
-    let text = text.map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|e| fail(describe(&e)))?;
-    CertifiedKey::from_der(certificates, key, provider).map_err(|e| fail(e.to_string()))
-}
-
-/// The authorities in a file.
-pub(crate) fn load_roots(key: &'static str, path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for root in certificates(key, path)? {
-        roots.add(root).map_err(|e| TlsError { key, path: path.to_owned(), reason: e.to_string() })?;
-    }
-    Ok(roots)
-}
-
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let fail = |reason: String| TlsError { key, path: path.to_owned(), reason };
-    let all = CertificateDer::pem_file_iter(path).map_err(|e| fail(describe(&e)))?;
-    let all: Vec<_> = all.collect::<Result<_, _>>().map_err(|e| fail(describe(&e)))?;
-    if all.is_empty() { Err(fail("there is no certificate in it (PEM)".into())) } else { Ok(all) }
-}
-
-fn describe(error: &rustls::pki_types::pem::Error) -> String {
-    match error {
-        rustls::pki_types::pem::Error::Io(e) => format!("cannot be read: {e}"),
-        rustls::pki_types::pem::Error::NoItemsFound => {
-            "there is no private key or certificate in it (PEM)".into()
-        }
-        other => format!("is not valid PEM: {other}"),
-    }
-}
-
 impl ResolvesServerCert for TlsSetup {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        crate::telemetry::handshake::begin();
+        efgs_kit::telemetry::handshake::begin();
         self.files.read().ok().map(|files| files.identity.clone())
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use efgs_gateway::{
     config::{Config, EncryptionKey},
-    encryption::Keyring,
+    intake::Keyring,
     rotation,
     server::{App, Gateway},
 };
@@ -256,7 +256,8 @@ async fn uploads_of_the_version_before_are_given_their_key(case: &Case) {
         let [one, two] =
             [(); 2].map(|()| App::new(case.config(), case.clock.clone(), None).unwrap().store.clone());
         let (first, second) = tokio::join!(one.migrate(), two.migrate());
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         assert_eq!(case.db.column::<i64>("SELECT key_id FROM upload ORDER BY id").await, [1, 2]);
         assert_eq!(one.keys_in_use().await.unwrap(), [1, 2]);
         tokio::join!(one.close(), two.close());

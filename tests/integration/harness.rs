@@ -332,7 +332,7 @@ impl Running {
 
     /// Reads the registry again.
     pub(crate) async fn reload(&self) {
-        self.app.trust.load(&self.app.store).await.unwrap();
+        efgs_gateway::trust::load(&self.app.trust, &self.app.store).await.unwrap();
     }
 
     /// Puts all that waits into batches now; their names.

@@ -8,10 +8,10 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 
 use super::{
-    super::{Hash, Kind, digest, hex},
+    super::{ChainEnd, Hash, Kind, digest, hex},
     Evidence, Known, PAGE, Report, Walk, missing, newest_cut, parse,
 };
-use crate::store::{ChainEnd, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// The old part of the list of statements.
 #[derive(Debug, Default)]

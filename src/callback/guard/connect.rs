@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{Callback, ConfigError},
-    trust::{load_identity, load_roots},
+    pem::{load_identity, load_roots},
 };
 
 const USER_AGENT: &str = concat!("efgs-gateway/", env!("CARGO_PKG_VERSION"));

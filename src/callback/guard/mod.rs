@@ -19,7 +19,8 @@ use rustls::pki_types::CertificateDer;
 use crate::{
     config::{self, ConfigError},
     http::Shown,
-    trust::{Registry, TlsError},
+    pem::TlsError,
+    trust::Registry,
 };
 
 mod address;

@@ -39,7 +39,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
         certificate::import_bundle(app, bundle).await?;
     }
     let now = app.clock.now();
-    app.trust.load(&app.store).await?;
+    crate::trust::load(&app.trust, &app.store).await?;
     let registry = app.trust.registry()?;
     let active =
         |bundle: &&Bundle| registry.active(bundle.certificate.thumbprint(), bundle.kind, now).is_ok();

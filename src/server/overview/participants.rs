@@ -8,7 +8,8 @@ use efgs_protocol::certificate::CertificateType;
 use super::App;
 use crate::{
     health::days_left,
-    store::{StoreError, Subscription, SubscriptionState, Traffic, Usage},
+    intake::Usage,
+    store::{StoreError, Subscription, SubscriptionState, Traffic},
     trust::Registry,
 };
 

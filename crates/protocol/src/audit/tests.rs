@@ -103,7 +103,10 @@ impl Scene {
         let mut scene = Self::new();
         change(&mut scene);
         let verdicts = scene.verdicts().unwrap();
-        assert!(verdicts.iter().all(|verdict| verdict.holds() == verdict.failures.is_empty()), "{verdicts:?}");
+        assert!(
+            verdicts.iter().all(|verdict| verdict.holds() == verdict.failures.is_empty()),
+            "{verdicts:?}"
+        );
         verdicts.into_iter().map(|verdict| verdict.failures).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! A stored payload is `key id (4 bytes) ‖ nonce (12 bytes) ‖ ciphertext ‖ tag (16 bytes)`. The nonce is
 //! random; the payload's hash is authenticated with it, so that a payload moved to another row does not open.
 //! With random nonces one key is good for 2³² payloads (NIST SP 800-38D §8.3), years of the largest traffic
-//! that the specification expects (spec §5.5.1). Keys are changed with [`rotation`](crate::rotation).
+//! that the specification expects (spec §5.5.1). Keys are changed with `efgs-gateway encryption rotate`.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,10 +11,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
-use crate::{
-    config::{ConfigError, Encryption},
-    http::{Code, Problem},
-};
+use efgs_kit::config::{ConfigError, Encryption, EncryptionKey};
 
 const KEY_ID: usize = 4;
 const TAG: usize = 16;
@@ -82,16 +79,10 @@ pub enum EncryptionError {
     NoRandomness,
 }
 
-impl Problem for EncryptionError {
-    fn code(&self) -> Code {
-        Code::Internal
-    }
-}
-
 impl Keyring {
     /// Reads the key files.
     pub fn load(config: &Encryption) -> Result<Self, ConfigError> {
-        let read = |key: &crate::config::EncryptionKey| {
+        let read = |key: &EncryptionKey| {
             let file = key.file.display();
             let invalid =
                 |reason: String| ConfigError::Invalid(format!("`encryption.keys`, id {}: {reason}", key.id));

@@ -7,14 +7,15 @@ use chrono::{Datelike, NaiveDateTime, NaiveTime, Timelike};
 use futures_util::FutureExt;
 use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 
+use efgs_intake::{SealedKey, Usage};
+
 use super::{
-    StoredPayload, Usage,
+    StoredPayload,
     error::Failure,
     journal, quota,
     sql::placeholders,
     uploads::{Attempt, NewRow},
 };
-use crate::upload::SealedKey;
 
 /// Rows in one INSERT.
 pub(super) const ROWS: usize = 1000;

@@ -12,14 +12,15 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
+use efgs_intake::{Usage, VerifiedUpload};
+
 use super::{
-    Store, StoreError, Usage,
+    Store, StoreError,
     bulk::{self, Bulk},
     entity::{diagnosis_key, upload, withdrawal},
     error::Failure,
     journal,
 };
-use crate::upload::VerifiedUpload;
 
 /// What became of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,9 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::ConnectionTrait;
 
-use super::{Store, StoreError, Usage, batches::parse_id, sql};
+use efgs_intake::Usage;
+
+use super::{Store, StoreError, batches::parse_id, sql};
 
 /// A country's traffic, as far as it has not expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,8 @@ use std::{
 
 use sea_orm::{ConnectionTrait, Statement, Value};
 
+use efgs_kit::health::LEASE_TERM;
+
 use super::{Store, StoreError, error::Failure, sql};
 
 /// The jobs that only one instance does at a time.
@@ -51,9 +53,6 @@ pub struct Lease {
     owner: Name,
     token: i64,
 }
-
-/// After this long without a sign of life another instance takes over. Every step of a job prolongs it.
-pub const LEASE_TERM: Duration = Duration::from_secs(30);
 
 /// The names under which this process holds leases or has tried to, without those that are in use.
 #[derive(Clone, Debug, Default)]

@@ -6,13 +6,14 @@
 use efgs_protocol::batch_tag::ObjectId;
 use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, PaginatorTrait};
 
+use efgs_intake::{StoredCertificate, Usage, VerifiedUpload};
+
 use super::{
-    PendingBatch, PendingWithdrawal, Store, StoreError, StoredCertificate, UploadOutcome, Usage,
+    PendingBatch, PendingWithdrawal, Store, StoreError, UploadOutcome,
     entity::{batch, certificate, upload, withdrawal},
     error::Failure,
     uploads::{Attempt, NewRow},
 };
-use crate::upload::VerifiedUpload;
 
 /// The row that says that a database is being filled.
 const UNFINISHED: &str = "journal-replay";

@@ -14,7 +14,10 @@ use efgs_protocol::{certificate::Thumbprint, country::Country};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::{clock::Clock, store::LEASE_TERM};
+use crate::clock::Clock;
+
+/// For how long an instance that dies at work leaves its lease behind.
+pub const LEASE_TERM: Duration = Duration::from_secs(30);
 
 /// After so many of its intervals a job without progress makes the gateway unready.
 const INTERVALS: u32 = 3;

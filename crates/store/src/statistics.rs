@@ -12,7 +12,7 @@ use super::{
     error::Failure,
     sql::{self, Literals},
 };
-use crate::access_log::{Entry, Tally, tallies};
+use efgs_access_log::{Entry, Tally, tallies};
 
 /// Instead of an instance: batches are formed by one at a time.
 const BATCHING: &str = "batching";

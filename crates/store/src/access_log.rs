@@ -12,45 +12,10 @@ use super::{
     sql::Literals,
     statistics,
 };
-use crate::access_log::{Entry, Hash, NOBODY, ORIGIN, Record, hex};
+use efgs_access_log::{ChainEnd, Entry, NOBODY, ORIGIN, Record, hex};
 
 /// Rows that one statement of the retention deletes.
 pub(super) const STEP: i64 = 5000;
-
-/// Where a chain of records ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChainEnd {
-    /// Number of the last record; 0 when there is none.
-    pub sequence: i64,
-    /// Its hash.
-    pub hash: Hash,
-    /// Hashes of the last records of attempts to write whose outcome is not known.
-    open: Vec<Hash>,
-}
-
-impl Default for ChainEnd {
-    fn default() -> Self {
-        Self { sequence: 0, hash: ORIGIN, open: Vec::new() }
-    }
-}
-
-impl ChainEnd {
-    /// A chain whose last record has this number and this hash.
-    pub fn new(sequence: i64, hash: Hash) -> Self {
-        Self { sequence, hash, open: Vec::new() }
-    }
-
-    /// Where to go on when `found` is the end in the database. It counts only when it was written by this instance:
-    /// what others have put there is not built upon, and what is missing is not written again under its numbers, so
-    /// that either stays visible.
-    fn or_what_was_written(&self, found: Self, open: &[Hash]) -> Self {
-        if found.hash == self.hash || open.contains(&found.hash) {
-            found
-        } else {
-            Self::new(self.sequence.max(found.sequence), self.hash)
-        }
-    }
-}
 
 /// A row of the log.
 #[derive(Clone, Debug)]

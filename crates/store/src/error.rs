@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::http::{Code, Problem};
-
 use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxSqliteError};
 
 /// What the rest of the gateway learns of a failure. Texts name the operation, never SQL or data.
@@ -60,12 +58,6 @@ impl StoreError {
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::CannotWrite { .. })
-    }
-}
-
-impl Problem for StoreError {
-    fn code(&self) -> Code {
-        if self.is_temporary() { Code::Unavailable } else { Code::Internal }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::{Store, bulk::Bulk, lease::Names, sql::mysql_session};
-use crate::config::{ConfigError, Database, Secret};
+use efgs_kit::config::{ConfigError, Database, Secret};
 
 /// Connections for everything but bulk work; a few are enough, and the trust registry never waits for uploads.
 const CONTROL_CONNECTIONS: u32 = 8;

@@ -16,8 +16,7 @@ use openssl::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Hash, hex};
-use crate::store::ChainEnd;
+use super::{ChainEnd, Hash, hex};
 
 /// What a statement says.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]

@@ -32,8 +32,11 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{ConfigError, Tracing},
-    trust::load_roots,
+    pem::load_roots,
 };
+
+/// The name of the program in traces.
+const SERVICE: &str = "efgs-gateway";
 
 /// The target of spans: logs do not show it, and nothing else is traced.
 pub const SPANS: &str = "efgs_trace";
@@ -59,7 +62,7 @@ impl Traces {
             .build()
             .map_err(|e| fail("endpoint", e.to_string()))?;
         let resource = Resource::builder()
-            .with_service_name(env!("CARGO_PKG_NAME"))
+            .with_service_name(SERVICE)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.ratio)));
@@ -72,7 +75,7 @@ impl Traces {
     }
 
     pub(super) fn tracer(&self) -> SdkTracer {
-        TRACER.get_or_init(|| self.0.tracer(env!("CARGO_PKG_NAME"))).clone()
+        TRACER.get_or_init(|| self.0.tracer(SERVICE)).clone()
     }
 
     /// Sends what is left, and stops.
@@ -187,10 +190,10 @@ impl HttpClient for Client {
     }
 }
 
-/// Links a request's span with the span that the caller says it comes from (W3C Trace Context).
-pub fn link(span: &tracing::Span, headers: &actix_web::http::header::HeaderMap) {
-    if let Some(context) = headers.get("traceparent").and_then(|value| read_traceparent(value.to_str().ok()?))
-    {
+/// Links a request's span with the span that the caller says it comes from: its header `traceparent` (W3C Trace
+/// Context). Anything else in it is ignored.
+pub fn link(span: &tracing::Span, traceparent: Option<&str>) {
+    if let Some(context) = traceparent.and_then(read_traceparent) {
         span.add_link(context);
     }
 }

@@ -4,37 +4,9 @@ use chrono::{DateTime, Utc};
 use efgs_protocol::certificate::{CertificateType, Thumbprint};
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 
-use super::{Store, StoreError, entity::certificate, error::Failure};
+use efgs_intake::StoredCertificate;
 
-/// A row as it stands in the database. Nothing in it is to be believed before its signatures are verified,
-/// so nothing of it is parsed here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredCertificate {
-    /// The row's number; uploads refer to it.
-    pub id: i64,
-    /// SHA-256 of the DER.
-    pub thumbprint: Vec<u8>,
-    /// AUTHENTICATION, SIGNING or CALLBACK.
-    pub kind: String,
-    /// Two letters.
-    pub country: String,
-    /// The certificate.
-    pub pem: String,
-    /// The trust anchor's signature over the PEM text.
-    pub operator_signature: String,
-    /// The trust anchor's signature over country, type and thumbprint.
-    pub registration_signature: String,
-    /// Names of the rules that the operator waived, separated by commas.
-    pub waived: String,
-    /// Who waived them.
-    pub waived_by: String,
-    /// Why.
-    pub waived_because: String,
-    /// When it was imported.
-    pub imported_at: DateTime<Utc>,
-    /// When it was revoked.
-    pub revoked_at: Option<DateTime<Utc>>,
-}
+use super::{Store, StoreError, entity::certificate, error::Failure};
 
 /// A certificate to import; its signatures have been verified.
 #[derive(Clone, Debug)]

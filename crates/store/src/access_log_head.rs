@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use super::{Lease, Store, StoreError, access_log::STEP, error::Failure};
-use crate::access_log::{Hash, SignedStatement, Signer, Statement, digest, hex};
+use efgs_access_log::{Hash, SignedStatement, Signer, Statement, digest, hex};
 
 /// A statement's place in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

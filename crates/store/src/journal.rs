@@ -19,7 +19,7 @@ use super::{
     error::Failure,
     sql::placeholders,
 };
-use crate::upload::VerifiedUpload;
+use efgs_intake::VerifiedUpload;
 
 pub(super) const PENDING_UPLOAD: &str =
     "INSERT INTO journal_pending_upload (upload_id, hold) VALUES (?, TRUE)";

@@ -19,7 +19,35 @@ use efgs_protocol::{
 };
 use tokio::time::Instant;
 
-use crate::store::{Store, StoreError, StoredCertificate};
+/// A row of the registry as it stands in the database. Nothing in it is to be believed before its signatures are verified,
+/// so nothing of it is parsed here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCertificate {
+    /// The row's number; uploads refer to it.
+    pub id: i64,
+    /// SHA-256 of the DER.
+    pub thumbprint: Vec<u8>,
+    /// AUTHENTICATION, SIGNING or CALLBACK.
+    pub kind: String,
+    /// Two letters.
+    pub country: String,
+    /// The certificate.
+    pub pem: String,
+    /// The trust anchor's signature over the PEM text.
+    pub operator_signature: String,
+    /// The trust anchor's signature over country, type and thumbprint.
+    pub registration_signature: String,
+    /// Names of the rules that the operator waived, separated by commas.
+    pub waived: String,
+    /// Who waived them.
+    pub waived_by: String,
+    /// Why.
+    pub waived_because: String,
+    /// When it was imported.
+    pub imported_at: DateTime<Utc>,
+    /// When it was revoked.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
 
 /// A certificate that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,11 +254,9 @@ impl Trust {
         loaded.as_ref().map(|loaded| loaded.at.elapsed())
     }
 
-    /// Reads the registry again. Rows are verified only when one has changed.
-    pub async fn load(&self, store: &Store) -> Result<(), StoreError> {
-        // The age counts from before the question: what changed after it was asked may be missing.
-        let at = Instant::now();
-        let rows = store.certificates().await?;
+    /// Takes over the rows of the registry, as they were at this moment or later. They are verified only when one has
+    /// changed.
+    pub fn take(&self, rows: Vec<StoredCertificate>, at: Instant) {
         let known = match self.loaded.read().ok().as_deref() {
             Some(Some(loaded)) if loaded.rows == rows => Some(loaded.registry.clone()),
             _ => None,
@@ -253,10 +279,9 @@ impl Trust {
         if let Ok(mut loaded) = self.loaded.write() {
             *loaded = Some(Loaded { rows, registry, at });
         }
-        Ok(())
     }
 
-    /// How often to call [`Trust::load`], so that one failed attempt does not shut everybody out.
+    /// How often to call [`Trust::take`], so that one failed attempt does not shut everybody out.
     pub fn pace(&self) -> Duration {
         self.refresh / 4
     }

@@ -17,12 +17,9 @@ use efgs_protocol::{
 use sha2::{Digest, Sha256};
 use tracing::trace_span;
 
-use crate::{
-    encryption::{EncryptionError, Keyring, Sealer},
-    store::Usage,
-    telemetry,
-    trust::{Inactive, Registry},
-};
+use efgs_kit::telemetry;
+
+use crate::{EncryptionError, Inactive, Keyring, Registry, Sealer, Usage};
 
 /// Why an upload that was read is not accepted.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
 use super::{Store, StoreError, sql};
-use crate::instance::Instance;
+use efgs_kit::instance::Instance;
 
 /// An instance without a sign of life for this long is forgotten.
 const FORGET_AFTER: TimeDelta = TimeDelta::days(1);

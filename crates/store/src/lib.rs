@@ -24,8 +24,8 @@ use sea_orm::{
 use tokio::{sync::Semaphore, time::Instant};
 use tracing::{Instrument as _, Span, field::Empty, trace_span};
 
-use crate::{
-    config::{ConfigError, Database},
+use efgs_kit::{
+    config::{ConfigError, Database, Secret},
     telemetry,
 };
 
@@ -53,22 +53,21 @@ mod statistics;
 mod uploads;
 mod withdrawals;
 
-pub use access_log::{ChainEnd, RecordFilter, StoredRecord};
+pub use access_log::{RecordFilter, StoredRecord};
 pub use access_log_head::{Appended, Place, StoredStatement};
 pub use batches::{AuditRow, BatchRecord, BatchUpload, ChainPage, Formation, Pending};
 pub use callback_queue::{
     CallbackBacklog, CallbackLease, Counted, DueSubscription, FailedCall, Notification,
 };
 pub use callbacks::{Put, Subscription, SubscriptionState};
-pub use certificates::{Imported, NewCertificate, StoredCertificate};
+pub use certificates::{Imported, NewCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
 pub use journal::{JournalUpload, Journaled, PendingBatch, PendingWithdrawal};
-pub use lease::{Job, LEASE_TERM, Lease};
+pub use lease::{Job, Lease};
 pub use overview::{Ending, Hour, KnownInstance};
 pub use participants::Traffic;
 pub use pool::PoolState;
-pub use quota::Usage;
 pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
@@ -109,7 +108,7 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Prepares the pools; connections are made when they are needed.
-    pub fn connect(config: &Database, url: &crate::config::Secret) -> Result<Self, ConfigError> {
+    pub fn connect(config: &Database, url: &Secret) -> Result<Self, ConfigError> {
         connect::connect(config, url)
     }
 

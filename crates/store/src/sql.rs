@@ -88,7 +88,7 @@ impl Literals {
     pub(super) fn bytes(&mut self, value: &[u8]) {
         self.separate();
         self.text += "x'";
-        self.text += &crate::access_log::hex(value);
+        self.text += &efgs_access_log::hex(value);
         self.text.push('\'');
     }
 
@@ -107,7 +107,7 @@ impl Literals {
         // There a hexadecimal literal is never a text by itself.
         self.separate();
         self.text += "CAST(x'";
-        self.text += &crate::access_log::hex(value.as_bytes());
+        self.text += &efgs_access_log::hex(value.as_bytes());
         self.text += "' AS TEXT)";
     }
 

@@ -1,39 +1,12 @@
 //! What was accepted of each country on each day.
 
-use std::{collections::BTreeMap, ops::Add};
+use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
 use sea_orm::ConnectionTrait;
 
 use super::{Store, error::Failure};
-use crate::upload::VerifiedUpload;
-
-/// Keys, and the bytes of the bodies that they came in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Keys.
-    pub keys: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-impl Usage {
-    /// More than anybody uses: no quota.
-    pub const UNLIMITED: Self = Self { keys: u64::MAX, bytes: u64::MAX };
-
-    /// Whether it is within a quota.
-    pub fn fits(self, quota: Self) -> bool {
-        self.keys <= quota.keys && self.bytes <= quota.bytes
-    }
-}
-
-impl Add for Usage {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { keys: self.keys.saturating_add(other.keys), bytes: self.bytes.saturating_add(other.bytes) }
-    }
-}
+use efgs_intake::{Usage, VerifiedUpload};
 
 /// Adds to a day: one row per country and day, locked only from here to the commit, which follows at once.
 pub(super) const ADD_MYSQL: &str = "INSERT INTO quota (country, day, used_keys, used_bytes) VALUES (?, ?, ?, ?) \
