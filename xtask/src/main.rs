@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
 
 mod check;
+mod fuzz;
 mod servers;
 mod step;
 mod walls;
@@ -12,6 +13,7 @@ use std::env;
 use std::fs;
 use std::process::ExitCode;
 
+use fuzz::Fuzz;
 use servers::Servers;
 use step::{Outcome, capture, cargo, root, run, step};
 
@@ -22,8 +24,13 @@ cargo xtask <command>
              every test, on SQLite, MariaDB and MySQL. Installs both servers where they are missing (Debian 12;
              root or sudo), starts them as throw-away servers on free loopback ports and removes them at the end.
              Example: cargo xtask test -- -p efgs-gateway upload
-  check      what CI checks besides tests: walls, format, lints, docs, fuzz targets, API document, licences
+  check      what CI checks besides tests: walls, format, lints, docs, API document, licences, fuzzing
   ci         check, then test
+  fuzz [--runs <n> | --seconds <n>] [<target> ...]
+             runs fuzz targets (see fuzz/README.md), all of them if none is named. With --seconds, each runs that
+             many seconds (60 if nothing is said) and continues from what earlier runs found; with --runs, each makes
+             that many runs from fuzz/seeds alone, as in `check`.
+             Example: cargo xtask fuzz --seconds 600 signature bundle
   bench [-- <arguments>]
              the benchmarks (release build), with the same two servers
   servers    start the two servers, print the environment that tests read, keep them until Ctrl-C
@@ -41,6 +48,7 @@ enum Task {
     Check,
     Ci,
     Bench { args: Vec<String> },
+    Fuzz(Fuzz),
     Servers,
     Openapi,
     Advisories,
@@ -63,6 +71,7 @@ fn parse(args: impl Iterator<Item = String>) -> Outcome<Task> {
         "test" => Task::Test { sqlite_only, args: std::mem::take(&mut passed_on) },
         "bench" => Task::Bench { args: std::mem::take(&mut passed_on) },
         "check" => Task::Check,
+        "fuzz" => Task::Fuzz(Fuzz::parse(std::mem::take(&mut options))?),
         "ci" => Task::Ci,
         "servers" => Task::Servers,
         "openapi" => Task::Openapi,
@@ -83,6 +92,7 @@ fn main() -> ExitCode {
         Task::Check => check::all(OPENAPI),
         Task::Ci => check::all(OPENAPI).and_then(|()| test(false, &[])),
         Task::Bench { args } => bench(&args),
+        Task::Fuzz(fuzz) => fuzz.run(),
         Task::Servers => keep_servers(),
         Task::Openapi => openapi(),
         Task::Advisories => check::advisories(),
@@ -154,7 +164,14 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["tset", "test --sqlite", "check --sqlite-only", "check -- -p xtask", "test -p xtask"] {
+        for line in [
+            "tset",
+            "test --sqlite",
+            "check --sqlite-only",
+            "check -- -p xtask",
+            "test -p xtask",
+            "fuzz -- x",
+        ] {
             assert!(parsed(line).is_err(), "{line}");
         }
     }
