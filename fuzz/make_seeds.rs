@@ -80,6 +80,7 @@ fn batches(seeds: &mut Seeds) -> Result<(), Box<dyn Error>> {
         ("groups", b"\x53\x50\x01\x5b\x08\x01\x5c\x54"),
         ("numbers longer than needed", b"\x18\x90\x81\x80\x00\xa0\x00\x03"),
         ("numbers of 64 bits", b"\x20\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        ("a number of 65 bits", b"\x20\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"),
         ("key data of 15 bytes", b"\x0a\x0f123456789012345"),
         ("visited country in lower case", b"\x2a\x02de"),
         ("visited country not utf 8", b"\x2a\x02\xff\xff"),
