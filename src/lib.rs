@@ -12,7 +12,7 @@
 //! anew which country that is (`Caller`), from a registry that holds only what the operator's offline trust
 //! anchor has signed. An **upload** ([`upload`]) is decoded, its keys are checked, its signature is verified
 //! over bytes built from the parsed keys, and what comes out, a `VerifiedUpload`, is stored in one transaction
-//! ([`store`]), each key encrypted ([`encryption`]). A job ([`batching`]) puts whole uploads into **batches**.
+//! ([`store`]), each key encrypted ([`intake`]). A job ([`batching`]) puts whole uploads into **batches**.
 //! A **download** ([`download`]) finds its batch in the [`chain`] and sends the sealed segments of the other
 //! countries; who registered for it is **called back** when there is a batch ([`callback`]). An **audit** ([`audit`]) tells who signed what. What is older than 14 days is never served and
 //! soon deleted ([`expiry`]).

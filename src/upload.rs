@@ -1,7 +1,7 @@
 //! Accepting an upload (spec §5.4).
 //!
 //! The checks run in the order of the contract: caller, headers, format, size, body, keys, signature and
-//! trust, tag. What passes them all is a [`VerifiedUpload`], and nothing else can be stored.
+//! trust, tag. What passes them all is a `VerifiedUpload`, and nothing else can be stored.
 
 use std::sync::Arc;
 

@@ -22,7 +22,7 @@ use crate::{
 pub struct Operation {
     /// Its name in the access log.
     pub name: &'static str,
-    /// What it counts as in metrics and log lines; one of [`GROUPS`].
+    /// What it counts as in metrics and log lines; one of the table `GROUPS`.
     pub group: &'static str,
     /// Its method.
     pub method: Method,

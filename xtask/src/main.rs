@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
 
 mod check;
+mod fuzz;
 mod layers;
 mod servers;
 mod step;
@@ -14,6 +15,7 @@ use std::env;
 use std::fs;
 use std::process::ExitCode;
 
+use fuzz::Fuzz;
 use servers::Servers;
 use step::{Outcome, capture, cargo, root, run, step};
 
@@ -24,11 +26,16 @@ cargo xtask <command>
              every test, on SQLite, MariaDB and MySQL. Installs both servers where they are missing (Debian 12;
              root or sudo), starts them as throw-away servers on free loopback ports and removes them at the end.
              Example: cargo xtask test -- -p efgs-gateway upload
-  check      what CI checks besides tests: layers, format, lints, docs, fuzz targets, API document, licences
+  check      what CI checks besides tests: layers, format, lints, docs, API document, licences, fuzzing
   layers [--check FILE | --write FILE]
              print the layers of modules and crates and what each uses; or compare them with the block between
              <!-- layers --> and <!-- /layers --> in a document, or replace it
   ci         check, then test
+  fuzz [--runs <n> | --seconds <n>] [<target> ...]
+             runs fuzz targets (see fuzz/README.md), all of them if none is named. With --seconds, each runs that
+             many seconds (60 if nothing is said) and continues from what earlier runs found; with --runs, each makes
+             that many runs from fuzz/seeds alone, as in `check`.
+             Example: cargo xtask fuzz --seconds 600 signature bundle
   bench [-- <arguments>]
              the benchmarks (release build), with the same two servers
   servers    start the two servers, print the environment that tests read, keep them until Ctrl-C
@@ -47,6 +54,7 @@ enum Task {
     Layers(Layers),
     Ci,
     Bench { args: Vec<String> },
+    Fuzz(Fuzz),
     Servers,
     Openapi,
     Advisories,
@@ -82,6 +90,7 @@ fn parse(args: impl Iterator<Item = String>) -> Outcome<Task> {
             [option, file] if option == "--write" => Layers::Write(std::mem::take(file)),
             _ => Layers::Print,
         }),
+        "fuzz" => Task::Fuzz(Fuzz::parse(std::mem::take(&mut options))?),
         "ci" => Task::Ci,
         "servers" => Task::Servers,
         "openapi" => Task::Openapi,
@@ -107,6 +116,7 @@ fn main() -> ExitCode {
         Task::Layers(Layers::Write(file)) => layers::write_document(&file),
         Task::Ci => check::all(OPENAPI).and_then(|()| test(false, &[])),
         Task::Bench { args } => bench(&args),
+        Task::Fuzz(fuzz) => fuzz.run(),
         Task::Servers => keep_servers(),
         Task::Openapi => openapi(),
         Task::Advisories => check::advisories(),
@@ -190,6 +200,7 @@ mod tests {
             "check --sqlite-only",
             "check -- -p xtask",
             "test -p xtask",
+            "fuzz -- x",
         ] {
             assert!(parsed(line).is_err(), "{line}");
         }

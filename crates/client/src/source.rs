@@ -180,8 +180,8 @@ fn format_of(start: &[u8]) -> Option<SourceFormat> {
         return Some(SourceFormat::Gaen);
     }
     // A batch in protobuf holds the length of its key data, which is no character of a text; without keys it
-    // has no bytes at all.
-    if start.is_empty() || start.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) {
+    // has no bytes at all. JSON may hold the delete character.
+    if start.is_empty() || start.iter().any(|byte| *byte < b' ' && !byte.is_ascii_whitespace()) {
         return Some(SourceFormat::Protobuf);
     }
     let text = start.trim_ascii_start();

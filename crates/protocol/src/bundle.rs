@@ -166,11 +166,10 @@ impl fmt::Display for Bundle {
         if !self.waived.is_empty() {
             let names: Vec<_> = self.waived.iter().map(|rule| rule.as_str()).collect();
             writeln!(f, "{WAIVED}: {}", names.join(", "))?;
-            for (name, text) in [(WAIVED_BY, &self.waived_by), (WAIVED_BECAUSE, &self.waived_because)] {
-                if !text.is_empty() {
-                    // A line break would begin another header.
-                    writeln!(f, "{name}: {}", text.replace(['\r', '\n'], " "))?;
-                }
+        }
+        for (name, text) in [(WAIVED_BY, &self.waived_by), (WAIVED_BECAUSE, &self.waived_because)] {
+            if !text.is_empty() {
+                writeln!(f, "{name}: {}", one_line(text))?;
             }
         }
         writeln!(f, "{OPERATOR_SIGNATURE}: {}", self.operator_signature)?;
@@ -203,7 +202,7 @@ impl FromStr for Bundle {
         if certificate.thumbprint() != named {
             return Err(BundleError::OtherThumbprint { named, actual: certificate.thumbprint() });
         }
-        let text = |name| headers.get(name).unwrap_or_default().to_owned();
+        let text = |name| one_line(headers.get(name).unwrap_or_default());
         Ok(Self {
             country,
             kind,
@@ -262,6 +261,11 @@ impl<'a> Headers<'a> {
             _ => Err(invalid(name, "it is not base64")),
         }
     }
+}
+
+/// A text without line breaks, which would begin another header.
+fn one_line(text: &str) -> String {
+    text.replace(['\r', '\n'], " ")
 }
 
 fn invalid(name: &'static str, reason: impl fmt::Display) -> BundleError {

@@ -108,6 +108,14 @@ fn every_format_is_known_by_its_content() {
 }
 
 #[test]
+fn a_delete_character_in_a_text_does_not_make_json_protobuf() {
+    let mut text = b"{\"note\":\"\x7f\",\"keys\":[".to_vec();
+    wire::encode_key(Format::Json, keys(1).get(0), &mut text);
+    text.extend(b"]}");
+    assert_eq!(read_bytes(text).unwrap(), (SourceFormat::Json, keys(1), Vec::new()));
+}
+
+#[test]
 fn what_is_no_key_is_named_and_the_rest_is_read() {
     let reasons = |content: Content| content.2;
     let text = String::from_utf8(lines(&keys(3))).unwrap();

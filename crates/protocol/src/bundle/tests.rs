@@ -52,6 +52,19 @@ fn order_and_line_ends_do_not_matter() {
 }
 
 #[test]
+fn a_bundle_that_was_read_survives_its_text() {
+    let text = bundle(&anchor(), vec![]).to_string();
+    for (more, by) in
+        [("Waived-By: A. Operator\n", "A. Operator"), ("Waived-By: A.\rOperator\n", "A. Operator")]
+    {
+        let text = text.replace("Operator-Signature: ", &format!("{more}Operator-Signature: "));
+        let bundle: Bundle = text.parse().unwrap();
+        assert_eq!(bundle.waived_by, by);
+        assert_eq!(bundle.to_string().parse::<Bundle>().unwrap(), bundle, "{text}");
+    }
+}
+
+#[test]
 fn each_mistake_has_its_own_error() {
     let bundle = bundle(&anchor(), vec![Rule::Hash]);
     let text = bundle.to_string();

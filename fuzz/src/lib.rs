@@ -1,0 +1,4 @@
+//! What several fuzz targets need.
+
+pub mod memory;
+pub mod proto;
