@@ -157,7 +157,7 @@ const MAX_NAMED: usize = 10;
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The settings contradict themselves.
-    #[error("the export cannot work so: {0}")]
+    #[error("the export settings are invalid: {0}")]
     Settings(String),
     /// The state folder or the archives' folder cannot be used.
     #[error(transparent)]
