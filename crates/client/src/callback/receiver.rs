@@ -36,7 +36,7 @@ const MAX_HEAD: usize = 8 << 10;
 /// What happened at a [`Receiver`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The gateway announced a batch, and was told 200.
+    /// The gateway announced a batch, and got the answer 200.
     Announced(Announcement),
     /// Somebody was turned away, or did not come to the point.
     TurnedAway {

@@ -62,10 +62,10 @@ pub enum DownloadError {
         /// How much was written to it.
         expected: u64,
     },
-    /// The reader of the stream went away.
+    /// The reader of the stream closed it.
     #[error("the keys cannot be written: {0}")]
     Output(io::Error),
-    /// The program is ending.
+    /// The program was stopped.
     #[error("the download was interrupted; the next one resumes")]
     Interrupted,
 }
@@ -82,7 +82,7 @@ fn consequence(Quarantined { folder, .. }: &Quarantined) -> String {
 }
 
 impl DownloadError {
-    /// Whether the same can succeed later without anybody mending anything.
+    /// Whether the error is temporary: the same operation can succeed later without a fix.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Gateway(error) => error.is_temporary(),

@@ -284,7 +284,7 @@ mod tests {
             ["", "..", "../../etc/cron.d/x", "a/b", "a\\b", "a.pb", "a b", "a\n", "é", &"a".repeat(65)]
         {
             let error = Tag::new(name).unwrap_err();
-            assert!(error.to_string().contains("no batch tag"), "{error}");
+            assert!(error.to_string().contains("not a batch tag"), "{error}");
         }
     }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 /// of visited countries some ten thousand.
 pub(super) const LONGEST: usize = 256 << 10;
 
-/// A reader that fails once it has been told to stop.
+/// A reader that fails after it was told to stop.
 pub(super) struct Stoppable<R> {
     inner: R,
     stop: CancellationToken,

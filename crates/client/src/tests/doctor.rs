@@ -49,7 +49,7 @@ async fn each_step_to_the_gateway_fails_in_its_own_words() {
     let at = |url: String| Settings { url, ..server.settings() };
     says(&live(&at("https://gateway.invalid".into())).await, "gateway.invalid cannot be looked up", "DNS");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    says(&live(&at(format!("https://{free}"))).await, "nobody listens", "is the port");
+    says(&live(&at(format!("https://{free}"))).await, "nothing listens", "is the port");
 
     // Something else than a gateway.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -241,7 +241,7 @@ async fn a_batch_that_is_suddenly_unknown() {
     all(&mut scene.open()).await;
     scene.script.lock().unwrap().batches.clear();
     let error = scene.open().next().await.unwrap_err();
-    says(&error.to_string(), &["does not know batch 20261123-1", "another gateway"]);
+    says(&error.to_string(), &["does not know batch 20261123-1", "a different gateway"]);
 }
 
 #[tokio::test]
