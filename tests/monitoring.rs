@@ -123,7 +123,7 @@ fn each_alert_has_its_page_and_each_page_its_alert() {
         assert!(["page", "ticket", "none"].contains(&severity), "{name}: {severity}");
         let text = read(&page);
         let headings: Vec<&str> = text.lines().filter(|line| line.starts_with('#')).collect();
-        let expected = [&format!("# {name}"), "## Meaning", "## Impact", "## How to look", "## How to mend"];
+        let expected = [&format!("# {name}"), "## Meaning", "## Impact", "## Diagnosis", "## Resolution"];
         assert_eq!(headings, expected, "{page}");
         assert!(index.contains(&format!("[{name}]({name}.md)")), "{name} is not in docs/runbooks/README.md");
     }

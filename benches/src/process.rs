@@ -16,7 +16,7 @@ use crate::Outcome;
 /// How long a process may take to say that it is ready.
 const START: Duration = Duration::from_secs(60);
 
-/// A server in a process of its own. It is told to end when this value goes away, and by the kernel when the
+/// A server in a separate process. It is stopped when this value is dropped, and by the kernel when the
 /// thread that started it does.
 pub(crate) struct Server(Child);
 

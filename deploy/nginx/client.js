@@ -1,4 +1,4 @@
-// What nginx cannot say by itself, for nginx.conf.
+// Values that nginx does not provide itself, for nginx.conf.
 
 import crypto from 'crypto';
 

@@ -1,8 +1,8 @@
 //! The gateway's database schema, for MySQL, MariaDB and SQLite.
 //!
-//! Each step is a module of its own and says both dialects side by side. Rules that every step keeps:
+//! Each step is a module with both dialects side by side. Every step follows these rules:
 //!
-//! * **Repeatable.** MySQL commits each DDL statement by itself, so a step can stop half-way, and two
+//! * **Repeatable.** MySQL commits each DDL statement by itself, so a step can be interrupted, and two
 //!   instances can start at once: a statement that has already been carried out must not fail.
 //! * **Expand, then contract.** The version before must run on the schema after: add in one release, remove
 //!   in a later one.
@@ -45,7 +45,7 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// Carries out the statements of one step for the database at hand.
+/// Executes the statements of one step for the current database.
 async fn execute(manager: &SchemaManager<'_>, mysql: &[&str], sqlite: &[&str]) -> Result<(), DbErr> {
     let statements = match manager.get_database_backend() {
         DatabaseBackend::MySql => mysql,

@@ -61,7 +61,8 @@ const MYSQL: &[&str] = &[
         KEY access_log_head_instance (instance, sequence)
     ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4",
     // Totals of a day (UTC). Each instance has rows of its own, and so has the batching, which one instance does
-    // at a time, so that nobody waits for another's locks; a report adds them up. The country '--' stands for callers who were not let in.
+    // at a time, so that no instance waits for another's locks. A report adds them up. The country '--' stands for rejected
+    // callers.
     "CREATE TABLE IF NOT EXISTS statistic (
         day DATE NOT NULL,
         country CHAR(2) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

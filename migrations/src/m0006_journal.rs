@@ -1,10 +1,10 @@
-//! What has not been written to the journal yet.
+//! Entries that have not been written to the journal yet.
 
 use sea_orm_migration::prelude::*;
 
-/// Expand: tables of their own, which an earlier version does not know and does not need. A row is written in the
-/// transaction of what it stands for, and deleted when that is in the journal; with `hold` it is neither put into
-/// a batch nor served before.
+/// Expands: new tables, which an earlier version does not need. A row is written in the transaction of its upload,
+/// batch or withdrawal, and deleted when that is in the journal. With `hold`, the upload is not put into a batch,
+/// and nothing is served, before that.
 pub(crate) struct Migration;
 
 impl MigrationName for Migration {

@@ -1,8 +1,8 @@
-//! The lease of whoever seals stored payloads with another encryption key (spec §8.2).
+//! The lease of the rotation, which re-encrypts stored payloads with another encryption key (spec §8.2).
 
 use sea_orm_migration::prelude::*;
 
-/// Expands: a row that earlier versions do not ask for.
+/// Expands: a row that earlier versions do not use.
 pub(crate) struct Migration;
 
 impl MigrationName for Migration {

@@ -1,8 +1,8 @@
-//! Which instances of the gateway run.
+//! The running instances of the gateway.
 
 use sea_orm_migration::prelude::*;
 
-/// Expands: a table that earlier versions do not ask for.
+/// Expands: a table that earlier versions do not use.
 pub(crate) struct Migration;
 
 impl MigrationName for Migration {

@@ -1,8 +1,8 @@
-//! By what the encryption keys are recognised.
+//! A check value for each encryption key.
 
 use sea_orm_migration::prelude::*;
 
-/// Expands: a table that earlier versions do not ask for.
+/// Expands: a table that earlier versions do not use.
 pub(crate) struct Migration;
 
 impl MigrationName for Migration {
@@ -18,8 +18,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-// A known text sealed with each encryption key, by the first gateway that had it: another key under the same id does not
-// open it, and is refused before it seals anything.
+// A known text sealed with each encryption key, by the first gateway that had it. Another key under the same id
+// cannot open it, and is rejected before it seals anything.
 const MYSQL: &[&str] = &["CREATE TABLE IF NOT EXISTS encryption_key (
         id BIGINT NOT NULL PRIMARY KEY,
         sealed VARBINARY(64) NOT NULL

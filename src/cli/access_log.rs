@@ -1,4 +1,4 @@
-//! `access-log …`: prove that the record of all requests is whole, and hand it out (spec §8).
+//! `access-log …`: verifies and exports the log of all requests (spec §8).
 
 use std::{
     io::{BufRead, BufReader, BufWriter, Write},
@@ -24,9 +24,9 @@ const PAGE: u32 = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccessLogCommand {
-    /// Find whatever was changed, moved, inserted or removed; exit code 0 only when nothing was
+    /// Find records that were changed, moved, inserted or removed; exit code 0 only when there are none
     #[command(
-        after_help = "Examples:\n  efgs-gateway access-log verify --config efgs.toml\n  efgs-gateway access-log verify --config efgs.toml --public-key access-log.pub --heads kept-elsewhere.jsonl\n\nSafe while gateways run. docs/access-log.md tells what it proves."
+        after_help = "Examples:\n  efgs-gateway access-log verify --config efgs.toml\n  efgs-gateway access-log verify --config efgs.toml --public-key access-log.pub --heads kept-elsewhere.jsonl\n\nSafe while gateways run. docs/access-log.md describes what it proves."
     )]
     Verify(VerifyArgs),
     /// Write records as JSON lines, in the order in which the requests arrived
@@ -36,12 +36,12 @@ pub(super) enum AccessLogCommand {
     Export(ExportArgs),
     /// Write the signed statements about the log as JSON lines, to be kept elsewhere
     #[command(
-        after_help = "Example:\n  efgs-gateway access-log heads --config efgs.toml --after 1200 >> kept-elsewhere.jsonl\n\nWhoever holds a statement can prove later that no record before it was changed or removed."
+        after_help = "Example:\n  efgs-gateway access-log heads --config efgs.toml --after 1200 >> kept-elsewhere.jsonl\n\nThe holder of a statement can prove later that no record before it was changed or removed."
     )]
     Heads(HeadsArgs),
-    /// Delete now what is older than `access_log.retention`
+    /// Delete records older than `access_log.retention` now
     #[command(
-        after_help = "Example:\n  efgs-gateway access-log expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease. What is not as it was written is left, and named."
+        after_help = "Example:\n  efgs-gateway access-log expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease. It keeps and reports records that are not as they were written."
     )]
     Expire(ExpireArgs),
 }
@@ -50,13 +50,13 @@ pub(super) enum AccessLogCommand {
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// A public key (PEM) that has signed; beside those of `access_log.signing_key` and `former_keys`
+    /// A public key (PEM) that has signed, in addition to those of `access_log.signing_key` and `former_keys`
     #[arg(long, value_name = "FILE")]
     public_key: Vec<PathBuf>,
     /// Statements that were kept elsewhere, as `access-log heads` writes them
     #[arg(long, value_name = "FILE")]
     heads: Option<PathBuf>,
-    /// The first statement that must be signed, when the log was begun without a key; the gateway's log names it
+    /// The first statement that must be signed, if the log was begun without a key; the gateway's log names it
     /// [default: access_log.signed_from]
     #[arg(long, value_name = "NUMBER")]
     signed_from: Option<i64>,
@@ -75,7 +75,7 @@ pub(super) struct ExportArgs {
     /// Requests that arrived on this day or earlier; or before a time
     #[arg(long, value_name = "DATE", value_parser = end)]
     to: Option<DateTime<Utc>>,
-    /// Of one country only
+    /// Only this country
     #[arg(long, value_name = "CC")]
     country: Option<Country>,
     /// Write to a file instead of standard output
@@ -87,7 +87,7 @@ pub(super) struct ExportArgs {
 pub(super) struct ExpireArgs {
     #[command(flatten)]
     work: WorkArgs,
-    /// Also delete what is not as it was written; the signed statements about it repeat this reason for ever
+    /// Also delete records that are not as they were written; the signed statements about them keep this reason
     #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     although: Option<String>,
 }
@@ -96,7 +96,7 @@ pub(super) struct ExpireArgs {
 pub(super) struct HeadsArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only those with a greater number
+    /// Only statements with a greater number
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     after: i64,
 }
@@ -139,7 +139,7 @@ async fn verify(args: &VerifyArgs) -> Outcome {
         ))?;
         for Uncovered { instance, from, to } in &report.uncovered {
             say(format!(
-                "instance {} records {from} to {to}: no statement covers them yet; if that gateway does not run any more, \
+                "instance {} records {from} to {to}: no statement covers them yet; if that gateway no longer runs, \
                  it was killed before it could make one, or others have added them",
                 clean(instance)
             ))?;
@@ -155,7 +155,7 @@ async fn verify(args: &VerifyArgs) -> Outcome {
             ))?;
         }
         if evidence.keys.is_empty() {
-            say("no key is known, so no signature was verified: name it with --public-key")?;
+            say("no key is configured, so no signature was verified: name it with --public-key")?;
         }
         say(if whole {
             "the access log is as it was written"
@@ -184,14 +184,13 @@ async fn export(args: &ExportArgs) -> Outcome {
     if let (Some(from), Some(to)) = (args.from, args.to)
         && from >= to
     {
-        return Err(format!(
-            "--from {from} is not before --to, which ends at {to}: there is nothing between"
-        )
-        .into());
+        return Err(
+            format!("--from {from} is not before --to, which ends at {to}: the period is empty").into()
+        );
     }
     let app = open_current(&args.file.config).await?;
     let filter = RecordFilter { from: args.from, to: args.to, country: args.country.map(|c| c.to_string()) };
-    // Complete or not there at all.
+    // The file is complete, or it does not exist.
     let mut file = match &args.out {
         Some(path) => {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -228,7 +227,7 @@ async fn export(args: &ExportArgs) -> Outcome {
     }
     match strange {
         0 => Ok(ExitCode::SUCCESS),
-        rows => Err(format!("{rows} rows are not records and were left out: run `access-log verify`").into()),
+        rows => Err(format!("{rows} rows are not records and were skipped: run `access-log verify`").into()),
     }
 }
 
@@ -261,7 +260,7 @@ fn beginning(text: &str) -> Result<DateTime<Utc>, String> {
     moment(text, 0)
 }
 
-/// A day is meant to its end.
+/// The end of a day, or a time.
 fn end(text: &str) -> Result<DateTime<Utc>, String> {
     moment(text, 1)
 }

@@ -1,4 +1,4 @@
-//! `callback …`: how calling countries back goes, and who is not called (spec §5.6).
+//! `callback …`: the state of the callbacks, and pausing and resuming them (spec §5.6).
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
@@ -9,15 +9,15 @@ use crate::store::{Subscription, SubscriptionState};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CallbackCommand {
-    /// Show all callbacks: whether they are called, what waits, and the last error
+    /// Show all callbacks: their state, what is queued, and the last error
     #[command(after_help = "Example:\n  efgs-gateway callback list --config efgs.toml")]
     List(WorkArgs),
-    /// Call a callback again, beginning with the newest batch that it missed
+    /// Resume a callback, beginning with the newest batch that it missed
     #[command(
         after_help = "Example:\n  efgs-gateway callback resume --config efgs.toml --country NL notify-1"
     )]
     Resume(OneArgs),
-    /// Do not call a callback until it is resumed; the country cannot resume it by itself
+    /// Pause a callback until it is resumed; the country cannot resume it
     #[command(
         after_help = "Example:\n  efgs-gateway callback pause --config efgs.toml --country NL notify-1"
     )]
@@ -28,12 +28,12 @@ pub(super) enum CallbackCommand {
 pub(super) struct OneArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Whose callback it is
+    /// The country of the callback
     #[arg(long, value_name = "CC")]
     country: Country,
     /// The id that the country chose
     id: String,
-    /// Print what was done as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

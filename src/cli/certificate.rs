@@ -1,4 +1,4 @@
-//! `certificate …`: from a country's file to an entry of the registry (spec §6.1.3).
+//! `certificate …`: onboarding and revocation of certificates (spec §6.1.3).
 
 use std::{
     io::Write,
@@ -28,15 +28,15 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CertificateCommand {
-    /// Show a certificate as an onboarding officer needs it, rule by rule
+    /// Show a certificate and check it against each onboarding rule
     Inspect(InspectArgs),
     /// Sign a certificate with the trust anchor and write an onboarding bundle; offline
     Sign(SignArgs),
     /// Verify onboarding bundles and store them
     Import(ImportArgs),
-    /// Show the certificates that are registered, and whether they count
+    /// Show the registered certificates and their state
     List(ListArgs),
-    /// Revoke a certificate, in all its types
+    /// Revoke a certificate for all its types
     Revoke(RevokeArgs),
 }
 
@@ -67,7 +67,7 @@ pub(super) struct InspectArgs {
     /// A file with the password of a PKCS#12
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// What it is to be used for; without it all types are judged
+    /// The intended use; without it all types are checked
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     kind: Option<Kind>,
     /// The country that it must belong to
@@ -95,7 +95,7 @@ pub(super) struct SignArgs {
     /// The country that may use the certificate
     #[arg(long, value_name = "CC")]
     country: Country,
-    /// What it may be used for
+    /// The permitted use
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     kind: Kind,
     /// The certificate: PEM, DER or PKCS#12
@@ -107,10 +107,10 @@ pub(super) struct SignArgs {
     /// Where to write the onboarding bundle
     #[arg(long = "out", value_name = "BUNDLE")]
     output: PathBuf,
-    /// Waive a rule that the certificate breaks; repeatable
+    /// Accept the certificate although it breaks this rule; repeatable
     #[arg(long, value_name = "RULE")]
     accept: Vec<Rule>,
-    /// Who waives it; recorded with the certificate
+    /// Who accepts it; recorded with the certificate
     #[arg(long, value_name = "NAME", env = "USER", default_value = "")]
     accepted_by: String,
     /// Why; recorded with the certificate
@@ -120,7 +120,7 @@ pub(super) struct SignArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway certificate import --config efgs.toml nl-*.bundle\n\nRunning gateways know it within `trust.refresh`."
+    after_help = "Example:\n  efgs-gateway certificate import --config efgs.toml nl-*.bundle\n\nRunning gateways accept it within `trust.refresh`."
 )]
 pub(super) struct ImportArgs {
     #[command(flatten)]
@@ -142,7 +142,7 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway certificate revoke --config efgs.toml 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n\nRunning gateways turn its owner away within `trust.refresh`, also on open connections. A revocation cannot be taken back."
+    after_help = "Example:\n  efgs-gateway certificate revoke --config efgs.toml 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n\nRunning gateways reject its owner within `trust.refresh`, also on open connections. A revocation cannot be undone."
 )]
 pub(super) struct RevokeArgs {
     #[command(flatten)]
@@ -255,12 +255,12 @@ fn sign(args: &SignArgs) -> Outcome {
         let list: Vec<_> =
             refused.iter().map(|f| format!("  {:<14} {}", f.rule, clean(&f.explanation))).collect();
         let advice = if refused.iter().any(|f| f.rule == Rule::Country) {
-            "a certificate of another country can never count; ask for a right one"
+            "a certificate of another country is never accepted; ask for the correct one"
         } else {
             "ask the country for a better certificate, or waive a rule with --accept RULE"
         };
         return Err(format!(
-            "{} is refused for these rules:\n{}\n{advice}",
+            "{} is rejected because of these rules:\n{}\n{advice}",
             args.input.display(),
             list.join("\n")
         )
@@ -314,7 +314,7 @@ async fn import(args: &ImportArgs) -> Outcome {
     let mut bundles = Vec::new();
     for path in &args.bundles {
         let fail = |reason: String| format!("{}: {reason}; nothing was imported", path.display());
-        let text = String::from_utf8(read(path)?.to_vec()).map_err(|_| fail("it is not a text".into()))?;
+        let text = String::from_utf8(read(path)?.to_vec()).map_err(|_| fail("it is not text".into()))?;
         let bundle: Bundle =
             text.parse().map_err(|e: efgs_protocol::bundle::BundleError| fail(e.to_string()))?;
         verify(&app, &bundle).map_err(fail)?;
@@ -325,7 +325,7 @@ async fn import(args: &ImportArgs) -> Outcome {
         match import_bundle(&app, bundle).await? {
             Imported::New => say(format!("imported {what}"))?,
             Imported::Renewed => say(format!("renewed {what}"))?,
-            Imported::AlreadyThere => say(format!("already there: {what}"))?,
+            Imported::AlreadyThere => say(format!("already imported: {what}"))?,
         };
     }
     Ok(ExitCode::SUCCESS)
@@ -349,7 +349,7 @@ pub(super) async fn import_bundle(
         };
         if rows.iter().find(same).is_some_and(|row| row.revoked_at.is_some()) {
             return Err(format!(
-                "the certificate {thumbprint} was revoked as {} and cannot come back; ask {} for a new one",
+                "the certificate {thumbprint} was revoked as {} and cannot be registered again; ask {} for a new one",
                 bundle.kind, bundle.country
             )
             .into());
@@ -358,7 +358,7 @@ pub(super) async fn import_bundle(
     Ok(imported)
 }
 
-/// Whether the registry would count it.
+/// Whether the registry would accept it.
 fn verify(app: &App, bundle: &Bundle) -> Result<(), String> {
     let new = new_certificate(bundle);
     let row = StoredCertificate {
@@ -377,7 +377,7 @@ fn verify(app: &App, bundle: &Bundle) -> Result<(), String> {
     };
     match Registry::verify(&[row], app.trust.anchor()).refused().first() {
         None => Ok(()),
-        // The row's number means nothing here.
+        // The row's number has no meaning here.
         Some(reason) => Err(reason.split_once(": ").map_or(reason.as_str(), |(_, reason)| reason).to_owned()),
     }
 }
@@ -468,7 +468,7 @@ async fn revoke(args: &RevokeArgs) -> Outcome {
     let known =
         app.store.certificates().await?.iter().any(|row| row.thumbprint == args.thumbprint.as_bytes());
     if known {
-        say(format!("{} was revoked already", args.thumbprint))
+        say(format!("{} was already revoked", args.thumbprint))
     } else {
         Err(format!(
             "no certificate has the thumbprint {}; `efgs-gateway certificate list` shows them all",

@@ -1,4 +1,4 @@
-//! `encryption …`: which keys seal what is stored, and changing them (spec §8.2).
+//! `encryption …`: the encryption keys in use, and their rotation (spec §8.2).
 
 use std::{io::IsTerminal, io::Write, process::ExitCode, sync::Arc};
 
@@ -14,17 +14,17 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum EncryptionCommand {
-    /// Show how much is sealed with each encryption key
+    /// Show how much is encrypted with each encryption key
     #[command(after_help = "Example:\n  efgs-gateway encryption status --config efgs.toml")]
     Status(WorkArgs),
-    /// Seal everything that is stored with the first of `encryption.keys`
+    /// Encrypt all stored payloads with the first of `encryption.keys`
     #[command(after_help = "Example:\n  efgs-gateway encryption rotate --config efgs.toml
 
-Safe while gateways run, and when it is interrupted: run it again. Before, every gateway must know the new key:
+Safe while gateways run. If it is interrupted, run it again. Before, every gateway must have the new key:
   1. write it at the end of encryption.keys on every instance, and send each SIGHUP;
-  2. put it first on every instance, and send each SIGHUP;
+  2. move it to the front on every instance, and send each SIGHUP;
   3. run this command;
-  4. take the old key out everywhere, and send each SIGHUP.")]
+  4. remove the old key everywhere, and send each SIGHUP.")]
     Rotate(WorkArgs),
 }
 
@@ -58,12 +58,12 @@ async fn status(args: &WorkArgs) -> Outcome {
     } else {
         for key in &all {
             let meaning = match state(key) {
-                "encrypts" => "seals what is uploaded now",
+                "encrypts" => "encrypts new uploads",
                 "unused" if app.config.journal.is_some() => {
-                    "is needed by no upload; `efgs-gateway journal list` shows whether the journal needs it until it \
-                     forgets those files"
+                    "no upload needs it; `efgs-gateway journal list` shows whether the journal needs it until it deletes \
+                     those files"
                 }
-                "unused" => "can be taken out of `encryption.keys`, once no instance has it first",
+                "unused" => "can be removed from `encryption.keys`, once no instance has it first",
                 "decrypts" => "is needed until `efgs-gateway encryption rotate` has run",
                 _ => "IS MISSING in `encryption.keys`: these uploads cannot be read",
             };
@@ -79,7 +79,7 @@ async fn rotate(args: &WorkArgs) -> Outcome {
     let terminal = std::io::stderr().is_terminal() && !args.json;
     let done = rotation::rotate(&app.store, &app.keyring, |so_far: Rotated| {
         if terminal {
-            // Nothing is lost when nobody can see it.
+            // A failed progress message does not matter.
             drop(write!(std::io::stderr(), "\r{} of {others} uploads ", so_far.uploads));
         }
     })
@@ -92,19 +92,22 @@ async fn rotate(args: &WorkArgs) -> Outcome {
     if args.json {
         say(json!({"key": first, "uploads": done.uploads, "keys": done.keys, "left": left}))?;
     } else {
-        say(format!("sealed {} uploads with {} diagnosis keys with key {first}", done.uploads, done.keys))?;
+        say(format!(
+            "encrypted {} uploads with {} diagnosis keys with key {first}",
+            done.uploads, done.keys
+        ))?;
     }
     match left {
         0 => Ok(ExitCode::SUCCESS),
         _ => Err(format!(
-            "{left} uploads came meanwhile that are sealed with another key: an instance does not have key {first} first \
-             in `encryption.keys`, or was just told so; put it right, send it SIGHUP, and run this again"
+            "{left} new uploads are encrypted with another key: an instance does not have key {first} first in \
+             `encryption.keys`, or has only just reloaded it; correct it, send it SIGHUP, and run this again"
         )
         .into()),
     }
 }
 
-/// Uploads that are not sealed with the first key.
+/// Uploads that are not encrypted with the first key.
 async fn waiting(app: &Arc<App>) -> Result<u64, crate::store::StoreError> {
     let first = app.keyring.ids().first().copied();
     let used = app.store.encryption_keys().await?;

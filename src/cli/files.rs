@@ -1,5 +1,5 @@
-//! Files of keys: what a signature covers, and the other format. For people who sign with `openssl cms`, and
-//! for developers of national backends who compare their bytes with ours.
+//! Files of keys: the signed bytes, and conversion between the formats. For people who sign with `openssl cms`,
+//! and for developers of national backends who compare their bytes with ours.
 
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ pub(super) struct ConvertArgs {
 
 #[derive(Debug, Args)]
 struct KeyFile {
-    /// A batch of diagnosis keys: JSON or protobuf, told apart by the first character
+    /// A batch of diagnosis keys: JSON or protobuf, recognised by the first character
     file: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! `health`: for a container's health check, where there is no curl.
+//! `health`: a container's health check, where there is no curl.
 
 use std::{
     io::{Read, Write},
@@ -11,13 +11,13 @@ use clap::Args;
 use super::{ConfigFile, Outcome, print};
 use crate::config::Config;
 
-/// Ask a running gateway on this machine whether it is alive
+/// Check whether a gateway on this machine is alive
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  efgs-gateway health --config efgs.toml --ready")]
 pub(super) struct HealthArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Ask whether it can do its work, not only whether it runs
+    /// Check whether it is ready, not only whether it runs
     #[arg(long)]
     ready: bool,
 }
@@ -50,6 +50,6 @@ pub(super) fn run(args: &HealthArgs) -> Outcome {
     if answer.starts_with("HTTP/1.1 200 ") {
         print(format!("{body}\n"))
     } else {
-        Err(format!("the gateway on {address} is not well: {body}").into())
+        Err(format!("the gateway on {address} is not ready: {body}").into())
     }
 }

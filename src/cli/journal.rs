@@ -1,4 +1,4 @@
-//! `journal …`: what an operator does with the journal.
+//! `journal …`: lists, verifies, replays and backfills the journal.
 
 use std::{
     io::Write,
@@ -17,19 +17,19 @@ pub(super) enum JournalCommand {
     /// Show the journal's files, and which encryption keys they need
     #[command(after_help = "Example:\n  efgs-gateway journal list --config efgs.toml")]
     List(ReadArgs),
-    /// Verify that nothing is altered or missing, and every signature in it
+    /// Verify that nothing is altered or missing, and verify every signature
     #[command(
-        after_help = "Example:\n  efgs-gateway journal verify --config efgs.toml\n\nNeeds no database. Exits with 1 when something is wrong, and names each place. Every upload is checked as when it came: its keys, its batch signature, its signer's registration by the trust anchor."
+        after_help = "Example:\n  efgs-gateway journal verify --config efgs.toml\n\nNeeds no database. Reports each problem, and exits with 1 if there is one. Every upload is checked as on arrival: its keys, its batch signature, its signer's registration by the trust anchor."
     )]
     Verify(ReadArgs),
     /// Fill an empty database with the same uploads, batches and tags
     #[command(
-        after_help = "Example:\n  efgs-gateway journal replay --config efgs.toml --from /backup/journal\n\nVerifies while it replays. When it was cut off, run it again: it goes on. No gateway starts on the database before it is done."
+        after_help = "Example:\n  efgs-gateway journal replay --config efgs.toml --from /backup/journal\n\nVerifies while it replays. If it is interrupted, run it again: it resumes. No gateway starts on the database until it has finished."
     )]
     Replay(ReplayArgs),
     /// Write everything that the database holds to the journal
     #[command(
-        after_help = "Example:\n  efgs-gateway journal backfill --config efgs.toml\n\nAfter the journal was switched on, or had been off for a while: running gateways write it within minutes."
+        after_help = "Example:\n  efgs-gateway journal backfill --config efgs.toml\n\nUse it after the journal was switched on, or had been off for a while. Running gateways write it within minutes."
     )]
     Backfill(BackfillArgs),
 }
@@ -38,7 +38,7 @@ pub(super) enum JournalCommand {
 pub(super) struct ReadArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// A folder with a journal's files, instead of the configured place
+    /// A folder with a journal's files, instead of the configured one
     #[arg(long, value_name = "FOLDER")]
     from: Option<PathBuf>,
     /// Print as JSON
@@ -50,7 +50,7 @@ pub(super) struct ReadArgs {
 pub(super) struct ReplayArgs {
     #[command(flatten)]
     read: ReadArgs,
-    /// Leave out what is damaged or missing, and bring back the rest
+    /// Skip what is damaged or missing, and restore the rest
     #[arg(long)]
     accept_losses: bool,
 }
@@ -120,7 +120,7 @@ async fn verify(args: &ReadArgs) -> Outcome {
              {certificates} certificates; {}",
             done.uploads,
             done.keys,
-            if good { "nothing is wrong".to_owned() } else { format!("{problems} problems") }
+            if good { "no problems".to_owned() } else { format!("{problems} problems") }
         ))?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -147,7 +147,7 @@ async fn replay(args: &ReplayArgs) -> Outcome {
         begun.elapsed().as_secs_f64()
     ))?;
     if done.to_journal {
-        say("all of it waits to be written to the journal of the configuration; running gateways do it")?;
+        say("everything will also be written to the configured journal by running gateways")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -158,10 +158,10 @@ async fn backfill(args: &BackfillArgs) -> Outcome {
         return Err("`[journal]` is not set in the configuration: there is nothing to write to".into());
     }
     let rows = app.store.journal_everything().await?;
-    say(format!("{rows} uploads, batches and withdrawals wait to be written; running gateways do it"))
+    say(format!("{rows} uploads, batches and withdrawals will be written by running gateways"))
 }
 
-/// Says on standard error how far it is, now and then.
+/// Prints the progress on standard error every few seconds.
 fn reporter(verb: &'static str) -> impl FnMut(Progress) {
     const PACE: Duration = Duration::from_secs(2);
     let mut last = Instant::now();

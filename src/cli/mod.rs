@@ -40,7 +40,7 @@ type Outcome = Result<ExitCode, Box<dyn Error>>;
     name = "efgs-gateway",
     version,
     propagate_version = true,
-    after_help = "Example:\n  efgs-gateway demo --once    the whole story on this machine, in a temporary folder"
+    after_help = "Example:\n  efgs-gateway demo --once    the complete exchange on this machine, in a temporary folder"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -52,7 +52,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     Serve(serve::ServeArgs),
-    /// Bring the database schema up to date
+    /// Update the database schema
     #[command(after_help = "Example:\n  efgs-gateway migrate --config efgs.toml")]
     Migrate(ConfigFile),
     /// Check or show the configuration
@@ -61,7 +61,7 @@ enum Command {
     /// Inspect, sign, import, list and revoke certificates of participants
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
-    /// See how each country is served
+    /// Show how each country is served
     #[command(subcommand)]
     Participant(participant::ParticipantCommand),
     /// List, show and withdraw uploads
@@ -70,21 +70,21 @@ enum Command {
     /// List, verify and replay the journal of accepted uploads
     #[command(subcommand)]
     Journal(journal::JournalCommand),
-    /// See which callbacks work, pause and resume them
+    /// List, pause and resume callbacks
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
-    /// See which encryption keys are in use, and change them
+    /// Show which encryption keys are in use, and rotate them
     #[command(subcommand)]
     Encryption(encryption::EncryptionCommand),
-    /// Form batches; read and write files of keys
+    /// Form batches; convert files of keys
     #[command(subcommand)]
     Batch(BatchCommand),
-    /// Delete now what is older than the retention, until nothing is left to do
+    /// Delete everything older than the retention now
     #[command(
         after_help = "Example:\n  efgs-gateway expire --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
     )]
     Expire(WorkArgs),
-    /// Verify and export the record of all requests
+    /// Verify and export the log of all requests
     #[command(subcommand)]
     AccessLog(access_log::AccessLogCommand),
     Report(report::ReportArgs),
@@ -96,7 +96,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum BatchCommand {
-    /// Form batches now, until nothing waits
+    /// Form batches now, until no upload waits
     #[command(
         after_help = "Example:\n  efgs-gateway batch form --config efgs.toml\n\nSafe while gateways run: it waits for their lease."
     )]
@@ -107,7 +107,7 @@ enum BatchCommand {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Say what is wrong with a configuration, with the key's name
+    /// Check a configuration, and name the keys that are wrong
     #[command(after_help = "Example:\n  efgs-gateway config check --config efgs.toml")]
     Check(ConfigFile),
     /// Print a complete commented example
@@ -115,7 +115,7 @@ enum ConfigCommand {
     Example,
 }
 
-/// Where the configuration is.
+/// The configuration file.
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The configuration (TOML)
@@ -123,24 +123,24 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-/// For jobs that are run by hand.
+/// Arguments of jobs that are run by hand.
 #[derive(Debug, Args)]
 struct WorkArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Print what was done as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Args)]
 struct OpenapiArgs {
-    /// Fail unless this file is what would be printed
+    /// Fail unless this file equals the document
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
 }
 
-/// Runs the command that the arguments name; says on standard error what went wrong and what to do.
+/// Runs the command that the arguments name. Prints errors and remedies on standard error.
 pub fn main() -> ExitCode {
     // Two TLS libraries in one program must agree on one provider; a second installation changes nothing.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -201,7 +201,7 @@ fn open(path: &Path) -> Result<Arc<App>, StartError> {
     App::new(Config::load(path)?, Clock::system(), None)
 }
 
-/// The same, with a schema that is up to date: an empty database is set up, an older one is left to `migrate`.
+/// The same, with a current schema: an empty database is set up, an older one must be updated with `migrate`.
 async fn open_current(path: &Path) -> Result<Arc<App>, StartError> {
     let app = open(path)?;
     if app.store.is_empty().await? {
@@ -221,7 +221,7 @@ fn check(path: &Path) -> Outcome {
     for warning in app.config.warnings() {
         say(format!("warning: {warning}"))?;
     }
-    say(format!("{} is complete and right", path.display()))
+    say(format!("{} is complete and valid", path.display()))
 }
 
 fn openapi(args: &OpenapiArgs) -> Outcome {
@@ -236,7 +236,7 @@ fn openapi(args: &OpenapiArgs) -> Outcome {
     }
 }
 
-/// A text from elsewhere, made harmless for a terminal.
+/// Replaces control characters in a text, so that it is safe to print on a terminal.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
@@ -245,7 +245,7 @@ fn say(line: impl Display) -> Outcome {
     print(format!("{line}\n"))
 }
 
-/// Writes to standard output; a reader that went away (`| head`) is not an error of ours.
+/// Writes to standard output. A closed pipe (`| head`) is not an error.
 fn print(text: impl AsRef<[u8]>) -> Outcome {
     match std::io::stdout().lock().write_all(text.as_ref()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

@@ -18,7 +18,7 @@ pub(super) enum ParticipantCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway participant list --config efgs.toml\n\nDAYS LEFT: until the country has no active certificate left of a type. A 0 under AUTH (it cannot call) or SIGN (its uploads\nare refused) is something to act on. Of its callbacks PAUSED ones have failed, held ones the operator paused."
+    after_help = "Example:\n  efgs-gateway participant list --config efgs.toml\n\nDAYS LEFT: days until the country has no active certificate of a type. Act on a 0 under AUTH (it cannot call) or SIGN (its\nuploads are rejected). PAUSED callbacks have failed; the operator paused those that are held."
 )]
 pub(super) struct ListArgs {
     #[command(flatten)]

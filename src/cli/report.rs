@@ -10,7 +10,7 @@ use crate::access_log::Tally;
 /// Show uploads, downloads, callbacks and errors of each country and day, over all gateways
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  efgs-gateway report --config efgs.toml\n  efgs-gateway report --config efgs.toml --from 2026-11-01 --to 2026-11-30 --country DE --csv > november.csv\n\nDays are UTC. The country -- stands for callers who were not let in.\n\nBATCHES are those that were formed on the day and have keys of the country. One that has keys of several countries counts\nfor each of them, so they have no total."
+    after_help = "Examples:\n  efgs-gateway report --config efgs.toml\n  efgs-gateway report --config efgs.toml --from 2026-11-01 --to 2026-11-30 --country DE --csv > november.csv\n\nDays are UTC. The country -- stands for callers who were rejected.\n\nBATCHES counts the batches that were formed on the day and have keys of the country. A batch with keys of several countries\ncounts for each of them, so there is no total."
 )]
 pub(super) struct ReportArgs {
     #[command(flatten)]
@@ -21,13 +21,13 @@ pub(super) struct ReportArgs {
     /// Last day [default: today]
     #[arg(long, value_name = "DATE")]
     to: Option<NaiveDate>,
-    /// One country only
+    /// Only this country
     #[arg(long, value_name = "CC")]
     country: Option<Country>,
     /// Print as JSON
     #[arg(long, conflicts_with = "csv")]
     json: bool,
-    /// Print as CSV, with a line of names first
+    /// Print as CSV with a header line
     #[arg(long)]
     csv: bool,
 }

@@ -17,12 +17,12 @@ use crate::{
 /// Run the gateway
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway serve --config efgs.toml\n\nSIGTERM and SIGINT finish what is under way and exit 0; SIGHUP reads certificates, encryption keys and the registry again."
+    after_help = "Example:\n  efgs-gateway serve --config efgs.toml\n\nOn SIGTERM and SIGINT it completes the requests under way and exits with 0. On SIGHUP it reads certificates, encryption keys and the registry again."
 )]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Do not bring the database schema up to date first
+    /// Do not update the database schema first
     #[arg(long)]
     no_migrate: bool,
 }

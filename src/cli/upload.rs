@@ -1,4 +1,4 @@
-//! `upload …`: what an operator sees and does of uploads.
+//! `upload …`: lists, shows and withdraws uploads.
 
 use clap::{Args, Subcommand};
 use efgs_protocol::country::Country;
@@ -12,7 +12,7 @@ pub(super) enum UploadCommand {
     List(ListArgs),
     /// Show one upload
     Show(ShowArgs),
-    /// Withdraw an upload: its keys vanish from every later download
+    /// Withdraw an upload: later downloads omit its keys
     Withdraw(WithdrawArgs),
 }
 
@@ -21,10 +21,10 @@ pub(super) enum UploadCommand {
 pub(super) struct ListArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only this country's
+    /// Only this country
     #[arg(long, value_name = "CC")]
     country: Option<Country>,
-    /// How many at most
+    /// Maximum number of uploads
     #[arg(long, default_value_t = 100)]
     limit: u32,
     /// Print as JSON
@@ -48,21 +48,21 @@ pub(super) struct ShowArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs-gateway upload withdraw --config efgs.toml --country NL --tag 2026-11-22-1 --reason \"NL reports a false positive\"\n\nHolds on every running gateway within `trust.refresh`, and cannot be taken back."
+    after_help = "Example:\n  efgs-gateway upload withdraw --config efgs.toml --country NL --tag 2026-11-22-1 --reason \"NL reports a false positive\"\n\nTakes effect on every running gateway within `trust.refresh`, and cannot be undone."
 )]
 pub(super) struct WithdrawArgs {
     #[command(flatten)]
     file: ConfigFile,
     #[command(flatten)]
     which: Which,
-    /// Why; kept with the record
+    /// The reason; recorded with the withdrawal
     #[arg(long)]
     reason: String,
 }
 
 #[derive(Debug, Args)]
 struct Which {
-    /// Whose upload it is
+    /// The country of the upload
     #[arg(long, value_name = "CC")]
     country: Country,
     /// The upload tag
@@ -88,7 +88,7 @@ pub(super) async fn run(command: UploadCommand) -> Outcome {
             match app.withdrawals.withdraw(*country, tag, WithdrawnBy::Operator, &args.reason).await? {
                 Withdrawal::Done { .. } => say(format!("withdrawn: upload {} of {country}", clean(tag))),
                 Withdrawal::Already => {
-                    say(format!("was withdrawn already: upload {} of {country}", clean(tag)))
+                    say(format!("was already withdrawn: upload {} of {country}", clean(tag)))
                 }
                 Withdrawal::Unknown => Err(unknown(&args.which).into()),
             }

@@ -25,7 +25,7 @@ pub(super) async fn form_batches(args: &WorkArgs) -> Outcome {
         let (id, name, uploads, keys) = describe(batch);
         say(format!("{name}  {id}  {uploads} uploads, {keys} keys"))?;
     }
-    say(format!("{} batches formed, nothing waits", formed.len()))
+    say(format!("{} batches formed, no upload waits", formed.len()))
 }
 
 pub(super) async fn expire(args: &WorkArgs) -> Outcome {

@@ -218,7 +218,7 @@ impl Authority {
     }
 }
 
-/// The time from which certificates are dated; who needs another sets the fields of a [`Request`].
+/// The default start of validity. For another one set the fields of a [`Request`].
 #[expect(clippy::disallowed_methods, reason = "a certificate that real TLS accepts needs the real time")]
 pub(crate) fn now() -> DateTime<Utc> {
     Utc::now()

@@ -5,7 +5,7 @@
 //! client certificate for callbacks, and for each country the three certificates of spec §6.1.3 with their
 //! onboarding bundles. [`Request`] also makes the certificates that a gateway must refuse.
 //!
-//! Nothing made here may be used in earnest: the private keys are handed around in plain text.
+//! Never use its output in production: the private keys are passed around in plain text.
 //!
 //! ```
 //! let pki = efgs_test_ca::Pki::new(efgs_test_ca::KeyKind::Ec256)?;

@@ -130,7 +130,7 @@ pub struct UploadReport {
     pub signer_thumbprint: Thumbprint,
     /// The thumbprint of the certificate with which it was uploaded.
     pub uploader_thumbprint: Thumbprint,
-    /// Whether the operator vouches for both certificates.
+    /// Whether the operator has signed both certificates.
     pub vouched_for: bool,
     /// Whether the batch signature uses SHA-1, which was allowed.
     pub used_sha1: bool,
@@ -288,7 +288,7 @@ fn explained(failure: &Failure) -> String {
     }
 }
 
-/// A text of somebody else's, without what could confuse a terminal.
+/// Escapes control characters in a text from outside, so that it is safe to print.
 fn escaped(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

@@ -63,7 +63,7 @@ pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))
 }
 
-/// For a server that asks for no certificate: one whose own comes from these authorities, as PEM, or else from
+/// For a server that asks for no certificate: one whose own comes from these authorities, as PEM, or otherwise from
 /// those that the system trusts.
 pub(crate) fn public_tls(ca_pem: Option<&str>) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -82,7 +82,7 @@ pub struct Options {
     pub retry: Retry,
     /// Tells the day.
     pub clock: Clock,
-    /// Is told what happens.
+    /// Called for each event.
     pub on_event: Box<dyn Fn(&Event) + Send + Sync>,
 }
 
@@ -166,7 +166,7 @@ pub struct Released {
 pub struct Downloader {
     options: Options,
     place: Arc<Mutex<Place>>,
-    /// The gateway's time in the first answer about the next batch, if it told.
+    /// The gateway's time in the first answer about the next batch, if it was sent.
     told: Mutex<Option<DateTime<Utc>>>,
 }
 

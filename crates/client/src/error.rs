@@ -30,11 +30,11 @@ pub enum SettingsError {
 /// Why a call did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The gateway answered, and said no.
+    /// The gateway rejected the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// There is no answer, or only a part of it. Whether the gateway did what it was asked to do is unknown;
-    /// every call is safe to repeat.
+    /// There is no answer, or only a part of it. It is unknown whether the gateway performed the request.
+    /// Every call is safe to repeat.
     #[error("no answer from the gateway: {reason}")]
     NoAnswer {
         /// What happened.
@@ -42,8 +42,8 @@ pub enum Error {
         /// Whether it took too long.
         timed_out: bool,
     },
-    /// There is no safe connection: the gateway's certificate cannot be believed, or the gateway refuses ours.
-    #[error("no safe connection to the gateway: {0}; run `efgs doctor`: it says what to mend")]
+    /// There is no secure connection: the gateway's certificate cannot be trusted, or the gateway rejects ours.
+    #[error("no secure connection to the gateway: {0}; run `efgs doctor`: it says what to fix")]
     Tls(String),
     /// The request cannot be sent: a tag or a signature is no value of a header.
     #[error("the request cannot be made: {0}")]
@@ -54,8 +54,8 @@ pub enum Error {
         /// How many bytes are read at most.
         limit: usize,
     },
-    /// The answer is none that a gateway gives.
-    #[error("the answer is not one of a gateway: {0}")]
+    /// The answer is not one that a gateway gives.
+    #[error("the answer does not come from a gateway: {0}")]
     Unexpected(String),
     /// The keys could not be signed.
     #[error(transparent)]
@@ -63,8 +63,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call can succeed later without anybody mending anything: there was no answer, or the
-    /// gateway is overloaded or cannot decide (408, 429, 5xx).
+    /// Whether the same call can succeed later without a fix: there was no answer, or the gateway is overloaded
+    /// or cannot decide (408, 429, 5xx).
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::NoAnswer { .. } => true,
@@ -110,8 +110,8 @@ fn tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::E
     None
 }
 
-/// Whether somebody has to mend something: a certificate, ours or theirs. Of the alerts only one is about
-/// trouble that passes.
+/// Whether the error is permanent: somebody must fix a certificate, ours or theirs. Only one of the alerts is
+/// temporary.
 fn is_for_good(error: &rustls::Error) -> bool {
     match error {
         rustls::Error::InvalidCertificate(_) => true,
@@ -120,15 +120,14 @@ fn is_for_good(error: &rustls::Error) -> bool {
     }
 }
 
-/// The gateway's no.
+/// The gateway's rejection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Refusal {
     /// The HTTP status.
     pub status: u16,
-    /// What went wrong, for programs: from the gateway's stable list. `None` when something else than a
-    /// gateway answered.
+    /// The error code, from the gateway's stable list. `None` if the answer is not from a gateway.
     pub code: Option<String>,
-    /// What went wrong, for people.
+    /// The error message, for people.
     pub message: Option<String>,
     /// When to try again, if the gateway says so.
     pub retry_after: Option<RetryAfter>,

@@ -2,7 +2,7 @@
 //!
 //! [`Gateway`] makes the calls of the API, typed on both sides: keys go in and come out as [`KeyBatch`], what
 //! the gateway refuses is an [`Error`] with its status, code and reason. It calls with the country's client
-//! certificate, trusts only the certificate authority that it is told, and follows neither redirects nor a
+//! certificate, trusts only the configured certificate authority, and follows neither redirects nor a
 //! proxy from the environment.
 //!
 //! ```no_run

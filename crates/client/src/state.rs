@@ -10,7 +10,7 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another command is working on it.
-    #[error("another efgs uses {}: wait for its end, or give this one a state folder of its own", .0.display())]
+    #[error("another efgs uses {}: wait until it ends, or use another state folder", .0.display())]
     InUse(PathBuf),
     /// A file or the folder cannot be made, read or written.
     #[error("cannot use {}: {reason}", path.display())]

@@ -133,7 +133,7 @@ pub enum Event<'a> {
     },
 }
 
-/// Is told what happens, from any thread; it must not block.
+/// Called for each event, from any thread. It must not block.
 pub type Progress = dyn Fn(Event<'_>) + Send + Sync;
 
 /// Why a run could not be made. Apart from [`UploadError::State`], nothing was sent.
@@ -169,7 +169,7 @@ pub struct Uploader<'a> {
 
 impl Uploader<'_> {
     /// Uploads all keys of the sources, in order. May be repeated with the same or with more sources at any time:
-    /// each key comes to the gateway once.
+    /// the gateway gets each key once.
     ///
     /// When `stop` is cancelled, what is under way is brought to its end and nothing else begun. When the future
     /// is dropped, calls are cut off; the next run finds out what became of them.

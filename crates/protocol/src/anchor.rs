@@ -1,6 +1,6 @@
-//! The operator's trust anchor: who vouches for the certificates of the participants (spec §5.7.2, §6.1.3).
+//! The operator's trust anchor, which signs the certificates of the participants (spec §5.7.2, §6.1.3).
 //!
-//! The anchor's private key never touches the gateway. It makes two signatures for each certificate, both in
+//! The anchor's private key is never on the gateway. It makes two signatures for each certificate, both in
 //! base64, with the hash of the anchor certificate's own signature algorithm: RSA PKCS#1 v1.5 for an RSA
 //! anchor, ECDSA for an EC one.
 //!

@@ -1,7 +1,7 @@
 //! Audit entries and their verification (spec §5.7.2).
 //!
 //! An auditor holds what a country downloaded, the audit entries of the same batch, and the operator's trust
-//! anchor, all from different hands. [`verify_batch`] checks that they fit together.
+//! anchor, all from different sources. [`verify_batch`] checks that they fit together.
 
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
@@ -21,8 +21,8 @@ use crate::signature::{self, SignatureError, SignaturePolicy};
 /// some time may pass between an upload's check and its storage.
 const LEEWAY: TimeDelta = TimeDelta::hours(1);
 
-/// What an auditor is told about one upload of a batch. In JSON the fields have exactly the names that
-/// national backends read; all are always present.
+/// The audit entry of one upload of a batch. In JSON the fields have exactly the names that national backends
+/// read. All are always present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEntry {
@@ -57,7 +57,7 @@ fn milliseconds_text(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Why the entries as a whole do not fit the download, so that no entry can be told its keys.
+/// Why the entries as a whole do not match the download, so that no entry can be assigned its keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditError {
     /// The entries of the other countries announce more or fewer keys than were downloaded.
@@ -68,7 +68,7 @@ pub enum AuditError {
         /// The keys in the download.
         downloaded: u64,
     },
-    /// The caller's own entry stands before one of another country.
+    /// The caller's own entry is before one of another country.
     #[error("audit entry {index} is the caller's own, but entries of other countries follow it")]
     OwnEntryNotLast {
         /// The position of the entry, counted from 0.
@@ -123,7 +123,7 @@ pub enum Failure {
         /// The country in its subject.
         country: Country,
     },
-    /// The operator did not vouch for a certificate.
+    /// The operator has not signed a certificate.
     #[error("the {role} certificate is not vouched for: {error}")]
     NotVouchedFor {
         /// Which certificate.
@@ -139,8 +139,8 @@ pub enum Failure {
         /// Its origin.
         origin: Country,
     },
-    /// At the entry's time, no gateway would have taken one of its keys; others of them may not fit, too. The keys are
-    /// signed and the time is not, so it is the time that is wrong.
+    /// At the entry's time, no gateway would have accepted one of its keys; this may also hold for others of its
+    /// keys. The keys are signed and the time is not, so the time is wrong.
     #[error(
         "uploadedTime {} cannot be right: key {index} of the download belongs to the entry and began at interval \
          {rolling_start}, and only {earliest} to {latest} was accepted then",
@@ -188,7 +188,7 @@ pub enum Failure {
 pub struct Verdict {
     /// The entry's country.
     pub country: Country,
-    /// Where the entry's keys stand in the download. `None` for the caller's own uploads: their keys are not
+    /// The position of the entry's keys in the download. `None` for the caller's own uploads: their keys are not
     /// in its download, so only their certificates, and their time against the batch's, were checked.
     pub keys: Option<Range<usize>>,
     /// Whether the batch signature uses SHA-1, which the policy then allowed.
@@ -204,20 +204,20 @@ impl Verdict {
     }
 }
 
-/// The auditor's arithmetic (spec §5.7.2): the entries, walked with their amounts, must cut the downloaded keys
-/// exactly, and each piece must bear a batch signature by the certificate that the entry shows. The signer's
-/// certificate must have been valid when the upload was stored; certificates that expired or were revoked since
-/// still count. Answers with one verdict for each entry, in their order.
+/// Verifies a batch (spec §5.7.2). The amounts of the entries, in order, must divide the downloaded keys exactly.
+/// Each part must have a batch signature by the certificate that the entry shows. The signer's certificate must
+/// have been valid when the upload was stored. Certificates that have expired or were revoked since are still
+/// accepted. Returns one verdict for each entry, in their order.
 ///
-/// Nobody signs the time of an entry. What is certain is checked, with an hour of leeway: that the keys, which the
-/// country has signed, could be uploaded at that time (none had yet to begin, none was older than 15 days), and that
-/// it is not after the batch was formed, if `batch` is given: its tag tells that. So a time that was made up to have
-/// another certificate count, or another order of events, is bounded but not excluded.
+/// The time of an entry is not signed. It is checked against two bounds, with an hour of tolerance. The keys, which
+/// the country has signed, could be uploaded at that time: none had yet to begin, none was older than 15 days. If
+/// `batch` is given, the time is not after the batch was formed, which its tag says. So a forged time, chosen to
+/// make another certificate valid or to change the order of events, is bounded but not excluded.
 ///
 /// `caller` is the country that downloaded. Its own entries come last and have no keys in the download.
 ///
 /// # Errors
-/// When the entries as a whole do not fit the download.
+/// When the entries as a whole do not match the download.
 pub fn verify_batch(
     entries: &[AuditEntry],
     downloaded: &KeyBatch,
@@ -253,7 +253,7 @@ pub fn verify_batch(
             let accepted = entry.accepted_starts();
             let (mut foreign, mut untimely) = (false, false);
             let slice = keys.by_ref().take(entry.amount as usize).map(|(index, key)| {
-                // One of each kind is told for all: a forged batch has no end of them.
+                // Report one failure of each kind: a forged batch may have any number of them.
                 if key.origin != entry.country && !std::mem::replace(&mut foreign, true) {
                     verdict.failures.push(Failure::Origin { index, origin: key.origin });
                 }
@@ -324,7 +324,7 @@ impl AuditEntry {
         let signed_bytes = CanonicalKeys::of(keys).signed_bytes();
         let signed = signature::verify(&self.batch_signature, &signed_bytes, self.uploaded_time, policy)?;
         let (named, actual) = (self.uploader_signing_thumbprint, signed.certificate.thumbprint());
-        // A country may have registered its CA: then that is what the entry shows and the operator vouches for.
+        // A country may have registered its CA. Then the entry shows the CA, and the operator has signed it.
         let issued = || {
             let authority = Certificate::from_pem(&self.signing_certificate).ok();
             let country = signed.certificate.country().ok();

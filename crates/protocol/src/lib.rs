@@ -1,4 +1,4 @@
-//! What is said on the wire between national backends and the Federation Gateway.
+//! The protocol between national backends and the Federation Gateway.
 //!
 //! This crate is pure: it parses, builds and verifies bytes, and knows neither network nor database. The
 //! gateway, the national backend's client and an auditor share it, so that all of them agree on every byte.
@@ -8,10 +8,10 @@
 //!   (spec §5.2).
 //! - [`batch_tag`]: the names of uploads and of batches (spec §4.2.8, §5.4.2).
 //! - [`canonical`]: the bytes that a batch signature covers, and the hash that identifies a key (spec §4.1.5).
-//! - [`signature`], [`certificate`], [`anchor`] and [`bundle`]: who signed, and why that may be believed
+//! - [`signature`], [`certificate`], [`anchor`] and [`bundle`]: who signed, and whether the signer is trusted
 //!   (spec §4.1.6, §6.1).
 //! - [`clock`]: where the gateway and its clients get the time from.
-//! - [`audit`]: what an auditor is told about a batch, and the arithmetic that checks it (spec §5.7).
+//! - [`audit`]: the audit entries of a batch, and their verification (spec §5.7).
 
 pub mod anchor;
 pub mod audit;
@@ -29,8 +29,8 @@ pub mod wire;
 #[cfg(test)]
 mod testing;
 
-/// The beginning of a text that somebody else sent, fit to be shown in an error: escaped and short, so that
-/// neither control characters nor megabytes reach a log.
+/// The beginning of a text from outside, for an error: escaped and short, so that neither control characters nor
+/// megabytes reach a log.
 pub(crate) fn excerpt(text: &[u8]) -> String {
     const LONGEST: usize = 40;
     let shown = text[..text.len().min(LONGEST)].escape_ascii();

@@ -57,9 +57,9 @@ impl<W: Write> Story<'_, W> {
             [check("batch signatures that hold", 3 * 2 + 2, batches_hold)],
         )?;
         self.report.step(
-            "… and that the operator vouches for every signer",
+            "… and that the operator signed every signer's certificate",
             format_args!("{vouched} hold"),
-            "With the anchor's certificate, which they have from the operator.",
+            "With the anchor's certificate, which they got from the operator.",
             [check("entries", 12, entries_seen), check("operator signatures that hold", 24, vouched)],
         )?;
         let Some((actor, entries, keys)) = last else { return Ok(()) };
@@ -74,7 +74,7 @@ impl<W: Write> Story<'_, W> {
         self.report.step(
             "The same with one bit of one key flipped",
             "noticed",
-            "So a gateway that forges keys is found out by every country.",
+            "So every country detects a gateway that forges keys.",
             [check("entries that do not hold", 1, wrong)],
         )?;
         Ok(())
@@ -87,7 +87,7 @@ impl<W: Write> Story<'_, W> {
         let keys =
             uploads.iter().flat_map(|keys| keys.iter()).filter(|key| find(key.key_data.as_bytes())).count();
         self.report.step(
-            "A thief reads the database's files",
+            "An attacker reads the database's files",
             "no keys in them",
             "Each key is encrypted (AES-256-GCM); only its hash can be looked up.",
             [check("upload tags found", true, find(self.run.as_bytes())), check("keys found", 0, keys)],

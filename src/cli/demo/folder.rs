@@ -51,7 +51,7 @@ impl Folder {
             if fs::read_dir(&folder.path).map_err(fail)?.next().is_some() {
                 let path = folder.path.display();
                 return Err(format!(
-                    "{path} is not empty and not the folder of an earlier demo: name a new or an empty one"
+                    "{path} is not empty and is not the folder of an earlier demo: name a new or an empty one"
                 )
                 .into());
             }
@@ -222,7 +222,7 @@ keys = [{{ id = 1, file = "payload-1.key" }}]
 signing_key = "access-log.key"
 
 [batching]
-interval = "10s"                 # 5 minutes in earnest; nobody wants to wait that long in a demo
+interval = "10s"                 # 5 minutes in production; shorter in the demo
 "#
     )
 }

@@ -1,4 +1,4 @@
-//! After the story: how to go on by hand.
+//! Commands to try after the demo's steps.
 
 use std::{error::Error, io::Write, sync::Arc};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{config::Chain as ChainEnd, store::BatchRecord};
 
-/// Shows commands to paste. Everything that they name lies in the folder.
+/// Prints commands to paste. The files that they name are in the folder.
 pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> Result<(), Box<dyn Error>> {
     let Stage { folder, gateway, url } = stage;
     let date = gateway.app().clock.now().date_naive();
@@ -43,14 +43,14 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
     let signature = "batchSignature: $(cat NL/upload.signature)";
 
     report.part(&format!("The gateway keeps serving on {url} until Ctrl-C"))?;
-    report.line("To look around, paste these into another terminal:")?;
+    report.line("To try it, paste these into another terminal:")?;
     for (what, lines) in [
         ("Everything is in this folder", vec![format!("cd {path}")]),
         (
             "Germany downloads today's first batch",
             vec![de.clone(), format!("-H 'Accept: {json}' {download}")],
         ),
-        ("… and asks who uploaded and who signed what is in it", vec![de.clone(), audit]),
+        ("… and audits who uploaded and who signed its keys", vec![de.clone(), audit]),
         (
             "The Netherlands upload 3 keys. Again: 201. With one digit changed in NL/upload.json: 400",
             vec![
@@ -60,29 +60,26 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
             ],
         ),
         (
-            "The same with the backends' own command (cargo install --path crates/client): is all well with NL?",
+            "The same with the backends' command efgs (cargo install --path crates/client): check NL's profile",
             efgs("NL", "doctor"),
         ),
         (
-            "NL signs and uploads keys; what the gateway has already is not sent again",
+            "NL signs and uploads keys; keys that the gateway already has are not sent again",
             efgs("NL", "upload NL/upload.json"),
         ),
-        ("DE downloads all batches that are new to it, each one verified", efgs("DE", "download")),
-        ("… and asks who signed", efgs("DE", &format!("audit {date} {first}"))),
+        ("DE downloads and verifies all batches that it does not have yet", efgs("DE", "download")),
+        ("… and audits who signed", efgs("DE", &format!("audit {date} {first}"))),
         (
-            "10 seconds later a new batch hangs on the chain: see nextbatchtag",
+            "10 seconds later there is a new batch: see nextbatchtag",
             vec![de, format!("-H 'Accept: {json}' -H 'batchTag: {last}'"), download.clone()],
         ),
-        ("Nobody gets in without a certificate", vec![call.to_owned(), download]),
-        (
-            "The operator asks whether all is well",
-            vec![format!("curl -iw '\\n' 'http://{admin}/health/ready'")],
-        ),
+        ("A caller without a certificate is rejected", vec![call.to_owned(), download]),
+        ("The operator checks the readiness", vec![format!("curl -iw '\\n' 'http://{admin}/health/ready'")]),
     ] {
         report.aside(format_args!("\n  # {what}"))?;
         report.line(format_args!("  {}", lines.join(" \\\n    ")))?;
     }
     report.line(format_args!("\nThe operator's page, in a browser: http://{admin}/"))?;
-    report.line(format_args!("The API, to read there: http://{admin}/swagger/"))?;
+    report.line(format_args!("The API document: http://{admin}/swagger/"))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `demo`: the whole story on an empty machine, with the real server and real certificates.
+//! `demo`: the complete exchange on an empty machine, with the real server and real certificates.
 
 mod audit;
 mod folder;
@@ -37,16 +37,16 @@ use story::Story;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
-/// Show the whole story on an empty machine: three countries upload, download and audit
+/// Show the complete exchange on an empty machine: three countries upload, download and audit
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  efgs-gateway demo                      the story, then a gateway to play with until Ctrl-C\n  efgs-gateway demo --once               the story alone; exit code 0 when every step held\n  efgs-gateway demo --keep /tmp/efgs     keep certificates, configuration and database, and go on with them next time\n\nEverything is throw-away: certificates, keys and the SQLite database lie in a temporary folder."
+    after_help = "Examples:\n  efgs-gateway demo                      all steps, then a gateway to try until Ctrl-C\n  efgs-gateway demo --once               only the steps; exit code 0 when every step succeeded\n  efgs-gateway demo --keep /tmp/efgs     keep certificates, configuration and database, and use them again next time\n\nCertificates, keys and the SQLite database are throw-away. They are in a temporary folder."
 )]
 pub(super) struct DemoArgs {
-    /// Stop after the story
+    /// Stop after the last step
     #[arg(long)]
     once: bool,
-    /// Where the gateway listens: a port of this machine, 0 for any free one [default: 127.0.0.1:8443]
+    /// The gateway's address: a port of this machine, 0 for any free one [default: 127.0.0.1:8443]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Keep everything in this folder instead of a temporary one
@@ -74,21 +74,21 @@ pub(super) async fn run(args: DemoArgs) -> Outcome {
         format!("{folder} is deleted.")
     } else {
         format!(
-            "Everything is in {folder}; to go on: efgs-gateway demo --keep {}",
+            "Everything is in {folder}; to use it again: efgs-gateway demo --keep {}",
             quote(&folder.to_string())
         )
     })?;
     Ok(if outcome? && report.all_held() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Where the story takes place.
+/// The demo's folder and gateway.
 struct Stage {
     folder: Folder,
     gateway: Gateway,
     url: String,
 }
 
-/// The story, and what comes after it; says whether it was told to its end.
+/// Runs the steps, then serves until stopped. Returns whether all steps ran.
 async fn perform<W: Write>(
     args: &DemoArgs,
     stage: &Stage,
@@ -108,23 +108,23 @@ async fn perform<W: Write>(
     Ok(true)
 }
 
-/// Makes the folder or takes an earlier one, lets the countries in, and starts the gateway.
+/// Creates the folder or uses an earlier one, onboards the countries, and starts the gateway.
 async fn set_up<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Stage, Box<dyn Error>> {
     refuse_environment(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
     let wanted = args.listen.unwrap_or(DEFAULT_LISTEN);
     let address = free(wanted, args.once && args.listen.is_none())?;
     let folder = Folder::prepare(args.keep.as_deref(), wanted)?;
-    report.line("What an EFGS gateway does: the real server, real TLS, throw-away certificates.")?;
+    report.line("An EFGS gateway at work: the real server, real TLS, throw-away certificates.")?;
     report.aside(format_args!("Folder: {}", folder.path().display()))?;
     if address != wanted {
-        report.aside(format_args!("Another program listens on {wanted}, so this takes a free port."))?;
+        report.aside(format_args!("Another program listens on {wanted}, so the demo uses a free port."))?;
     }
 
     let mut config = Config::load(&folder.config())?;
     config.server.listen = address;
     let app = App::new(config, Clock::system(), None)?;
     app.store.migrate().await?;
-    // The story says when batches are formed; what an earlier run left is not part of it.
+    // The steps form the batches. First form one of what an earlier run left.
     app.batching.form_now().await?;
     next_batch_in(&app.store, Duration::from_secs(600)).await?;
     story::onboard(report, &folder, &app).await?;
@@ -144,7 +144,7 @@ impl Stage {
             report.stopped(error)?;
         }
         report.summary()?;
-        // Last: who waits for a profile finds batches, too.
+        // Last, so that whoever waits for a profile finds batches too.
         folder.write_profiles(url)?;
         next_batch_in(&app.store, Duration::ZERO).await?;
         Ok(())

@@ -39,7 +39,7 @@ enum Style {
     Dim,
 }
 
-/// The printer, and how many steps did not hold.
+/// The printer, and how many steps failed.
 pub(super) struct Report<W> {
     out: W,
     colour: bool,
@@ -63,20 +63,20 @@ impl<W: Write> Report<W> {
         Self { out, colour, steps: 0, failed: 0 }
     }
 
-    /// Whether every step so far held.
+    /// Whether every step so far succeeded.
     pub(super) fn all_held(&self) -> bool {
         self.failed == 0
     }
 
     pub(super) fn line(&mut self, line: impl Display) -> io::Result<()> {
         match writeln!(self.out, "{line}") {
-            // A reader that went away (`| head`) is no reason to stop: the result is in the exit code too.
+            // A closed pipe (`| head`) is no reason to stop: the exit code also has the result.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// The beginning of a part of the story.
+    /// The title of a group of steps.
     pub(super) fn part(&mut self, title: &str) -> io::Result<()> {
         let title = self.styled(Style::Bold, title).to_string();
         self.line(format_args!("\n{title}"))
@@ -110,20 +110,20 @@ impl<W: Write> Report<W> {
         Ok(())
     }
 
-    /// The story cannot go on.
+    /// The demo cannot continue.
     pub(super) fn stopped(&mut self, why: impl Display) -> io::Result<()> {
         self.steps += 1;
         self.failed += 1;
         let (number, mark) = (self.steps, self.styled(Style::Bad, "✗").to_string());
-        self.line(format!("{number:>3} {mark} The story cannot go on: {why}"))
+        self.line(format!("{number:>3} {mark} The demo cannot continue: {why}"))
     }
 
-    /// The end: how many steps held.
+    /// The end: how many steps succeeded.
     pub(super) fn summary(&mut self) -> io::Result<()> {
         let (steps, failed) = (self.steps, self.failed);
         let summary = match failed {
-            0 => self.styled(Style::Good, format!("✓ All {steps} steps held.")).to_string(),
-            _ => self.styled(Style::Bad, format!("✗ {failed} of {steps} steps did not hold.")).to_string(),
+            0 => self.styled(Style::Good, format!("✓ All {steps} steps succeeded.")).to_string(),
+            _ => self.styled(Style::Bad, format!("✗ {failed} of {steps} steps failed.")).to_string(),
         };
         self.line(format_args!("\n{summary}"))
     }

@@ -32,7 +32,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
     report.step(
         "The operator signs the countries' certificates",
         format_args!("{signed} signed"),
-        "Three per country, with the trust anchor, which never touches the gateway.",
+        "Three per country, with the trust anchor, whose key is never on the gateway.",
         [check("signed certificates", bundles.len(), signed)],
     )?;
     for bundle in &bundles {
@@ -47,7 +47,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
     report.step(
         "The gateway imports them",
         format_args!("{active} active"),
-        "It verifies the anchor's signatures, and again whenever it reads them.",
+        "It verifies the anchor's signatures now, and again whenever it reads them.",
         [check("active certificates", bundles.len(), active)],
     )?;
     Ok(())
@@ -79,18 +79,18 @@ impl<W: Write> Story<'_, W> {
         self.report.part("Uploads")?;
         let why = "Signed by Germany; the gateway rebuilds the signed bytes from the keys.";
         self.upload("DE uploads 5 keys as protobuf", why, &de, Format::Protobuf, &de_keys, 5).await?;
-        let why = "Both formats are one: who downloads chooses its own.";
+        let why = "Every downloader chooses its own format.";
         self.upload("NL uploads 3 keys as JSON", why, &nl, Format::Json, &nl_keys, 8).await?;
-        let why = "Everything is stored at once, each key encrypted, or nothing is.";
+        let why = "All keys are stored in one transaction, or none. Each key is encrypted.";
         self.upload("BE uploads 4 keys as protobuf", why, &be, Format::Protobuf, &be_keys, 12).await?;
-        let why = "Nothing is stored twice: when an answer gets lost, repeating is safe.";
+        let why = "Nothing is stored twice: if an answer is lost, a retry is safe.";
         self.upload("BE sends the same upload again", why, &be, Format::Protobuf, &be_keys, 12).await?;
 
         self.report.part("A batch")?;
         let first = self
             .form(
                 "The gateway forms a batch",
-                "Of whole uploads in their order. It never changes again.",
+                "It contains whole uploads in their order, and never changes.",
                 3,
                 12,
             )
@@ -100,7 +100,7 @@ impl<W: Write> Story<'_, W> {
         self.report.step(
             "BE downloads it",
             by_origin(&download.keys),
-            "Its own 4 keys are left out; of the others every field is as it was sent.",
+            "Its own 4 keys are omitted. Every field of the others is as it was sent.",
             [
                 check("keys", fingerprint(&expected), fingerprint(&download.keys)),
                 check("next batch", "none yet", next(&download, &[])),
@@ -111,19 +111,14 @@ impl<W: Write> Story<'_, W> {
 
         self.report.part("The chain")?;
         let second = self
-            .form(
-                "The gateway forms the next batch",
-                "Uploads that were refused have left no trace in it.",
-                1,
-                2,
-            )
+            .form("The gateway forms the next batch", "Rejected uploads have left no trace in it.", 1, 2)
             .await?;
         let records = [first, second];
         let download = fetch(&be, self.date, &records[0].id.to_string()).await?;
         self.report.step(
             "BE asks for the first batch again",
             format_args!("next is {}", day_name(&records[1])),
-            "The link is live: who has read to the end finds the way on from there.",
+            "The link is updated: a reader at the end of the chain finds the next batch.",
             [check("next batch", records[1].id, next(&download, &records))],
         )?;
         let why = "From batch to batch, until nextBatchTag says null.";
@@ -177,7 +172,7 @@ impl<W: Write> Story<'_, W> {
         de_keys: &KeyBatch,
         nl_keys: &KeyBatch,
     ) -> Result<KeyBatch> {
-        self.report.part("Mistakes, and worse")?;
+        self.report.part("Errors and attacks")?;
         let new = fresh_keys(de.country, self.date, 2)?;
         let mixed: KeyBatch = [new.get(0), de_keys.get(0), new.get(1)].into_iter().collect();
         let tag = upload_tag(de.country, self.date, &self.run, 2)?;
@@ -195,7 +190,7 @@ impl<W: Write> Story<'_, W> {
         self.report.step(
             "DE uploads the 2 new ones, same tag",
             "201, 2 keys wait",
-            "The 207 said which ones, and left the upload tag free.",
+            "The 207 named them, and left the upload tag free.",
             [answer("201", &outcome), check("keys that wait", 2, self.app.store.pending().await?.keys)],
         )?;
 
@@ -214,7 +209,7 @@ impl<W: Write> Story<'_, W> {
         self.report.step(
             "Somebody alters a key after NL signed it",
             "400, invalid signature",
-            "One risk level differs by one, and the signature does not fit any more.",
+            "One risk level differs by one, and the signature no longer verifies.",
             [
                 answer("400 invalid-signature", &outcome),
                 check("keys that wait", 2, self.app.store.pending().await?.keys),
@@ -225,9 +220,9 @@ impl<W: Write> Story<'_, W> {
         let stranger = self.folder.stranger(self.url, certificate)?;
         let outcome = stranger.download(self.date, None, Format::Json).await;
         self.report.step(
-            "A stranger calls as NL",
+            "An unregistered caller poses as NL",
             "403, not registered",
-            "A certificate that says NL is easily made; the anchor's signature is not.",
+            "Anyone can make a certificate that says NL, but not the anchor's signature.",
             [answer("403 forbidden", &outcome)],
         )?;
         Ok(new)

@@ -73,7 +73,7 @@ async fn a_gateway_that_does_something_else_is_noticed() {
     assert!(text.contains("✗ DE uploads 5 keys as protobuf"), "{text}");
     assert!(text.contains("answer: expected 201, got the gateway answered 413 too-many-keys: "), "{text}");
     assert!(text.contains("keys that wait: expected 5, got 0"), "{text}");
-    assert!(text.contains("steps did not hold."), "{text}");
+    assert!(text.contains("steps failed."), "{text}");
 }
 
 #[test]

@@ -36,7 +36,7 @@ const MAX_HEAD: usize = 8 << 10;
 /// What happened at a [`Receiver`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The gateway announced a batch, and was told 200.
+    /// The gateway announced a batch, and got the answer 200.
     Announced(Announcement),
     /// Somebody was turned away, or did not come to the point.
     TurnedAway {
@@ -196,7 +196,7 @@ fn config(identity: &Identity, gateway: Vec<Certificate>) -> Result<ServerConfig
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiverError {
     /// Nobody could ever call.
-    #[error("no certificate of the gateway is named: nobody could call")]
+    #[error("no certificate of the gateway is configured: every call would be rejected")]
     NoGateway,
     /// The server's own certificate or key cannot be used.
     #[error("the certificate of the callback server cannot be used: {0}")]

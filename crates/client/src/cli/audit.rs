@@ -1,4 +1,4 @@
-//! `efgs audit`: who uploaded and who signed what is in a batch, and whether it holds.
+//! `efgs audit`: who uploaded and who signed the keys of a batch, and whether they verify.
 
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ use crate::{
     download::Stored,
 };
 
-/// Audit a batch: who uploaded, who signed, and whether all of it verifies
+/// Audit a batch: who uploaded, who signed, and whether everything verifies
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\nExit code 3 when something does not verify.",
+    after_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\nExit code 3 when verification fails.",
     after_long_help = "Example:\n  efgs audit 2026-11-22 20261122-1\n  efgs audit --stored batches\n\n\
-        The batch and its audit are fetched from the gateway; with --stored, what `efgs download` has stored is audited again without the gateway. The uploads stand in the order of their keys; `operator` says whether the trust anchor vouches for the uploader's and the signer's certificate, as of the time of the upload. Of the country's own uploads, whose keys are not in its downloads, only the certificates and the time are checked. `uploaded` is the gateway's word: that the keys could be uploaded then, and not after the batch, is all that is certain of it.\n\n\
-        Exit codes: 0 everything verifies; 1 it failed, or a stored batch cannot be read (the others are audited all the same); 3 something does not verify; 5 not now, run it again."
+        It fetches the batch and its audit from the gateway. With --stored it audits batches that `efgs download` has stored, without the gateway. The uploads are listed in the order of their keys. `operator` says whether the trust anchor has signed the uploader's and the signer's certificate, as of the time of the upload. The keys of the country's own uploads are not in its downloads, so only their certificates and their time are checked. `uploaded` is the time that the gateway reports. It is only verified that the keys could be uploaded at that time, and that it is not after the batch.\n\n\
+        Exit codes: 0 everything verifies; 1 it failed, or a stored batch cannot be read (the others are still audited); 3 verification failed; 5 temporary failure, run it again."
 )]
 pub(super) struct AuditArgs {
     /// The day of the batch, or an earlier one
@@ -30,7 +30,7 @@ pub(super) struct AuditArgs {
     /// The batch tag
     #[arg(value_name = "TAG", required_unless_present = "stored")]
     tag: Option<String>,
-    /// Batches that were stored by `efgs download`, or folders of them; without the gateway
+    /// Stored batches of `efgs download`, or folders of them; the gateway is not called
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["date", "tag"])]
     stored: Vec<PathBuf>,
 }
@@ -71,7 +71,7 @@ fn batches(path: &Path) -> Result<Vec<Stored>, Failure> {
     Ok(batches)
 }
 
-/// Tells of a batch that cannot be audited; the others still are.
+/// Reports a batch that cannot be audited. The others are still audited.
 fn unreadable(context: &Context, batch: &Stored, error: &AuditError) -> Outcome {
     context.console.fail(error);
     if !context.console.wants_json() {

@@ -1,4 +1,4 @@
-//! `efgs callback …`: where the gateway calls this backend when there is a new batch.
+//! `efgs callback …`: the URLs at which the gateway calls this backend when there is a new batch.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -28,17 +28,17 @@ pub(super) enum CallbackCommand {
     Serve(Box<ServeArgs>),
 }
 
-/// Register a URL to be called, or replace it
+/// Register the URL of a callback, or replace it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs callback put main https://nl.example:9443/efgs\n\nThe server there must show a certificate that the operator registered as CALLBACK. Registering again resumes a callback that the gateway paused because it failed too often."
+    after_help = "Example:\n  efgs callback put main https://nl.example:9443/efgs\n\nThe server must present a certificate that the operator registered as CALLBACK. Registering again resumes a callback that the gateway paused after too many failures."
 )]
 pub(super) struct PutArgs {
     /// A name of your choice, 1 to 64 characters
     id: String,
     /// https, without query, fragment and user name
     url: String,
-    /// Say what would be done, and do not do it
+    /// Only print what would be done
     #[arg(long)]
     dry_run: bool,
 }
@@ -49,18 +49,18 @@ pub(super) struct PutArgs {
 pub(super) struct DeleteArgs {
     /// Its name, as `callback list` shows it
     id: String,
-    /// Say what would be done, and do not do it
+    /// Only print what would be done
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Listen for the gateway's calls, and download what it announces
+/// Listen for the gateway's calls, and download the announced batches
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs callback serve --listen 0.0.0.0:9443 --into batches\n\nNobody but the gateway gets in: its certificates are named in `[callback]` of the profile. It is answered at once; all that it announced meanwhile is one walk along the chain of batches. It also asks by itself, as `efgs download --follow` does. SIGTERM finishes what is under way."
+    after_help = "Example:\n  efgs callback serve --listen 0.0.0.0:9443 --into batches\n\nIt accepts only the gateway, by the certificates in `[callback]` of the profile, and answers it at once. It then downloads all new batches along the chain, also those that are announced meanwhile. It also polls, as `efgs download --follow` does. On SIGTERM it completes the batch under way."
 )]
 pub(super) struct ServeArgs {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9443")]
     listen: SocketAddr,
     #[command(flatten)]
@@ -96,23 +96,23 @@ async fn serve(context: &Context, args: ServeArgs) -> Outcome {
             console.note(format_args!("the gateway announces {}", announcement.batch_tag));
             announced.notify_one();
         }
-        Event::TurnedAway { peer, reason } => console.note(format_args!("{peer} was turned away: {reason}")),
+        Event::TurnedAway { peer, reason } => console.note(format_args!("{peer} was rejected: {reason}")),
     };
     let mut download = args.download;
     download.follow = true;
     let work = stoppable(async |stop| {
         let listening = tokio::spawn(receiver.run(stop.clone().cancelled_owned(), on_event));
         let outcome = download::download(context, download, &wake, stop.clone()).await;
-        // Also when something is wrong that does not pass by itself: nobody listens in vain.
+        // After a permanent error too: without downloads there is no reason to listen.
         stop.cancel();
         listening.await?;
         outcome
     });
-    work.await?.unwrap_or_else(|| Err("stopped at once; the next run goes on from there".into()))
+    work.await?.unwrap_or_else(|| Err("stopped immediately; the next run resumes there".into()))
 }
 
 async fn put(context: &Context, gateway: &Gateway, PutArgs { id, url, dry_run }: &PutArgs) -> Outcome {
-    // Also a dry run: it shows that the gateway lets this backend call.
+    // A dry run does this too: it shows that the gateway accepts this backend.
     let before = url_of(gateway, id).await?;
     let would = if *dry_run { "would be " } else { "" };
     let text = match &before {

@@ -1,4 +1,4 @@
-//! `efgs doctor`: what works, what does not, and what to do about it.
+//! `efgs doctor`: checks the profile and the gateway, and suggests remedies.
 
 use clap::Args;
 use efgs_protocol::clock::Clock;
@@ -13,13 +13,13 @@ use crate::{
     doctor::{self, Check, State},
 };
 
-/// Check the profile, its certificates, and what the gateway says to them
+/// Check the profile, its certificates, and whether the gateway accepts them
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs doctor --profile efgs-client.toml\n\nNothing is changed, and the gateway stores nothing. Exit code 1 when a check failed, 0 otherwise, also with warnings."
+    after_help = "Example:\n  efgs doctor --profile efgs-client.toml\n\nIt changes nothing, and the gateway stores nothing. Exit code 1 when a check failed, 0 otherwise, also with warnings."
 )]
 pub(super) struct DoctorArgs {
-    /// Look at the files only; do not call the gateway
+    /// Check only the files; do not call the gateway
     #[arg(long)]
     offline: bool,
 }
@@ -34,7 +34,7 @@ pub(super) async fn run(context: &Context, args: &DoctorArgs) -> Outcome {
             }
             checks
         }
-        Err(error) => vec![Check::failed("profile", error, "mend the profile first")],
+        Err(error) => vec![Check::failed("profile", error, "fix the profile first")],
     };
     let count = |state| checks.iter().filter(|check| check.state == state).count();
     let (failed, warnings) = (count(State::Failed), count(State::Warning));

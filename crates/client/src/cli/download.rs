@@ -1,4 +1,4 @@
-//! `efgs download`: every batch once, verified.
+//! `efgs download`: downloads and verifies every batch once.
 
 use std::{
     io,
@@ -29,41 +29,41 @@ use crate::{
 const EXAMPLE: &str =
     "Example:\n  efgs download --into batches\n  efgs download --follow --format ndjson | process-keys";
 
-/// Download, verify and store all batches that are new
+/// Download, verify and store all new batches
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLE,
     after_long_help = format!("{EXAMPLE}\n\n\
-        Each batch is verified through the gateway's audit interface against the operator's trust anchor, and then stored once: in a folder as one file with a name that sorts in the order of the chain, its audit beside it as .audit.json. Batches may be taken out of the folder at any time. The state folder remembers for each target how far it has come; run it again after it was killed, and it goes on without a gap or a repeat. Only what goes to the standard output cannot be taken back: a batch that was being written when the process was killed comes once more.\n\n\
+        It verifies each batch through the gateway's audit interface against the operator's trust anchor, and then stores it once: in a folder as one file with a name that sorts in the order of the chain, with its audit beside it as .audit.json. You can remove batches from the folder at any time. The state folder remembers the position of each target. After the process was killed, run it again: it resumes without a gap or a repetition. Only output to the standard output cannot be undone: a batch that was being written when the process was killed is written once more.\n\n\
         --dry-run fetches and verifies the same batches, and writes nothing, neither in the target nor in the state folder.\n\n\
-        What does not verify is put aside in the folder quarantine of the state folder, with a report, and the download stops before it; the next one tries it again.\n\n\
-        Exit codes: 0 all batches are stored; 1 it failed; 3 a batch does not verify, or the chain of batches cannot be followed; 4 all are stored that there are, but some had expired before they were fetched, or one was left out as was asked for; 5 not now, run it again.")
+        A batch that does not verify is stored with a report in the folder quarantine of the state folder, and the download stops before it. The next run retries it.\n\n\
+        Exit codes: 0 all batches are stored; 1 it failed; 3 a batch does not verify, or the chain of batches cannot be followed; 4 all available batches are stored, but some had expired before they were fetched, or one was skipped with --continue-past; 5 temporary failure, run it again.")
 )]
 pub(super) struct DownloadArgs {
-    /// Begin with the first batch formed on or after this day, unless the target is further already [default:
+    /// Begin with the first batch formed on or after this day, unless the target is already further [default:
     /// the oldest that the gateway serves]
     #[arg(long, value_name = "DATE")]
     since: Option<NaiveDate>,
-    /// Go on with the batches that come, until it is stopped
+    /// Keep running and download new batches until stopped
     #[arg(long)]
     pub(super) follow: bool,
-    /// With --follow: how often to ask for new batches
+    /// With --follow: how often to poll for new batches
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
     interval: u64,
     /// The folder, or with --format ndjson the file; - is the standard output [default: batches, beside the
     /// profile, or the standard output]
     #[arg(long, value_name = "PATH")]
     into: Option<PathBuf>,
-    /// The form in which keys are stored
+    /// The format in which keys are stored
     #[arg(long, value_enum, default_value_t = Format::Protobuf)]
     format: Format,
-    /// Leave this batch out if it does not verify, instead of stopping before it. It is not tried again
+    /// Skip this batch permanently if it does not verify, instead of stopping before it
     #[arg(long, value_name = "TAG")]
     continue_past: Option<String>,
-    /// Do everything except storing: tell which batches are new, how many keys they have and whether they verify
+    /// Do everything except storing: print which batches are new, how many keys they have and whether they verify
     #[arg(long)]
     dry_run: bool,
-    /// How often a call is repeated that may succeed later
+    /// How often to retry a call after a temporary failure
     #[arg(long, value_name = "N", default_value_t = 8)]
     retries: u32,
 }
@@ -105,8 +105,8 @@ pub(super) async fn run(context: &Context, args: DownloadArgs) -> Outcome {
     work.await?.unwrap_or_else(|| Err(failure(DownloadError::Interrupted).into()))
 }
 
-/// Downloads until `stop` is cancelled or the chain is at its end; with `--follow`, `wake` says that there is
-/// something new.
+/// Downloads until `stop` is cancelled or the chain is at its end. With `--follow`, `wake` signals new
+/// batches.
 pub(super) async fn download(
     context: &Context,
     args: DownloadArgs,
@@ -114,7 +114,7 @@ pub(super) async fn download(
     stop: CancellationToken,
 ) -> Outcome {
     if args.dry_run && args.follow {
-        let text = "--dry-run looks once at what there is: use it with `efgs download`, without --follow";
+        let text = "--dry-run runs once: use it with `efgs download`, without --follow";
         return Err(Failure::new(Exit::Usage, text).into());
     }
     let profile = context.profile()?;
@@ -140,7 +140,7 @@ pub(super) async fn download(
     };
     tokio::select! {
         outcome = all => outcome.map_err(failure)?,
-        // The batch that is under way is stored, or begun anew by the next run.
+        // The batch under way is stored, or the next run starts it again.
         () = stop.cancelled() => if !args.follow {
             return Err(failure(DownloadError::Interrupted).into());
         },
@@ -198,7 +198,7 @@ fn failure(error: DownloadError) -> Failure {
     Failure::new(exit, error)
 }
 
-/// Tells of events as they happen: as lines of JSON, or a bar and a line where a person must know.
+/// Reports events as they happen: as lines of JSON, or as a progress bar and lines for people.
 fn reporter(
     console: Console,
     totals: Arc<Totals>,
@@ -214,7 +214,7 @@ fn reporter(
                 add(&totals.batches, 1);
                 add(&totals.keys, batch.keys as u64);
                 bar.inc(batch.keys as u64);
-                // How many follow, the gateway does not tell; the day shows how far it is.
+                // The gateway does not say how many follow. The day shows the progress.
                 bar.set_message(format!("downloading, at {}", batch.date));
             }
             Event::Gap { .. } => drop(add(&totals.gaps, 1)),
@@ -224,7 +224,7 @@ fn reporter(
         bar.suspend(|| {
             let json = results && console.wants_json();
             if json {
-                // Whoever reads events and stops reading does not stop the download.
+                // A reader that stops reading events does not stop the download.
                 drop(console.json(event));
             }
             match event {
@@ -233,7 +233,7 @@ fn reporter(
                 Event::Stored(_) | Event::WouldStore(_) | Event::CaughtUp | Event::Quarantined(_) => {}
                 Event::Gap { after, since, until } => console.warn(format_args!(
                     "batches formed from {since} to before {until}{} may be missing: they were not fetched in \
-                     time, and the gateway serves them no more",
+                     time, and the gateway no longer serves them",
                     after.as_ref().map(|tag| format!(" (after {tag})")).unwrap_or_default()
                 )),
                 Event::Passed(batch) => console.warn(format_args!(
@@ -241,15 +241,15 @@ fn reporter(
                     batch.batch_tag,
                     batch.reason,
                     match &batch.folder {
-                        Some(folder) => format!("is left out, as was asked for, and lies in {}", folder.display()),
-                        None => "would be left out, as was asked for".to_owned(),
+                        Some(folder) => format!("is skipped because of --continue-past, and stored in {}", folder.display()),
+                        None => "would be skipped because of --continue-past".to_owned(),
                     }
                 )),
                 Event::Again { batch_tag, reason } => {
                     console.note(format_args!("batch {batch_tag}: {reason}; fetching it once more"));
                 }
                 Event::Waiting { reason, seconds } => {
-                    console.note(format_args!("{reason}; trying again in {seconds} s"));
+                    console.note(format_args!("{reason}; retrying in {seconds} s"));
                 }
             }
         });

@@ -28,7 +28,7 @@ use crate::{
 
 const EXAMPLE: &str = "Example:\n  efgs export\n  efgs export --period daily own-keys/*.json";
 
-/// How many keys that are none are named one by one.
+/// How many invalid keys are listed.
 const NAMED: usize = 20;
 
 /// Pack downloaded and own keys into signed archives for phones
@@ -36,33 +36,33 @@ const NAMED: usize = 20;
 #[command(
     after_help = EXAMPLE,
     after_long_help = format!("{EXAMPLE}\n\n\
-        Takes the batches that `efgs download` stored and the country's own keys from FILES: JSON, protobuf or GAEN export zips, as `efgs upload` takes them. Each key goes once into the archive of its origin, of each country visited and of all countries, in the last hour or day that has ended, once its rolling period and a margin have passed. The section [export] of the profile says how; docs/export.md says why.\n\n\
-        Run it as often as you like, with the same files or others: what is published stays as it is, and what was taken need not be given again. Killed at any moment, it leaves the index as it was; run it again.\n\n\
-        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for keys of FILES that are none; 5 another efgs export works on the state folder, or the bucket cannot be reached or is overloaded: the folder has everything, run it again.")
+        It reads the batches that `efgs download` stored, and the country's own keys from FILES: JSON, protobuf or GAEN export zips, as for `efgs upload`. It publishes each key once in the archive of its origin, of each country visited and of all countries, in the last hour or day that has ended, after its rolling period and a margin have passed. The section [export] of the profile configures it. docs/export.md gives the reasons.\n\n\
+        You can run it any number of times, with the same or other files. Published archives are not changed, and keys that were read once need not be passed again. If it is killed, the index stays valid; run it again.\n\n\
+        Exit codes: 0 done, also when there was nothing to publish; 1 it failed; 4 done, except for invalid keys in FILES; 5 another efgs export uses the state folder, or the bucket is unreachable or overloaded: the folder is complete, run it again.")
 )]
 pub(super) struct ExportArgs {
     /// The country's own keys, which the gateway does not send back
     #[arg(value_name = "FILES")]
     files: Vec<PathBuf>,
-    /// Where downloaded batches lie [default: export.batches in the profile]
+    /// The folder of downloaded batches [default: export.batches in the profile]
     #[arg(long, value_name = "FOLDER")]
     batches: Option<PathBuf>,
-    /// Where the archives and their index go [default: export.folder in the profile]
+    /// The folder for the archives and their index [default: export.folder in the profile]
     #[arg(long, value_name = "FOLDER")]
     into: Option<PathBuf>,
-    /// How much time one archive covers [default: export.period in the profile]
+    /// The time that one archive covers [default: export.period in the profile]
     #[arg(long, value_enum)]
     period: Option<PeriodArg>,
-    /// The countries visited, for the keys of GAEN export zips in FILES, which do not say any
+    /// The countries visited, for the keys of GAEN export zips in FILES, which do not contain them
     #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
     visited: Vec<Country>,
     /// The public key or certificate (PEM) whose signature GAEN export zips in FILES must have
     #[arg(long, value_name = "FILE")]
     gaen_key: Option<PathBuf>,
-    /// Go on although the last run was more than two days ago, or later than now: the clock is right
+    /// Confirm that the clock is correct, although the last run was more than two days ago or is in the future
     #[arg(long)]
     trust_clock: bool,
-    /// Say what would be published, and write nothing
+    /// Print what would be published, and write nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -80,7 +80,7 @@ struct Report {
     dry_run: bool,
     /// How many downloaded batches were new.
     batches: usize,
-    /// Keys of the files that are none.
+    /// Invalid keys of the files.
     invalid: Invalid,
     #[serde(flatten)]
     published: Published,
@@ -104,14 +104,14 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
             PeriodArg::Daily => Period::Daily,
         };
     }
-    // A folder that was named must be there; the one of the profile may not be yet.
+    // A folder from the command line must exist. The one of the profile may not exist yet.
     let batches = match args.batches {
         Some(folder) => Some(folder),
         None => Some(export.batches.clone()).filter(|folder| folder.exists()),
     };
     if batches.is_none() && args.files.is_empty() {
         context.console.warn(format_args!(
-            "there is no folder {}: efgs download makes it, --batches names another one",
+            "there is no folder {}: efgs download creates it, --batches names another one",
             export.batches.display()
         ));
     }
@@ -134,7 +134,7 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     bar.finish_and_clear();
     let (mut report, exporter) = worked.map_err(failure)?;
     if let Some(bucket) = bucket.filter(|_| !args.dry_run) {
-        // The folder has all of it, and what is missing in the bucket the next run puts there.
+        // The folder is complete. The next run uploads what is missing in the bucket.
         let mirrored = exporter.mirror(&bucket).await.map_err(|error| {
             Failure::new(if error.is_temporary() { Exit::Later } else { Exit::Failed }, error)
         })?;
@@ -201,7 +201,7 @@ fn text(report: &Report) -> String {
     let time = |seconds| DateTime::from_timestamp(seconds, 0).unwrap_or_default().format("%Y-%m-%d %H:%M");
     let intake = &published.intake;
     let mut text = format!(
-        "{} new batches and the files gave {} keys: {} known already, {} changed; not for phones: {} by report type, {} too old, {} implausible\n",
+        "{} new batches and the files contain {} keys: {} already known, {} changed; not for phones: {} by report type, {} too old, {} implausible\n",
         report.batches,
         intake.keys,
         intake.known,
@@ -214,7 +214,7 @@ fn text(report: &Report) -> String {
         text += &format!("{}\n", clean(reason));
     }
     if invalid.keys > NAMED {
-        text += &format!("and {} more keys that are none\n", invalid.keys - NAMED);
+        text += &format!("and {} more invalid keys\n", invalid.keys - NAMED);
     }
     let (start, end) = (time(published.start), time(published.end));
     text += &format!("{} to {end} UTC{}", start, if report.dry_run { " (nothing is written)" } else { "" });
@@ -236,7 +236,7 @@ fn text(report: &Report) -> String {
     }
     if let Some(bucket) = report.bucket {
         text += &format!(
-            "\nthe bucket got {} archives and the index, and lost {} old ones",
+            "\nuploaded {} archives and the index to the bucket, and deleted {} old archives",
             bucket.put, bucket.deleted
         );
     }

@@ -1,4 +1,4 @@
-//! `efgs completions` and `efgs man`: made from the arguments, so that they cannot be outdated.
+//! `efgs completions` and `efgs man`: generated from the arguments, so that they cannot be outdated.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::{Cli, Context, Outcome, output::Exit};
 
-/// Print a script with which a shell completes the commands
+/// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  efgs completions bash > /etc/bash_completion.d/efgs")]
 pub(super) struct CompletionsArgs {

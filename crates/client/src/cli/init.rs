@@ -1,4 +1,4 @@
-//! `efgs init`: a profile to start from.
+//! `efgs init`: writes a profile to start from.
 
 use std::{fs, io::Write as _, path::PathBuf};
 
@@ -17,10 +17,10 @@ pub(super) struct InitArgs {
     /// The country that this backend serves, as in its certificates
     #[arg(long, value_name = "CC")]
     country: Option<Country>,
-    /// Where the gateway is
+    /// The gateway's URL
     #[arg(long)]
     url: Option<String>,
-    /// Replace a file that is there
+    /// Replace an existing file
     #[arg(long)]
     force: bool,
     /// Print the profile and write nothing
@@ -43,7 +43,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Outcome {
     match written {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(format!("{} is there already; --force replaces it", path.display()).into());
+            return Err(format!("{} already exists; --force replaces it", path.display()).into());
         }
         Err(error) => return Err(format!("cannot write {}: {error}", path.display()).into()),
     }
@@ -51,7 +51,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Outcome {
         return context.console.json(&serde_json::json!({ "profile": path }));
     }
     context.console.note(format_args!(
-        "written to {}; put the files that it names beside it, then: efgs doctor",
+        "written to {}; put the files that it names beside it, then run efgs doctor",
         path.display()
     ));
     Ok(Exit::Done)

@@ -1,4 +1,4 @@
-//! The command `efgs`: a thin shell on the library. One file per subcommand.
+//! The command `efgs`, built on the library. One file per subcommand.
 
 use std::{error::Error, path::PathBuf, process::ExitCode};
 
@@ -21,7 +21,7 @@ mod withdraw;
 
 use output::{Console, Exit};
 
-/// What a command comes to. An error is told on standard error; which exit code it gives, see [`Exit::of`].
+/// The outcome of a command. An error is printed on standard error; see [`Exit::of`] for its exit code.
 type Outcome = Result<Exit, Box<dyn Error>>;
 
 const EXAMPLE: &str = "Example:\n  efgs init --country NL && efgs doctor";
@@ -42,7 +42,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every command understands.
+/// Options of every command.
 #[derive(Debug, Args)]
 struct Global {
     /// The profile (TOML)
@@ -62,7 +62,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Sign(sign::SignArgs),
     Verify(sign::VerifyArgs),
-    /// Have the gateway call when there is a new batch
+    /// Manage callbacks: the gateway calls when there is a new batch
     #[command(subcommand)]
     Callback(callback::CallbackCommand),
     Export(export::ExportArgs),
@@ -74,7 +74,7 @@ enum Command {
     Man(generate::ManArgs),
 }
 
-/// What a command works with.
+/// The context of a command.
 struct Context {
     console: Console,
     path: PathBuf,
@@ -91,14 +91,14 @@ impl Context {
     }
 }
 
-/// Runs the command that the arguments name; says on standard error what went wrong and what to do.
+/// Runs the command that the arguments name. Prints errors and remedies on standard error.
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let context = Context { console: Console::new(global.json, global.quiet), path: global.profile };
     let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(&context, command));
-            // A thread that still waits for input would wait in vain.
+            // Do not wait for a thread that still waits for input.
             runtime.shutdown_background();
             outcome
         }

@@ -1,5 +1,5 @@
-//! What a person or a script sees of a command: results on standard output, everything else on standard
-//! error, progress on a terminal only, and an exit code that says how it went.
+//! Output of a command: results on standard output, everything else on standard error, progress on a
+//! terminal only, and an exit code.
 
 use std::{
     error::Error,
@@ -13,22 +13,22 @@ use serde::Serialize;
 
 use super::Outcome;
 
-/// How a command ended, for scripts. The numbers are a promise.
+/// How a command ended, for scripts. The numbers are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Exit {
     /// Everything was done.
     Done = 0,
-    /// It failed, and running it again will not help before somebody has mended what the message names.
+    /// It failed. Running it again does not help until somebody has fixed what the message names.
     Failed = 1,
     /// The arguments are wrong; clap ends the program with it.
     Usage = 2,
-    /// Something did not verify. It was put aside or refused; nothing of it was released.
+    /// Verification failed. The data was quarantined or rejected; none of it was released.
     Unverified = 3,
     /// It was done, except for single keys or files, which are reported.
     Partly = 4,
-    /// Not now: the gateway cannot be reached or is busy, or another `efgs` uses the state folder. Nothing is
-    /// lost; run it again.
+    /// Temporary failure: the gateway cannot be reached or is busy, or another `efgs` uses the state folder.
+    /// Nothing is lost; run it again.
     Later = 5,
 }
 
@@ -36,16 +36,16 @@ impl Exit {
     /// The exit codes, as the help and the manual page list them.
     pub(super) fn explained() -> &'static str {
         "Exit codes:\n  \
-         0  all of it was done\n  \
-         1  it failed; the message says what to mend\n  \
+         0  everything was done\n  \
+         1  it failed; the message says what to fix\n  \
          2  the arguments are wrong\n  \
-         3  something did not verify; it was put aside or refused, nothing of it was released\n  \
+         3  data did not verify; it was quarantined or rejected, and none of it was released\n  \
          4  done, except for single keys or files, which are reported\n  \
-         5  not now: the gateway cannot be reached or is busy, or another efgs uses the state folder; \
+         5  temporary failure: the gateway cannot be reached or is busy, or another efgs uses the state folder; \
          nothing is lost, run it again"
     }
 
-    /// The code for an error: that of a [`Failure`], [`Exit::Later`] for what passes by itself, else
+    /// The code for an error: that of a [`Failure`], [`Exit::Later`] for a temporary one, else
     /// [`Exit::Failed`].
     pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
         let mut at = Some(error);
@@ -94,7 +94,7 @@ impl Console {
         self.json
     }
 
-    /// The result: as JSON when that is wanted, else these lines.
+    /// The result: as JSON if requested, otherwise these lines.
     pub(super) fn result(&self, json: &impl Serialize, text: impl Display) -> Outcome {
         if self.json { self.json(json) } else { self.say(text) }
     }
@@ -109,7 +109,7 @@ impl Console {
         self.say(serde_json::to_string(value)?)
     }
 
-    /// Bytes on standard output; a reader that went away (`| head`) is not an error of ours.
+    /// Writes bytes to standard output. A closed pipe (`| head`) is not an error.
     pub(super) fn print(&self, bytes: impl AsRef<[u8]>) -> Outcome {
         let mut out = std::io::stdout().lock();
         match out.write_all(bytes.as_ref()).and_then(|()| out.flush()) {
@@ -118,14 +118,14 @@ impl Console {
         }
     }
 
-    /// A line about what is going on, for people.
+    /// A progress message for people.
     pub(super) fn note(&self, line: impl Display) {
         if !self.quiet {
             to_stderr(line);
         }
     }
 
-    /// A line about what is not right but stops nothing.
+    /// A warning that stops nothing.
     pub(super) fn warn(&self, line: impl Display) {
         self.note(format_args!("warning: {line}"));
     }
@@ -166,7 +166,7 @@ fn to_stderr(line: impl Display) {
     drop(writeln!(std::io::stderr(), "{}", clean(&line.to_string())));
 }
 
-/// A text from elsewhere, made harmless for a terminal.
+/// Replaces control characters in a text, so that it is safe to print on a terminal.
 pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -25,7 +25,7 @@ use super::{
     after_help = "Example:\n  efgs sign nl.json > nl.signature\n\nOne line of base64 for each file, as it goes into the header batchSignature. The gateway is not called."
 )]
 pub(super) struct SignArgs {
-    /// Batches of diagnosis keys: JSON or protobuf, told apart by their content
+    /// Batches of diagnosis keys: JSON or protobuf, recognised by their content
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -33,7 +33,7 @@ pub(super) struct SignArgs {
 /// Verify a batch signature, and say who made it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs verify nl.json --signature nl.signature --certificate NL-signing.pem\n\nExit code 3 when the signature does not verify, or another certificate signed. Whether the signer is trusted is not looked at: `efgs audit` does that."
+    after_help = "Example:\n  efgs verify nl.json --signature nl.signature --certificate NL-signing.pem\n\nExit code 3 when the signature does not verify, or another certificate signed. It does not check whether the signer is trusted: `efgs audit` does that."
 )]
 pub(super) struct VerifyArgs {
     /// A batch of diagnosis keys: JSON or protobuf
@@ -44,7 +44,7 @@ pub(super) struct VerifyArgs {
     /// The certificate that must have signed
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
-    /// Accept SHA-1, as a gateway can be told to do for a country
+    /// Accept SHA-1, as a gateway can be configured to do for a country
     #[arg(long)]
     allow_sha1: bool,
 }
@@ -61,7 +61,7 @@ pub(super) fn sign(context: &Context, args: &SignArgs) -> Outcome {
                 foreign.map(|index| format!("key {index}: its origin is not {}", profile.country()))
             });
         if let Some(reason) = unfit {
-            context.console.warn(format_args!("{}: the gateway will refuse it: {reason}", file.display()));
+            context.console.warn(format_args!("{}: the gateway will reject it: {reason}", file.display()));
         }
         let signature = signer.sign(&CanonicalKeys::of(&keys).signed_bytes())?;
         let json = json!({"file": file, "keys": keys.len(), "batchSignature": signature});

@@ -1,10 +1,10 @@
-//! Stopping by a signal without leaving anything half done.
+//! Stops by a signal. Started work runs to completion.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Does some work until its end. The first SIGINT or SIGTERM cancels its token, so that it brings to an end what
-/// is under way; the second one drops it: then `None`.
+/// Runs `work` to completion. The first SIGINT or SIGTERM cancels its token, so that it completes what is under
+/// way. The second one drops it and returns `None`.
 pub(super) async fn stoppable<T>(
     work: impl AsyncFnOnce(CancellationToken) -> T,
 ) -> std::io::Result<Option<T>> {

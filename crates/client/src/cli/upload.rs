@@ -22,43 +22,43 @@ use crate::{
     upload::{Counts, Event, FileReport, Options, Outcome as End, Progress, Report, UploadError, Uploader},
 };
 
-const AGAIN: &str = "run the same command again: what was stored is not sent again";
+const AGAIN: &str = "run the same command again: stored keys are not sent again";
 
 /// Sign and upload diagnosis keys
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  efgs upload outbox/*.json\n  cat keys.ndjson | efgs upload -\n  efgs upload --gaen-key publisher.pem --visited DE,FR export.zip",
     after_long_help = "Example:\n  efgs upload outbox/*.json\n  cat keys.ndjson | efgs upload -\n  efgs upload --gaen-key publisher.pem --visited DE,FR export.zip\n\n\
-        The content of a file says what it is: a batch as JSON ({\"keys\":[...]}) or in protobuf, a key as JSON on each line, or a GAEN export zip.\n\n\
-        Everything is read and checked before anything is sent. Running it again, also with more files, also after it was killed, sends nothing twice: the state folder and the gateway know what was stored. Its file upload.journal has the tags of all uploads.\n\n\
-        Exit codes: 0 the gateway has every key that is not too old; 1 keys are invalid and nothing was sent, or the gateway refused; 3 the signature of a GAEN export does not verify; 4 done except for single keys or uploads, which are reported; 5 not now, run it again."
+        Files are recognised by their content: a batch as JSON ({\"keys\":[...]}) or in protobuf, a key as JSON on each line, or a GAEN export zip.\n\n\
+        It reads and checks everything before it sends anything. Running it again, also with more files or after it was killed, sends nothing twice: the state folder and the gateway know what was stored. The file upload.journal in the state folder has the tags of all uploads.\n\n\
+        Exit codes: 0 the gateway has every key that is not too old; 1 keys are invalid and nothing was sent, or the gateway rejected an upload; 3 the signature of a GAEN export does not verify; 4 done except for single keys or uploads, which are reported; 5 temporary failure, run it again."
 )]
 pub(super) struct UploadArgs {
     /// The files; - is the standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Leave invalid keys out instead of sending nothing
+    /// Skip invalid keys instead of sending nothing
     #[arg(long)]
     skip_invalid: bool,
     /// Do everything except sending
     #[arg(long)]
     dry_run: bool,
-    /// The country or countries visited, for the keys of GAEN exports, which do not say any
+    /// The countries visited, for the keys of GAEN exports, which do not contain them
     #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
     visited: Vec<Country>,
     /// The public key or certificate (PEM) whose signature GAEN exports must have
     #[arg(long, value_name = "FILE")]
     gaen_key: Option<PathBuf>,
-    /// The most keys in one upload
+    /// Maximum number of keys in one upload
     #[arg(long, value_name = "KEYS", default_value_t = 5000, value_parser = value_parser!(u32).range(1..))]
     max_keys: u32,
-    /// The most bytes in one upload
+    /// Maximum size of one upload in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 10 << 20)]
     max_bytes: usize,
-    /// How many uploads may be under way at once
+    /// Maximum number of concurrent uploads
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u8).range(1..=4))]
     concurrency: u8,
-    /// How often a call is repeated that may succeed later
+    /// How often to retry a call after a temporary failure
     #[arg(long, value_name = "N", default_value_t = 8)]
     retries: u32,
 }
@@ -120,7 +120,7 @@ fn progress(console: Console) -> Arc<Progress> {
             }
             Event::Waiting { error, wait } => {
                 let seconds = wait.as_secs_f64();
-                bar.suspend(|| console.note(format_args!("{error}; trying again in {seconds:.1} s")));
+                bar.suspend(|| console.note(format_args!("{error}; retrying in {seconds:.1} s")));
             }
         }
     })
@@ -144,7 +144,7 @@ fn text(report: &Report) -> String {
         lines.push(format!("{name}: {}", counts(keys, report.dry_run)));
     }
     if report.files.len() > 1 {
-        lines.push(format!("in all: {}", counts(&report.keys, report.dry_run)));
+        lines.push(format!("total: {}", counts(&report.keys, report.dry_run)));
     }
     if report.dry_run {
         lines.push(format!("{} uploads would be sent", report.planned_uploads));
@@ -154,7 +154,7 @@ fn text(report: &Report) -> String {
     }
     let unnamed = report.keys.invalid - report.invalid.len() as u64;
     if unnamed > 0 {
-        lines.push(format!("and {unnamed} invalid keys more"));
+        lines.push(format!("and {unnamed} more invalid keys"));
     }
     for failed in &report.failed {
         lines.push(format!(
@@ -170,7 +170,7 @@ fn counts(keys: &Counts, dry_run: bool) -> String {
     let unsent = if dry_run { "would be sent" } else { "not sent" };
     for (amount, what) in [
         (keys.stored, "stored"),
-        (keys.existing, "known to the gateway before"),
+        (keys.existing, "already stored by the gateway"),
         (keys.done_before, "sent by an earlier run"),
         (keys.repeated, "repeated"),
         (keys.too_old, "too old, left out"),
@@ -191,12 +191,12 @@ fn end(report: &Report) -> Outcome {
         End::Invalid => (
             Exit::Failed,
             format!(
-                "{} keys are invalid and nothing was sent: mend them, or leave them out with --skip-invalid",
+                "{} keys are invalid and nothing was sent: fix them, or skip them with --skip-invalid",
                 report.keys.invalid
             ),
         ),
         End::Refused => {
-            (Exit::Failed, "the gateway refused an upload; `efgs doctor` may know why".to_owned())
+            (Exit::Failed, "the gateway rejected an upload; `efgs doctor` may find the cause".to_owned())
         }
         End::Unanswered => (Exit::Later, format!("the gateway does not answer; {AGAIN}")),
         End::Interrupted => (Exit::Later, format!("stopped; {AGAIN}")),

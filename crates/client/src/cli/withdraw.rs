@@ -1,4 +1,4 @@
-//! `efgs withdraw`: takes an upload back.
+//! `efgs withdraw`: withdraws an upload.
 
 use clap::Args;
 use efgs_protocol::batch_tag::UploadTag;
@@ -6,15 +6,15 @@ use serde_json::json;
 
 use super::{Context, Outcome};
 
-/// Take an upload back: its keys vanish from every later download
+/// Withdraw an upload: later downloads omit its keys
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  efgs withdraw nl-2026-11-22-1\n\nThe tags of uploads are in upload.journal in the state folder. The tag and the keys stay taken until they expire: they cannot be uploaded again before. Doing it again is the same."
+    after_help = "Example:\n  efgs withdraw nl-2026-11-22-1\n\nThe tags of uploads are in upload.journal in the state folder. The tag and the keys cannot be uploaded again until they expire. Repeating the command has no further effect."
 )]
 pub(super) struct WithdrawArgs {
     /// The tag of the upload
     tag: UploadTag,
-    /// Withdraw nothing; only see whether the gateway lets this backend call
+    /// Withdraw nothing; only check that the gateway accepts this backend
     #[arg(long)]
     dry_run: bool,
 }
@@ -23,7 +23,7 @@ pub(super) async fn run(context: &Context, WithdrawArgs { tag, dry_run }: &Withd
     let profile = context.profile()?;
     let gateway = profile.gateway()?;
     if *dry_run {
-        // Any call that changes nothing.
+        // Any call without an effect.
         gateway.callbacks().await?;
     } else if !gateway.withdraw(tag).await? {
         let country = profile.country();

@@ -1,6 +1,6 @@
-//! Whether a profile works: its files, its certificates, and what the gateway says to them.
+//! Checks whether a profile works: its files, its certificates, and whether the gateway accepts them.
 //!
-//! Nothing is changed and nothing is stored, neither here nor at the gateway.
+//! It changes and stores nothing, neither here nor at the gateway.
 
 use std::{path::Path, time::Duration};
 
@@ -20,18 +20,18 @@ use crate::{Error, Gateway, Profile, Upload, profile::ProfileError};
 
 mod reach;
 
-/// From how many days before its end on a certificate is warned of.
+/// Warns about a certificate that expires within this many days.
 const EXPIRES_SOON: i64 = 60;
-/// Skew of the clocks that is worth a warning: tokens and logs begin to disagree.
+/// Clock skew that causes a warning: tokens and logs begin to disagree.
 const SKEW_WARNING: Duration = Duration::from_secs(60);
-/// Skew of the clocks with which keys and signatures are refused as being from the future.
+/// Clock skew at which keys and signatures are rejected as being from the future.
 const SKEW_FAILURE: Duration = Duration::from_secs(300);
 
-/// How a check went.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it must be.
+    /// As required.
     Ok,
     /// It works, but somebody should look at it.
     Warning,
@@ -41,16 +41,16 @@ pub enum State {
     Skipped,
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What, by a stable name such as `authorisation`.
+    /// Its stable name, such as `authorisation`.
     pub check: String,
-    /// How it went.
+    /// Its result.
     pub state: State,
-    /// What was found.
+    /// The finding.
     pub detail: String,
-    /// What to do, unless all is well.
+    /// What to do; none if the check passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
@@ -78,7 +78,7 @@ impl Check {
     }
 }
 
-/// Looks at everything that needs no network: files, keys, certificates, the trust anchor.
+/// Checks everything that needs no network: files, keys, certificates, the trust anchor.
 pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
     let mut checks =
         vec![Check::ok("profile", format_args!("{} of {}", profile.path().display(), profile.country()))];
@@ -96,21 +96,17 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
         Ok(identity) => {
             checks.extend(certificate(profile, CertificateType::Authentication, identity.certificate(), now));
         }
-        Err(error) => {
-            checks.push(Check::failed("authentication", error, "mend it: nothing works without it"))
-        }
+        Err(error) => checks.push(Check::failed("authentication", error, "fix it: nothing works without it")),
     }
     match profile.signer() {
         Ok(signer) => {
             checks.extend(certificate(profile, CertificateType::Signing, signer.certificate(), now))
         }
-        // Who never uploads needs none.
+        // A backend that never uploads needs none.
         Err(error @ ProfileError::Missing { .. }) => checks.push(Check::skipped("signing", error)),
-        Err(error) => checks.push(Check::failed(
-            "signing",
-            error,
-            "mend it, or leave out `[signing]` and do not upload",
-        )),
+        Err(error) => {
+            checks.push(Check::failed("signing", error, "fix it, or remove `[signing]` and do not upload"))
+        }
     }
     match profile.callback() {
         Ok(server) => {
@@ -125,20 +121,20 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
                 Check::warning(
                     "callback.gateway",
                     format_args!("{} is not valid now", certificate.subject()),
-                    "ask the operator for the certificate that the gateway shows now",
+                    "ask the operator for the certificate that the gateway presents now",
                 )
             }));
         }
         Err(ProfileError::Missing { .. }) => {}
-        Err(error) => checks.push(Check::failed("callback", error, "mend it, or leave out `[callback]`")),
+        Err(error) => checks.push(Check::failed("callback", error, "fix it, or remove `[callback]`")),
     }
     match profile.export() {
         Ok(export) => {
-            checks.push(Check::ok("export", "the signing key is there, on the curve P-256"));
+            checks.push(Check::ok("export", "the signing key exists, on the curve P-256"));
             checks.push(folder("export.folder", &export.folder));
         }
         Err(ProfileError::Missing { .. }) => {}
-        Err(error) => checks.push(Check::failed("export", error, "mend it, or leave out `[export]`")),
+        Err(error) => checks.push(Check::failed("export", error, "fix it, or remove `[export]`")),
     }
     checks.push(match profile.anchor() {
         Ok(anchor) => anchor_check(anchor.certificate(), now),
@@ -151,7 +147,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
     checks
 }
 
-/// Looks at what the gateway says: the way to it, its clock, whether it knows both certificates.
+/// Checks the connection to the gateway, its clock, and whether it accepts both certificates.
 pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
     let settings = match profile.settings() {
         Ok(settings) => settings,
@@ -159,7 +155,7 @@ pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
             return vec![Check::failed(
                 "connection",
                 error,
-                "mend the profile first; the gateway was not called",
+                "fix the profile first; the gateway was not called",
             )];
         }
     };
@@ -174,7 +170,7 @@ pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
     let gateway = match Gateway::new(settings) {
         Ok(gateway) => gateway,
         Err(error) => {
-            checks.push(Check::failed("connection", error, "mend the profile"));
+            checks.push(Check::failed("connection", error, "fix the profile"));
             return checks;
         }
     };
@@ -184,31 +180,31 @@ pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
     checks.push(authorised);
     checks.push(match profile.signer() {
         Ok(signer) if may_call => signing_identity(&gateway, profile.country(), &signer, clock.now()).await,
-        Ok(_) => Check::skipped("signing-identity", "the gateway does not let this backend call"),
+        Ok(_) => Check::skipped("signing-identity", "the gateway does not accept this backend"),
         Err(error) => Check::skipped("signing-identity", error),
     });
     checks
 }
 
-/// Whether this user can write in a folder, found out by trying; the file has no name and is gone at once.
+/// Whether this user can write to a folder. It tries with an unnamed file, which is deleted at once.
 fn folder(check: &str, path: &Path) -> Check {
     let shown = path.display();
-    let remedy = "let this user write there, or name another folder in the profile";
+    let remedy = "allow this user to write there, or name another folder in the profile";
     if path.exists() {
         return match tempfile::tempfile_in(path) {
             Ok(_) => Check::ok(check, shown),
             Err(error) => Check::failed(check, format_args!("{shown} cannot be written to: {error}"), remedy),
         };
     }
-    // A relative path ends in the working directory.
+    // A relative path is below the working directory.
     let above = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("."));
     match tempfile::tempfile_in(above) {
-        Ok(_) => Check::ok(check, format_args!("{shown} is made by the first command that needs it")),
-        Err(error) => Check::failed(check, format_args!("{shown} cannot be made: {error}"), remedy),
+        Ok(_) => Check::ok(check, format_args!("{shown} will be created by the first command that needs it")),
+        Err(error) => Check::failed(check, format_args!("{shown} cannot be created: {error}"), remedy),
     }
 }
 
-/// The rules by which the operator judges a certificate, one line for each that it breaks.
+/// The operator's rules for certificates, one line for each that the certificate breaks.
 fn certificate(
     profile: &Profile,
     kind: CertificateType,
@@ -229,25 +225,22 @@ fn certificate(
         let named = format!("{name}.{}", finding.rule);
         match finding.rule {
             _ if finding.passed => {}
-            // How long it is valid is looked at below: the rule is for certificates that are handed in.
+            // The remaining validity is checked below. The rule is for newly submitted certificates.
             Rule::Validity => {}
             Rule::Country => checks.push(Check::failed(
                 &named,
                 finding.explanation,
-                format!(
-                    "`country` is {}: set it right, or use that country's certificate",
-                    profile.country()
-                ),
+                format!("`country` is {}: correct it, or use that country's certificate", profile.country()),
             )),
             Rule::Expired | Rule::NotYetValid => checks.push(Check::failed(
                 &named,
                 finding.explanation,
-                "hand in a new certificate to the operator; is this machine's clock right?",
+                "send a new certificate to the operator; is this machine's clock correct?",
             )),
             Rule::Version | Rule::KeySize | Rule::Hash | Rule::Usage => checks.push(Check::warning(
                 &named,
                 finding.explanation,
-                "the operator registers it only if the rule is waived: make a better one",
+                "the operator registers it only as an exception to the rule: create one that meets the rule",
             )),
         }
     }
@@ -256,7 +249,7 @@ fn certificate(
         checks.push(Check::warning(
             &format!("{name}.expiry"),
             format_args!("{left} days left, until {}", certificate.not_after().date_naive()),
-            "hand in the next one now: the operator can register both, so that no call is refused in between",
+            "send the next one now: the operator can register both, so that no call is rejected in between",
         ));
     }
     checks
@@ -266,7 +259,7 @@ fn anchor_check(certificate: &Certificate, now: DateTime<Utc>) -> Check {
     let detail = format!("{}, thumbprint {}", certificate.subject(), certificate.thumbprint());
     match certificate.is_valid_at(now) {
         true => Check::ok("trust-anchor", detail),
-        // What it signed stays signed; the operator should still have told of a new one.
+        // What it signed stays valid. Still, the operator should have announced a new one.
         false => Check::warning(
             "trust-anchor",
             format_args!("{detail}, valid until {}", certificate.not_after().date_naive()),
@@ -288,15 +281,15 @@ async fn clock_check(gateway: &Gateway, clock: &Clock) -> Check {
         }
     };
     let Some(date) = probe.date else {
-        return Check::skipped("clock", "the gateway does not tell its time");
+        return Check::skipped("clock", "the gateway does not send its time");
     };
-    // It told its time between these two, cut to a whole second.
+    // The gateway sent its time between these two, truncated to a whole second.
     let (earliest, latest) = (before - chrono::Duration::seconds(1), clock.now());
     let skew = if date < earliest { earliest - date } else { (date - latest).max(chrono::Duration::zero()) };
     let skew = skew.to_std().unwrap_or_default();
     let direction = if date < earliest { "ahead of" } else { "behind" };
     let detail = format!("this clock is {}s {direction} the gateway's", skew.as_secs());
-    let remedy = "set this machine's clock by NTP: keys and signatures from the future are refused";
+    let remedy = "set this machine's clock by NTP: keys and signatures from the future are rejected";
     match skew {
         skew if skew.as_secs() == 0 => Check::ok("clock", "agrees with the gateway's"),
         skew if skew > SKEW_FAILURE => Check::failed("clock", detail, remedy),
@@ -311,7 +304,7 @@ async fn authorisation(gateway: &Gateway, profile: &Profile) -> Check {
         Ok(callbacks) => Check::ok(
             NAME,
             format_args!(
-                "the gateway lets {} call; {} callbacks are registered",
+                "the gateway accepts {}; {} callbacks are registered",
                 profile.country(),
                 callbacks.len()
             ),
@@ -330,12 +323,12 @@ async fn authorisation(gateway: &Gateway, profile: &Profile) -> Check {
     }
 }
 
-/// Has the gateway judge the signing certificate, without an upload that could be stored.
+/// Lets the gateway check the signing certificate, without an upload that could be stored.
 ///
-/// The gateway looks at an upload in a fixed order: caller, headers, format, size, keys, signature and trust,
-/// and only then whether it has the keys. So an upload of one key that is in it twice is judged as far as the
-/// signer's trust, and then answered 207: nothing is stored, and the tag is not used up. The key is random and
-/// says nothing about anybody, so that a gateway that stored it all the same would warn nobody.
+/// The gateway checks an upload in a fixed order: caller, headers, format, size, keys, signature and trust, and
+/// only then whether it has the keys. So an upload that contains one key twice is checked as far as the signer's
+/// trust, and then answered 207: nothing is stored, and the tag stays free. The key is random and belongs to
+/// nobody, so that a gateway that stored it nevertheless would warn nobody.
 async fn signing_identity(
     gateway: &Gateway,
     country: Country,
@@ -348,13 +341,14 @@ async fn signing_identity(
         Err(reason) => return Check::skipped(NAME, reason),
     };
     match outcome {
-        Ok(Upload::Conflicts { .. }) => {
-            Check::ok(NAME, format_args!("the gateway trusts what {country} signs; nothing was stored"))
-        }
+        Ok(Upload::Conflicts { .. }) => Check::ok(
+            NAME,
+            format_args!("the gateway trusts the signatures of {country}; nothing was stored"),
+        ),
         Ok(Upload::Stored) => Check::failed(
             NAME,
-            "the gateway stored a key that came twice in one upload",
-            "tell the operator: the upload tag is efgs-doctor, and it can be withdrawn",
+            "the gateway stored a key that was twice in one upload",
+            "contact the operator: the upload tag is efgs-doctor, and it can be withdrawn",
         ),
         Err(Error::Refused(refusal)) if refusal.code.as_deref() == Some("untrusted-signer") => {
             let remedy = format!(

@@ -1,4 +1,4 @@
-//! The way to the gateway, step by step, so that each failure has its own remedy: name, address, TLS in both
+//! Connects to the gateway step by step, so that each failure has its own remedy: name, address, TLS in both
 //! directions.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use crate::{Settings, connection};
 use efgs_protocol::wire;
 
-/// For each of the steps.
+/// The limit for each step.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the gateway cannot be reached.
@@ -28,17 +28,17 @@ fn trouble(detail: impl Into<String>, remedy: impl Into<String>) -> Trouble {
     Trouble { detail: detail.into(), remedy: remedy.into() }
 }
 
-/// Goes all the way, to the first bytes of an answer: with TLS 1.3 a server says only then what it thinks of
-/// the client's certificate.
+/// Connects and reads the first bytes of an answer. With TLS 1.3 a server only then accepts or rejects the
+/// client's certificate.
 pub(super) async fn reach(settings: &Settings) -> Result<String, Trouble> {
-    let profile = |error: crate::SettingsError| trouble(error.to_string(), "mend the profile");
+    let profile = |error: crate::SettingsError| trouble(error.to_string(), "fix the profile");
     let url = connection::base(&settings.url).map_err(profile)?;
     let config = connection::tls(settings).map_err(profile)?;
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-        return Err(trouble("the URL has no host", "mend `gateway.url`"));
+        return Err(trouble("the URL has no host", "fix `gateway.url`"));
     };
     let (tcp, address) = connect(host, port).await?;
-    let unusual = || trouble(format!("{host:?} is no name of a server"), "mend `gateway.url`");
+    let unusual = || trouble(format!("{host:?} is not a valid server name"), "fix `gateway.url`");
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(|_| unusual())?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
     let stream = timed(handshake, "the TLS handshake").await?.map_err(|error| tls(&error))?;
@@ -53,23 +53,23 @@ async fn connect(host: &str, port: u16) -> Result<(TcpStream, SocketAddr), Troub
     let addresses = timed(looking, "looking up the name").await?.map_err(|error| {
         trouble(
             format!("the name {host} cannot be looked up: {error}"),
-            "is `gateway.url` right? Ask your network people whether this machine may use the DNS",
+            "is `gateway.url` correct? Ask your network administrators whether this machine may use DNS",
         )
     })?;
-    let mut last = trouble(format!("the name {host} has no address"), "is `gateway.url` right?");
+    let mut last = trouble(format!("the name {host} has no address"), "is `gateway.url` correct?");
     for address in addresses {
         last = match timeout(PATIENCE, TcpStream::connect(address)).await {
             Ok(Ok(tcp)) => return Ok((tcp, address)),
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => trouble(
-                format!("nobody listens at {address}"),
-                "is the port in `gateway.url` right? Ask the operator whether the gateway is up",
+                format!("nothing listens at {address}"),
+                "is the port in `gateway.url` correct? Ask the operator whether the gateway is running",
             ),
             Ok(Err(error)) => {
-                trouble(format!("{address}: {error}"), "ask your network people for a way there")
+                trouble(format!("{address}: {error}"), "ask your network administrators for a route to it")
             }
             Err(_) => trouble(
                 format!("{address} does not answer"),
-                "a firewall, probably: ask your network people, and the operator whether your address is let in",
+                "probably a firewall: ask your network administrators, and ask the operator whether your address is allowed",
             ),
         };
     }
@@ -88,21 +88,18 @@ async fn ask(mut stream: tokio_rustls::client::TlsStream<TcpStream>, url: &Url) 
 
 async fn timed<T>(step: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
     timeout(PATIENCE, step).await.map_err(|_| {
-        trouble(
-            format!("{what} takes longer than {}s", PATIENCE.as_secs()),
-            "try again; then ask the operator",
-        )
+        trouble(format!("{what} takes longer than {}s", PATIENCE.as_secs()), "retry; then ask the operator")
     })
 }
 
-/// What went wrong once there was a connection.
+/// An error after the connection was established.
 fn tls(error: &io::Error) -> Trouble {
     use rustls::Error::{AlertReceived, InvalidCertificate};
     let detail = error.to_string();
     let remedy = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            "`gateway.ca` did not issue the gateway's certificate: ask the operator for the right authority, and \
-             do not take it from the connection"
+            "`gateway.ca` did not issue the gateway's certificate: ask the operator for the correct authority, and \
+             do not copy it from the connection"
         }
         Some(InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -110,16 +107,18 @@ fn tls(error: &io::Error) -> Trouble {
             "the host in `gateway.url` is not one of the gateway's names: use the one that the operator gave you"
         }
         Some(InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            "the gateway's certificate has expired: tell the operator; or is this machine's clock wrong?"
+            "the gateway's certificate has expired: contact the operator; or is this machine's clock wrong?"
         }
-        Some(InvalidCertificate(_)) => "the gateway's certificate cannot be believed: tell the operator",
+        Some(InvalidCertificate(_)) => "the gateway's certificate cannot be trusted: contact the operator",
         Some(AlertReceived(_)) => {
-            "the gateway refuses the client certificate of `[authentication]`: is it the one that the operator knows?"
+            "the gateway rejects the client certificate of `[authentication]`: is it the registered one?"
         }
         Some(_) => {
-            "what answers there does not speak TLS as a gateway does: is the port in `gateway.url` right?"
+            "the server there does not use TLS as a gateway does: is the port in `gateway.url` correct?"
         }
-        None => "the connection broke: a firewall or proxy in between, perhaps; ask your network people",
+        None => {
+            "the connection broke, perhaps because of a firewall or proxy; ask your network administrators"
+        }
     };
     trouble(detail, remedy)
 }

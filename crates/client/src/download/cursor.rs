@@ -70,7 +70,7 @@ impl Cursor {
         let cursor: Self = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
         match cursor.version {
             VERSION => Ok(Some(cursor)),
-            other => Err(invalid(format!("its form has version {other}; this efgs knows {VERSION}"))),
+            other => Err(invalid(format!("its format has version {other}; this efgs supports {VERSION}"))),
         }
     }
 

@@ -25,7 +25,7 @@ pub enum DownloadError {
     Stored(#[from] StoredError),
     /// Another download works with the target.
     #[error(
-        "another efgs uses {}: wait for its end; two downloads need two targets",
+        "another efgs uses {}: wait until it ends; two downloads need two targets",
         path.display()
     )]
     TargetInUse {
@@ -33,14 +33,14 @@ pub enum DownloadError {
         path: PathBuf,
     },
     /// The target has a file of the same name and another content.
-    #[error("{} is there already, with another content: move it away. Does another efgs write into this folder?", path.display())]
+    #[error("{} already exists with other content: move it away. Does another efgs write into this folder?", path.display())]
     Occupied {
         /// The file.
         path: PathBuf,
     },
     /// The file has content of which the state knows nothing.
     #[error(
-        "{} has content already, and there is no record of it in the state folder: move it away, or name another \
+        "{} already has content, but the state folder has no record of it: move it away, or name another \
          file",
         path.display()
     )]
@@ -50,7 +50,7 @@ pub enum DownloadError {
     },
     /// The file has lost what was written to it.
     #[error(
-        "{} has {length} bytes, but {expected} were written: put them back, or move the file away to begin a new \
+        "{} has {length} bytes, but {expected} were written: restore them, or move the file away to begin a new \
          one",
         path.display()
     )]
@@ -62,27 +62,27 @@ pub enum DownloadError {
         /// How much was written to it.
         expected: u64,
     },
-    /// The reader of the stream went away.
+    /// The reader of the stream closed it.
     #[error("the keys cannot be written: {0}")]
     Output(io::Error),
-    /// The program is ending.
-    #[error("the download was interrupted; the next one goes on")]
+    /// The program was stopped.
+    #[error("the download was interrupted; the next one resumes")]
     Interrupted,
 }
 
 fn consequence(Quarantined { folder, .. }: &Quarantined) -> String {
     match folder {
         Some(folder) => format!(
-            "It was not stored, and no batch after it; it lies in {} with a report. Ask the gateway's operator; the \
-             next download tries it again",
+            "It was not stored, and no batch after it was. It is in {} with a report. Ask the gateway's operator. \
+             The next download retries it",
             folder.display()
         ),
-        None => "A download would put it aside, and store no batch after it".to_owned(),
+        None => "A download would quarantine it and store no batch after it".to_owned(),
     }
 }
 
 impl DownloadError {
-    /// Whether the same can succeed later without anybody mending anything.
+    /// Whether the error is temporary: the same operation can succeed later without a fix.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Gateway(error) => error.is_temporary(),

@@ -16,7 +16,7 @@ const LONGEST: usize = 64;
 pub enum ChainError {
     /// A name that no batch can have, because it would be dangerous as a file name or in a URL.
     #[error(
-        "the gateway names a batch {tag:?}, which is no batch tag: 1 to 64 letters, digits and - _ + = ~ are \
+        "the gateway names a batch {tag:?}, which is not a batch tag: 1 to 64 letters, digits and - _ + = ~ are \
          allowed"
     )]
     UnsafeTag {
@@ -24,7 +24,7 @@ pub enum ChainError {
         tag: String,
     },
     /// A name that is not greater than one before it.
-    #[error("the chain goes backwards: the gateway names {tag} as a batch that follows {after}")]
+    #[error("the chain goes backwards: the gateway names {tag} as the batch after {after}")]
     Backwards {
         /// The name.
         tag: String,
@@ -34,7 +34,7 @@ pub enum ChainError {
     /// A name that tells a day to come.
     #[error(
         "the gateway names a batch {tag} of {date}, but this machine's clock says that it is {today}: is the \
-         clock right?"
+         clock correct?"
     )]
     Future {
         /// The name.
@@ -45,7 +45,7 @@ pub enum ChainError {
         today: NaiveDate,
     },
     /// A name that was there before.
-    #[error("the chain is a loop: the gateway names {tag} as a batch that follows, but it was there before")]
+    #[error("the chain is a loop: the gateway names {tag} as the next batch, but it occurred before")]
     Loop {
         /// The name.
         tag: String,
@@ -72,8 +72,8 @@ pub enum ChainError {
     },
     /// The batch after which the walk would go on is unknown, though it cannot have expired.
     #[error(
-        "the gateway does not know batch {tag} of {date}, which it must still serve: is it another gateway than \
-         before? To begin anew with this one, download into another folder"
+        "the gateway does not know batch {tag} of {date}, which it must still serve: is it a different gateway \
+         from before? To start again with this one, download into another folder"
     )]
     Forgotten {
         /// The batch.
@@ -284,7 +284,7 @@ mod tests {
             ["", "..", "../../etc/cron.d/x", "a/b", "a\\b", "a.pb", "a b", "a\n", "é", &"a".repeat(65)]
         {
             let error = Tag::new(name).unwrap_err();
-            assert!(error.to_string().contains("no batch tag"), "{error}");
+            assert!(error.to_string().contains("not a batch tag"), "{error}");
         }
     }
 

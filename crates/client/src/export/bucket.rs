@@ -75,7 +75,7 @@ pub enum BucketError {
         what: String,
         /// What came of it, and what to do about it.
         reason: String,
-        /// Whether the same may succeed later without anybody mending anything.
+        /// Whether the same operation may succeed later without a fix.
         temporary: bool,
     },
     /// A file of the archives' folder cannot be read.
@@ -89,13 +89,13 @@ pub enum BucketError {
 }
 
 impl BucketError {
-    /// Whether the same may succeed later without anybody mending anything: the store did not answer, or is
+    /// Whether the same operation may succeed later without a fix: the store did not answer, or is
     /// overloaded (408, 429, 5xx).
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Store { temporary: true, .. })
     }
 
-    /// For good, until somebody mends it.
+    /// A permanent error, until somebody fixes it.
     fn store(what: &str, reason: String) -> Self {
         Self::Store { what: what.to_owned(), reason, temporary: false }
     }
@@ -223,7 +223,7 @@ impl Bucket {
 /// What to do when the store seems to be another one.
 const CHECK: &str = "check `endpoint`, `name`, `region` and `path_style` in [export.bucket]";
 
-/// A tenth of the time until the next archive: phones may look a little late, but not for ever.
+/// A tenth of the time until the next archive: phones may use a slightly old index, but not indefinitely.
 fn cache_of_index(period: Period) -> &'static str {
     match period {
         Period::Hourly => "public, max-age=300",

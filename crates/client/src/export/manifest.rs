@@ -96,7 +96,7 @@ impl Manifest {
         }
     }
 
-    /// Refuses a folder that lacks archives of which phones are told.
+    /// Rejects a folder that lacks archives that the index lists.
     pub(super) fn check_folder(&self, folder: &Path, absolute: &str) -> Result<(), ExportError> {
         let paths = self.files.iter().map(|file| &file.index.path);
         let missing: Vec<_> = paths.filter(|path| !folder.join(path).is_file()).cloned().collect();
@@ -177,7 +177,7 @@ impl Manifest {
 
 fn damaged(path: PathBuf, what: &str) -> StateError {
     let reason =
-        format!("{what}; put back the folder's backup, or delete the folder to publish all keys anew");
+        format!("{what}; restore the folder's backup, or delete the folder to publish all keys again");
     StateError::Damaged { path, reason }
 }
 

@@ -11,7 +11,7 @@
 //! - A key belongs to its origin and to each country its user visited, and to one archive with all keys.
 //! - A key is published once its rolling period has ended and a margin has passed, since it could be used to
 //!   play an infected person until then; 14 days later it is forgotten, together with its files.
-//! - Keys are written in the order of their key data, which is random, so that nobody can tell which belong
+//! - Keys are written in the order of their key data, which is random, so that nobody can see which belong
 //!   together. For the same reason a period with few keys is withheld and joins the next one, or is padded
 //!   with keys that nobody ever had.
 //! - An archive that was published never changes, and has a name that it never shares.
@@ -157,7 +157,7 @@ const MAX_NAMED: usize = 10;
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The settings contradict themselves.
-    #[error("the export cannot work so: {0}")]
+    #[error("the export settings are invalid: {0}")]
     Settings(String),
     /// The state folder or the archives' folder cannot be used.
     #[error(transparent)]
@@ -170,7 +170,7 @@ pub enum ExportError {
     Write(#[from] WriteError),
     /// The time is more than an hour before the last run or more than two days after it. With a wrong clock,
     /// keys would be passed over, and keys and archives deleted.
-    #[error("this machine's clock says {}, and the last run was at {}: nothing is done, since a wrong clock would lose keys and archives. Set the clock. If it is right (after a long pause, or when the last run's clock was wrong), confirm it once with --trust-clock", now.format("%F %T UTC"), last.format("%F %T UTC"))]
+    #[error("this machine's clock says {}, and the last run was at {}: nothing is done, because a wrong clock would lose keys and archives. Set the clock. If it is correct (after a long pause, or when the last run's clock was wrong), confirm it once with --trust-clock", now.format("%F %T UTC"), last.format("%F %T UTC"))]
     Clock {
         /// What the clock says.
         now: DateTime<Utc>,
@@ -179,7 +179,7 @@ pub enum ExportError {
     },
     /// The archives that the state folder remembers are in another folder.
     #[error(
-        "the archives of this state folder are in {known}, not in {folder}: export into that folder, move it there as it is, or use a profile with a state folder of its own for the other one"
+        "the archives of this state folder are in {known}, not in {folder}: export into that folder, move it there unchanged, or use a profile with another state folder for the other one"
     )]
     OtherFolder {
         /// The folder that was given.
@@ -187,8 +187,8 @@ pub enum ExportError {
         /// The folder of the last run.
         known: String,
     },
-    /// Archives of which phones are told are not in the folder.
-    #[error("{folder} lacks {} of its archives: put them back from a backup or the bucket, or delete the state folder's `export` to publish all keys anew. Missing: {}{}", paths.len(), paths[..paths.len().min(MAX_NAMED)].join(", "), if paths.len() > MAX_NAMED { ", …" } else { "" })]
+    /// Archives that the index lists are not in the folder.
+    #[error("{folder} lacks {} of its archives: restore them from a backup or the bucket, or delete the state folder's `export` to publish all keys again. Missing: {}{}", paths.len(), paths[..paths.len().min(MAX_NAMED)].join(", "), if paths.len() > MAX_NAMED { ", …" } else { "" })]
     Missing {
         /// The folder.
         folder: String,
@@ -317,7 +317,7 @@ impl Exporter {
             }
             taken.insert(batch.batch_tag);
         }
-        // Batches that have left the folder are forgotten; so the list does not grow for ever.
+        // Forget batches that have left the folder, so that the list does not grow without limit.
         self.manifest.batches = taken;
         Ok(new)
     }

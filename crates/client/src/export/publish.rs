@@ -46,7 +46,7 @@ pub struct Published {
     pub expired: usize,
 }
 
-/// What became of a region's keys. How many are made up is told only here, never in an archive or the index.
+/// What became of a region's keys. Only this report says how many are made up, never an archive or the index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegionReport {

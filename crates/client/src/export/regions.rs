@@ -22,7 +22,7 @@ impl RegionSet {
     }
 }
 
-/// Which bit stands for which region. A name that has one keeps it for ever.
+/// Which bit stands for which region. A name keeps its bit permanently.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Regions(Vec<String>);

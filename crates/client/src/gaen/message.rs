@@ -7,7 +7,7 @@ use super::{DEFAULT_ROLLING_PERIOD, TemporaryExposureKey};
 /// What a `TemporaryExposureKeyExport` says besides its keys.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ExportHeader {
-    /// The beginning of the time in which the keys came to the publisher: Unix time in seconds.
+    /// The beginning of the time in which the publisher received the keys: Unix time in seconds.
     #[prost(fixed64, optional, tag = "1")]
     pub start_timestamp: Option<u64>,
     /// Its end. Phones refuse a file whose end is not after its start.

@@ -47,7 +47,7 @@ pub(super) fn read_batch(
         // The parser's own words quote what it finds, which may be key data.
         Err(error) => Err(SourceProblem::Malformed(format!(
             "not {{\"keys\":[…]}} as JSON: {} at line {} column {}",
-            if error.is_eof() { "it ends too early" } else { "something else stands" },
+            if error.is_eof() { "it ends too early" } else { "unexpected content" },
             error.line(),
             error.column()
         ))),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 /// of visited countries some ten thousand.
 pub(super) const LONGEST: usize = 256 << 10;
 
-/// A reader that fails once it has been told to stop.
+/// A reader that fails after it was told to stop.
 pub(super) struct Stoppable<R> {
     inner: R,
     stop: CancellationToken,
@@ -61,7 +61,7 @@ impl<R: BufRead> BufRead for Stream<R> {
         let left = self.left.get();
         let bytes = self.inner.fill_buf()?;
         if left == 0 && !bytes.is_empty() {
-            let what = format!("a key, or what stands between two keys, has more than {LONGEST} bytes");
+            let what = format!("a key, or the text between two keys, has more than {LONGEST} bytes");
             return Err(io::Error::other(what));
         }
         Ok(&bytes[..bytes.len().min(left)])

@@ -148,10 +148,10 @@ fn a_file_that_is_cut_off_or_none_of_the_formats_is_an_error() {
     for (bytes, expected) in [
         (json[..json.len() - 1].to_owned(), "input: not {\"keys\":[…]} as JSON: it ends too early"),
         (json[..json.len() - 20].to_owned(), "(after 2 keys)"),
-        (format!("{json}{json}"), "something else stands"),
-        (json.replace("\"keys\"", "\"keis\"").replace('}', "}\n"), "something else stands"),
-        (r#"{"keys":{}}"#.into(), "something else stands"),
-        (r#"{"keys":[],"keys":[]}"#.into(), "something else stands"),
+        (format!("{json}{json}"), "unexpected content"),
+        (json.replace("\"keys\"", "\"keis\"").replace('}', "}\n"), "unexpected content"),
+        (r#"{"keys":{}}"#.into(), "unexpected content"),
+        (r#"{"keys":[],"keys":[]}"#.into(), "unexpected content"),
         ("<html></html>".into(), "neither JSON"),
         ("PK\x03\x04 but no archive".into(), "input:"),
     ] {

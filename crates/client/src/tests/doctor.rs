@@ -49,7 +49,7 @@ async fn each_step_to_the_gateway_fails_in_its_own_words() {
     let at = |url: String| Settings { url, ..server.settings() };
     says(&live(&at("https://gateway.invalid".into())).await, "gateway.invalid cannot be looked up", "DNS");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    says(&live(&at(format!("https://{free}"))).await, "nobody listens", "is the port");
+    says(&live(&at(format!("https://{free}"))).await, "nothing listens", "is the port");
 
     // Something else than a gateway.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -58,7 +58,7 @@ async fn each_step_to_the_gateway_fails_in_its_own_words() {
         use std::io::Write as _;
         other.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    says(&live(&at(url)).await, "corrupt message", "does not speak TLS");
+    says(&live(&at(url)).await, "corrupt message", "does not use TLS");
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn certificates_that_do_not_fit_are_told_apart() {
         private_key_pem: key_pem.into(),
         ..server.settings()
     };
-    says(&live(&settings).await, "fatal alert", "refuses the client certificate");
+    says(&live(&settings).await, "fatal alert", "rejects the client certificate");
 }
 
 #[test]
@@ -132,18 +132,18 @@ fn the_export_and_the_folders_are_looked_at() {
         let checks = examine_files(&Profile::load(&path).unwrap(), &Clock::system());
         move |name: &str| checks.iter().find(|c| c.check == name).cloned().unwrap()
     };
-    says(&checks()("state"), "c.pem cannot be written to", "let this user write there");
-    says(&checks()("export"), "export.key", "leave out `[export]`");
+    says(&checks()("state"), "c.pem cannot be written to", "allow this user to write there");
+    says(&checks()("export"), "export.key", "remove `[export]`");
     let key = |name: &str| {
         let arguments = ["ecparam", "-name", name, "-genkey", "-noout", "-out", "export.key"];
         let made = std::process::Command::new("openssl").args(arguments).current_dir(folder.path()).status();
         assert!(made.unwrap().success());
     };
     key("secp384r1");
-    says(&checks()("export"), "P-256", "leave out `[export]`");
+    says(&checks()("export"), "P-256", "remove `[export]`");
     key("prime256v1");
     assert_eq!(checks()("export").state, State::Ok);
-    says(&checks()("export.folder"), "phones cannot be made", "let this user write there");
+    says(&checks()("export.folder"), "phones cannot be created", "allow this user to write there");
     fs::write(&path, format!("state = \"new/state\"\n{text}{}", more.replace("c.pem/", ""))).unwrap();
     assert_eq!(checks()("state").state, State::Ok);
     assert_eq!(checks()("export.folder").state, State::Ok);

@@ -1,4 +1,4 @@
-//! A server that answers as it is told over mutual TLS, and remembers what it was asked.
+//! A server that gives scripted answers over mutual TLS, and records the requests.
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -66,7 +66,7 @@ impl Journal {
             let Line { at, event } = serde_json::from_slice(line).map_err(|_| StateError::Damaged {
                 path: path.clone(),
                 reason: format!(
-                    "line {number} is no entry; move the file away: then what it knew is sent again, and the \
+                    "line {number} is not an entry; move the file away: its uploads are then sent again, and the \
                      gateway stores nothing twice"
                 ),
             })?;

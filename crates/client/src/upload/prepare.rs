@@ -222,7 +222,7 @@ impl Preparing {
         for &at in &new {
             match self.unsendable(keys.get(at)) {
                 None => valid.push(at),
-                // It was sent when it was new, or it is too late: in neither case is it a mistake to be mended.
+                // It was sent when it was new, or it is too late. Neither is an error.
                 Some(Unsendable::TooOld) => self.file().keys.too_old += 1,
                 Some(Unsendable::Invalid(reason)) => self.refuse(indexes[at], reason),
             }

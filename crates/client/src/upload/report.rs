@@ -1,4 +1,4 @@
-//! What an upload came to.
+//! The report of an upload.
 
 use serde::Serialize;
 
@@ -12,18 +12,18 @@ pub const MAX_LISTED: usize = 100;
 pub struct Counts {
     /// Keys in the file, whatever became of them.
     pub read: u64,
-    /// Keys that the gateway would refuse, and what is no key.
+    /// Keys that the gateway would reject, and entries that are not keys.
     pub invalid: u64,
-    /// Keys left out because they began more than 15 days ago: no gateway takes them any more, and no phone needs
-    /// them. Most were sent when they were new.
+    /// Keys left out because they began more than 15 days ago: no gateway accepts them, and no phone needs them.
+    /// Most were sent when they were new.
     pub too_old: u64,
-    /// Keys that stood in the input before.
+    /// Keys that occurred earlier in the input.
     pub repeated: u64,
-    /// Keys that an earlier run brought to the gateway; nothing was sent for them.
+    /// Keys that an earlier run uploaded; nothing was sent for them.
     pub done_before: u64,
     /// Keys that the gateway stored.
     pub stored: u64,
-    /// Keys that the gateway had already (409 inside a 207).
+    /// Keys that the gateway already had (409 inside a 207).
     pub existing: u64,
     /// Valid keys that the gateway is not known to have: of a dry run, or because the run ended early.
     pub unsent: u64,
@@ -100,15 +100,15 @@ pub enum Outcome {
     Partial,
     /// Nothing was sent, because some keys are invalid.
     Invalid,
-    /// The gateway refused an upload for good; the run was ended there.
+    /// The gateway rejected an upload permanently; the run ended there.
     Refused,
-    /// The gateway did not answer, or asked to be left alone, until an upload was given up.
+    /// The gateway did not answer, or asked to wait, until the retries of an upload were used up.
     Unanswered,
     /// The caller ended it.
     Interrupted,
 }
 
-/// What an upload came to.
+/// The report of an upload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// How it ended.

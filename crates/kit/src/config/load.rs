@@ -14,12 +14,12 @@ use super::{
 /// Why a configuration cannot be used; every text names the key and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file is not there or not readable.
+    /// The file does not exist or is not readable.
     #[error("cannot read the configuration {path}: {source}; `efgs-gateway config example` prints one to start from", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is not TOML.
@@ -30,7 +30,7 @@ pub enum ConfigError {
         /// Where and why.
         reason: String,
     },
-    /// A key that nobody knows.
+    /// An unknown key.
     #[error("unknown key `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownKey {
         /// Its whole name.
@@ -74,7 +74,7 @@ pub(super) fn parse(
     refuse_unknown_keys(&table)?;
     let config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
         ConfigError::Invalid(format!(
-            "the configuration is not complete or not right: {}",
+            "the configuration is incomplete or invalid: {}",
             without_value(e.to_string().trim())
         ))
     })?;
@@ -88,7 +88,7 @@ fn syntax(text: &str, error: &toml::de::Error) -> String {
     format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
-/// What is of the wrong type may be a password or a key in the wrong place: the type is said, not the value.
+/// A value of the wrong type may be a misplaced password or key: the error names its type, not the value.
 fn without_value(error: &str) -> String {
     const FOUND: &str = "invalid type: ";
     let parts = error.split_once(FOUND).and_then(|(before, rest)| {
@@ -177,7 +177,7 @@ fn unknown(section: &str, table: &Table, known: &[&str]) -> Result<(), ConfigErr
     }
 }
 
-/// What types alone cannot say.
+/// Checks that the types do not express.
 fn check(config: &Config) -> Result<(), ConfigError> {
     let refuse = |text: &str| Err(ConfigError::Invalid(text.to_owned()));
     match (&config.database.url, &config.database.url_file) {
@@ -209,7 +209,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
                 return refuse("set `journal.folder`, or `journal.bucket` and `journal.endpoint`, not both");
             }
             (None, None, _) => {
-                return refuse("`[journal]` names no place: set `journal.folder` or `journal.bucket`");
+                return refuse("`[journal]` names no storage: set `journal.folder` or `journal.bucket`");
             }
             (None, Some(_), None) => {
                 return refuse("`journal.bucket` needs `journal.endpoint`, the URL of the store");
@@ -325,7 +325,7 @@ fn check_limits(config: &Config) -> Result<(), ConfigError> {
 }
 
 impl Config {
-    /// What works but is probably not meant.
+    /// Settings that are valid but probably not intended.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.upload.max_keys > self.batching.max_keys {
@@ -366,7 +366,7 @@ impl Config {
         }
         if self.database.tls_ca.is_none() && self.database_url().is_ok_and(|url| is_remote(url.reveal())) {
             warnings.push(
-                "`database.tls_ca` is not set: passwords and keys travel to the database unencrypted"
+                "`database.tls_ca` is not set: passwords and keys are sent to the database unencrypted"
                     .to_owned(),
             );
         }
@@ -377,13 +377,13 @@ impl Config {
             .is_some_and(|url| url.starts_with("http:"))
         {
             warnings.push(
-                "`journal.endpoint` is not https: others on the way can read its names and cut it off"
+                "`journal.endpoint` is not https: others on the network can read names and block the connection"
                     .to_owned(),
             );
         }
         if self.access_log.signing_key.is_none() {
             warnings.push(
-                "`access_log.signing_key` is not set: who can write to the database can rewrite the access log unnoticed; \
+                "`access_log.signing_key` is not set: anyone who can write to the database can rewrite the access log unnoticed; \
                  make a key with `openssl genpkey -algorithm ed25519 -out access-log.key`"
                     .to_owned(),
             );
@@ -394,7 +394,7 @@ impl Config {
                     .to_owned(),
             ),
             Some(callback) if !callback.allowed_networks.is_empty() => warnings.push(
-                "`callback.allowed_networks` lets countries have the gateway call addresses inside"
+                "`callback.allowed_networks` lets countries make the gateway call internal addresses"
                     .to_owned(),
             ),
             Some(_) => {}

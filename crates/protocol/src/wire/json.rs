@@ -16,11 +16,11 @@ use crate::{
     key::{DiagnosisKey, InvalidKey, InvalidReason, KeyBatch, KeyData, KeyRef, ReportType},
 };
 
-/// What stands before the keys of a batch in JSON.
+/// The text before the keys of a batch in JSON.
 pub const JSON_OPEN: &[u8] = br#"{"keys":["#;
-/// What stands between two keys of a batch in JSON.
+/// The text between two keys of a batch in JSON.
 pub const JSON_SEPARATOR: &[u8] = b",";
-/// What stands after the keys of a batch in JSON.
+/// The text after the keys of a batch in JSON.
 pub const JSON_CLOSE: &[u8] = b"]}";
 
 pub(super) fn encode(batch: &KeyBatch) -> Vec<u8> {
@@ -344,7 +344,7 @@ impl<'de> Deserialize<'de> for Checked<Vec<Country>> {
                     match country {
                         Ok(country) => countries.push(country),
                         Err(invalid) => {
-                            // The rest is read all the same, so that the reason can be told with the index.
+                            // Read the rest nevertheless, so that the error can name the index.
                             while texts.next_element::<IgnoredAny>()?.is_some() {}
                             let position = countries.len();
                             return Ok(Checked(Err(InvalidReason::VisitedCountry { position, invalid })));

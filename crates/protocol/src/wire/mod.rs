@@ -1,4 +1,4 @@
-//! What is said on the wire: names of headers and paths, and the two formats of a batch (spec §4.1.3, §5).
+//! Names of headers and paths, and the two formats of a batch (spec §4.1.3, §5).
 
 mod json;
 mod protobuf;

@@ -100,7 +100,7 @@ async fn a_file_of_somebody_else_is_not_overwritten() {
     let path = scene.batches_folder().join("0000000001_2026-11-22_20261122-1.pb");
     fs::write(&path, "something").unwrap();
     let error = downloader.next().await.unwrap_err();
-    assert!(error.to_string().contains("is there already"), "{error}");
+    assert!(error.to_string().contains("already exists"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"something");
 }
 
@@ -213,5 +213,5 @@ async fn a_cursor_of_another_version_is_not_guessed_at() {
     assert!(text.contains(&day("2026-11-23").to_string()), "{text}");
     fs::write(&cursor, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
     let error = Downloader::open(scene.options(), scene.target()).err().unwrap().to_string();
-    assert!(error.contains("version 2; this efgs knows 1"), "{error}");
+    assert!(error.contains("version 2; this efgs supports 1"), "{error}");
 }

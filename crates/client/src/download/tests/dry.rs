@@ -70,7 +70,7 @@ async fn a_dry_run_says_what_does_not_verify_and_puts_nothing_aside() {
     assert!(matches!(&error, DownloadError::Quarantined(Quarantined { folder: None, .. })), "{error}");
     let text = error.to_string();
     assert!(
-        text.starts_with("batch 20261122-2 does not verify") && text.contains("would put it aside"),
+        text.starts_with("batch 20261122-2 does not verify") && text.contains("would quarantine it"),
         "{text}"
     );
     let options = Options { continue_past: Some("20261122-2".into()), ..dry(&scene) };

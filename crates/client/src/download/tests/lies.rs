@@ -198,7 +198,7 @@ async fn a_chain_that_leads_elsewhere() {
         ("20261122-2", "the chain is a loop: the gateway names 20261122-2"),
         (
             "20261122-1",
-            "the chain goes backwards: the gateway names 20261122-1 as a batch that follows 20261122-2",
+            "the chain goes backwards: the gateway names 20261122-1 as the batch after 20261122-2",
         ),
         ("20261121-7", "the chain goes backwards: the gateway names 20261121-7"),
         (
@@ -206,10 +206,10 @@ async fn a_chain_that_leads_elsewhere() {
             "names a batch 99991231-1 of 9999-12-31, but this machine's clock says that it is 2026-11-24",
         ),
         ("20261126-1", "names a batch 20261126-1 of 2026-11-26"),
-        ("../../../etc/cron.d/efgs", "names a batch \"../../../etc/cron.d/efgs\", which is no batch tag"),
-        ("a/../../b", "which is no batch tag"),
-        (".hidden", "which is no batch tag"),
-        ("x y", "which is no batch tag"),
+        ("../../../etc/cron.d/efgs", "names a batch \"../../../etc/cron.d/efgs\", which is not a batch tag"),
+        ("a/../../b", "which is not a batch tag"),
+        (".hidden", "which is not a batch tag"),
+        ("x y", "which is not a batch tag"),
     ] {
         let error = caught(&Scene::new(), |batch| batch.next = Some(next.into())).await;
         says(&error.to_string(), &[complaint, "nothing of this was stored"]);
@@ -241,7 +241,7 @@ async fn a_batch_that_is_suddenly_unknown() {
     all(&mut scene.open()).await;
     scene.script.lock().unwrap().batches.clear();
     let error = scene.open().next().await.unwrap_err();
-    says(&error.to_string(), &["does not know batch 20261123-1", "another gateway"]);
+    says(&error.to_string(), &["does not know batch 20261123-1", "a different gateway"]);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub(super) enum Fault {
     StoreAndHangUp,
     /// Half of the answer is lost.
     StoreAndCutOff,
-    /// The call comes to nothing.
+    /// The call fails.
     HangUp,
 }
 
@@ -61,7 +61,7 @@ impl Fake {
         self.inner.lock().unwrap().faults = faults.into_iter().collect();
     }
 
-    /// Keys that somebody else's upload brought.
+    /// Keys of another country's upload.
     pub(super) fn has(&self, numbers: impl IntoIterator<Item = u32>) {
         self.inner.lock().unwrap().keys.extend(numbers.into_iter().map(|number| (number, "other".into())));
     }

@@ -1,4 +1,4 @@
-//! Bytes from strangers: nothing panics, nothing takes long, nothing false is accepted.
+//! Untrusted bytes: nothing panics, nothing takes long, nothing false is accepted.
 
 use std::sync::LazyLock;
 
@@ -30,7 +30,7 @@ proptest! {
         prop_assert!(verify_raw(&bytes, b"bytes").is_err());
     }
 
-    /// Whatever a stranger changes in a signature, it never covers other keys, and where it still covers
+    /// Whatever an attacker changes in a signature, it never covers other keys, and where it still covers
     /// these, it is still the same key's.
     #[test]
     fn a_changed_signature_never_verifies_for_other_keys(

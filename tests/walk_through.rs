@@ -1,4 +1,4 @@
-//! The README's walk-through, run word for word.
+//! docs/walk-through.md, run word for word.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -7,13 +7,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The `sh` blocks of the section "By hand", in order.
+/// The `sh` blocks of the page, in order.
 fn walk_through() -> String {
-    let readme = include_str!("../README.md");
-    let section = readme.split("\n## By hand\n").nth(1).expect("the section is there");
-    let section = section.split("\n## ").next().expect("a split has a first part");
+    let page = include_str!("../docs/walk-through.md");
     let blocks: Vec<&str> =
-        section.split("\n```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect();
+        page.split("\n```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect();
     assert!(blocks.len() > 5, "the walk-through has several blocks");
     blocks.join("\n")
 }
@@ -24,7 +22,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn the_walk_through_works_word_for_word() {
+fn every_command_of_the_walk_through_succeeds() {
     let program = Path::new(env!("CARGO_BIN_EXE_efgs-gateway"));
     let (national, admin) = (free_port(), free_port());
     // The program is built already, and other tests may have the usual ports; nothing else is changed.
