@@ -7,7 +7,7 @@
 //! thousands of batches costs the database nothing.
 
 use std::sync::{
-    Arc, RwLock,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -17,6 +17,7 @@ use efgs_protocol::{
     country::Country,
     media::SUPPORTED,
 };
+use parking_lot::RwLock;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
@@ -197,10 +198,8 @@ impl Chain {
                 *batch = Arc::new(smaller);
             }
         }
-        if !changed.is_empty()
-            && let Ok(mut current) = self.batches.write()
-        {
-            *current = Arc::new(batches);
+        if !changed.is_empty() {
+            *self.batches.write() = Arc::new(batches);
         }
         Ok(changed)
     }
@@ -221,7 +220,7 @@ impl Chain {
     }
 
     fn snapshot(&self) -> Arc<Vec<Arc<BatchRecord>>> {
-        self.batches.read().map(|batches| batches.clone()).unwrap_or_default()
+        self.batches.read().clone()
     }
 
     /// Asks the database for what is behind the newest batch. What was read is kept, also when the database fails
@@ -255,9 +254,7 @@ impl Chain {
                 let outdated = if new.is_empty() { outdated.min(known.len() - 1) } else { outdated };
                 let batches =
                     known[outdated..].iter().cloned().chain(new.into_iter().map(Arc::new)).collect();
-                if let Ok(mut current) = self.batches.write() {
-                    *current = Arc::new(batches);
-                }
+                *self.batches.write() = Arc::new(batches);
             }
             if page.is_last {
                 return Ok(());

@@ -1,8 +1,9 @@
 //! What each country has downloaded, so that it is not told what it has (spec §5.6.4).
 
-use std::{collections::HashMap, sync::Mutex};
+use std::collections::HashMap;
 
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
+use parking_lot::Mutex;
 
 use crate::store::{Store, StoreError};
 
@@ -20,7 +21,7 @@ struct Newest {
 impl Downloaded {
     /// A country has got this batch.
     pub fn note(&self, country: Country, batch: ObjectId) {
-        let Ok(mut all) = self.0.lock() else { return };
+        let mut all = self.0.lock();
         let newest = all.entry(country).or_insert(Newest { batch, recorded: false });
         if newest.batch < batch {
             *newest = Newest { batch, recorded: false };
@@ -29,24 +30,21 @@ impl Downloaded {
 
     /// The newest that a country has got.
     pub fn newest(&self, country: Country) -> Option<ObjectId> {
-        self.0.lock().ok()?.get(&country).map(|newest| newest.batch)
+        self.0.lock().get(&country).map(|newest| newest.batch)
     }
 
     /// Writes down what is new.
     pub async fn record(&self, store: &Store) -> Result<(), StoreError> {
-        let new: Vec<(Country, ObjectId)> = match self.0.lock() {
-            Ok(all) => all.iter().filter(|(_, n)| !n.recorded).map(|(c, n)| (*c, n.batch)).collect(),
-            Err(_) => return Ok(()),
-        };
+        let new: Vec<(Country, ObjectId)> =
+            self.0.lock().iter().filter(|(_, n)| !n.recorded).map(|(c, n)| (*c, n.batch)).collect();
         if new.is_empty() {
             return Ok(());
         }
         store.record_downloads(&new).await?;
-        if let Ok(mut all) = self.0.lock() {
-            for (country, batch) in new {
-                if let Some(newest) = all.get_mut(&country).filter(|newest| newest.batch == batch) {
-                    newest.recorded = true;
-                }
+        let mut all = self.0.lock();
+        for (country, batch) in new {
+            if let Some(newest) = all.get_mut(&country).filter(|newest| newest.batch == batch) {
+                newest.recorded = true;
             }
         }
         Ok(())

@@ -13,13 +13,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix_web::http::Method;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use efgs_protocol::country::Country;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -225,7 +226,8 @@ impl Limits {
     }
 
     fn of(&self, country: Country) -> Arc<State> {
-        lock(&self.countries)
+        self.countries
+            .lock()
             .entry(country)
             .or_insert_with(|| {
                 let settings = self.config.limits_of(country);
@@ -243,7 +245,7 @@ impl Limits {
     /// Lets a request go on when its country's pace and what the country has under way allow it.
     pub async fn admit(&self, country: Country, method: &Method) -> Result<Turn, LimitError> {
         let state = self.of(country);
-        let taken = lock(&state.pace).take(Instant::now(), PATIENCE);
+        let taken = state.pace.lock().take(Instant::now(), PATIENCE);
         match taken {
             Ok(Duration::ZERO) => {}
             Ok(wait) => tokio::time::sleep(wait).await,
@@ -313,7 +315,7 @@ impl Limits {
     /// Whether it is known already that the quota of the day does not suffice. The database need not be asked:
     /// what is used of a day only grows.
     pub fn known_over_quota(&self, country: Country, day: NaiveDate, asked: Usage) -> Option<LimitError> {
-        let (of_day, used) = *lock(&self.of(country).used);
+        let (of_day, used) = *self.of(country).used.lock();
         if of_day != day || (used + asked).fits(self.quota(country)) {
             return None;
         }
@@ -322,7 +324,7 @@ impl Limits {
 
     /// The quota of the day does not suffice, says the database: remembers it.
     pub fn over_quota(&self, country: Country, day: NaiveDate, used: Usage, asked: Usage) -> LimitError {
-        *lock(&self.of(country).used) = (day, used);
+        *self.of(country).used.lock() = (day, used);
         let quota = self.quota(country);
         let (what, used, asked, limit) = if used.keys + asked.keys > quota.keys {
             ("keys", used.keys, asked.keys, quota.keys)
@@ -331,9 +333,4 @@ impl Limits {
         };
         LimitError::Quota { country, day, what, used, asked, limit }
     }
-}
-
-/// Locks what every thread leaves whole, also one that breaks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

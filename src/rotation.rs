@@ -145,7 +145,7 @@ async fn rotate_all(
 /// Seals all payloads of an upload with the first key, and says which that is.
 fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<u32, EncryptionError> {
     let sealer = keyring.sealer();
-    let nonces = Keyring::nonces(payloads.len())?;
+    let nonces = Keyring::nonces(payloads.len());
     for (row, nonce) in payloads.iter_mut().zip(nonces) {
         let hash = row.payload_hash.as_slice().try_into().map_err(|_| EncryptionError::Truncated)?;
         row.payload = sealer.seal(hash, nonce, keyring.open(hash, &mut row.payload)?)?;

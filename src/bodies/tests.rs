@@ -56,7 +56,7 @@ fn batch(uploads: &[(&str, usize)], keyring: &Keyring) -> (BatchRecord, Vec<KeyB
     for (id, (code, amount)) in (0..).zip(uploads) {
         let keys = keys_of(code, *amount);
         record.uploads.push(BatchUpload { id, country: country(code), amount: *amount as u32 });
-        let nonces = Keyring::nonces(keys.len()).unwrap();
+        let nonces = Keyring::nonces(keys.len());
         for ((key, hash), nonce) in keys.iter().zip(CanonicalKeys::of(&keys).payload_hashes()).zip(nonces) {
             let mut plain = Vec::new();
             wire::encode_key(Format::Protobuf, key, &mut plain);

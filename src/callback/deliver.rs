@@ -7,12 +7,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use efgs_protocol::{batch_tag::DayName, country::Country};
-use rand::RngExt;
+use efgs_protocol::{batch_tag::DayName, country::Country, random};
+use parking_lot::Mutex;
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tracing::{Instrument as _, trace_span};
 
@@ -39,7 +39,7 @@ impl Callbacks {
         let work = Work::new(&self, &shutdown);
         let watch = self.health.watch("callbacks", RECORD);
         jobs::repeat(watch, PACE, shutdown, || self.wake.notified(), || work.turn()).await;
-        let mut calls = work.calls.lock().map(|mut calls| std::mem::take(&mut *calls)).unwrap_or_default();
+        let mut calls = std::mem::take(&mut *work.calls.lock());
         while calls.join_next().await.is_some() {}
         if let Err(error) = self.downloaded.record(&self.store).await {
             tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
@@ -80,7 +80,7 @@ impl Work {
 
     /// Once a second.
     async fn record(&self) -> Result<(), StoreError> {
-        if self.recorded.lock().is_ok_and(|at| at.is_some_and(|at| at.elapsed() < RECORD)) {
+        if self.recorded.lock().is_some_and(|at| at.elapsed() < RECORD) {
             return Ok(());
         }
         self.callbacks.downloaded.record(&self.callbacks.store).await?;
@@ -88,17 +88,15 @@ impl Work {
         metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "failures").set(backlog.paused as f64);
         metrics::gauge!(telemetry::CALLBACKS_PAUSED, "by" => "operator").set(backlog.held as f64);
         metrics::gauge!(telemetry::CALLBACK_OLDEST_SECONDS).set(backlog.oldest.as_secs_f64());
-        if let Ok(mut at) = self.recorded.lock() {
-            *at = Some(Instant::now());
-        }
+        *self.recorded.lock() = Some(Instant::now());
         Ok(())
     }
 
     /// Begins to work on a subscription, unless that has begun already.
     fn start(&self, due: DueSubscription, config: Callback) {
-        let (Ok(mut calls), Ok(mut turns)) = (self.calls.lock(), self.turns.lock()) else { return };
+        let (mut calls, mut turns) = (self.calls.lock(), self.turns.lock());
         while calls.try_join_next().is_some() {}
-        if !self.busy.lock().is_ok_and(|mut busy| busy.insert(due.id)) {
+        if !self.busy.lock().insert(due.id) {
             return;
         }
         let turns = turns.entry(due.country).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT))).clone();
@@ -123,9 +121,7 @@ struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if let Ok(mut all) = self.all.lock() {
-            all.remove(&self.id);
-        }
+        self.all.lock().remove(&self.id);
     }
 }
 
@@ -207,7 +203,7 @@ impl Callbacks {
         let failures = next.failures + 1;
         let pause = failures >= config.max_attempts;
         let reason = error.to_string();
-        let retry_after = wait(config, failures).mul_f64(rand::rng().random_range(0.75..1.25));
+        let retry_after = wait(config, failures).mul_f64(random::jitter(0.25));
         let call = FailedCall { error: &reason, retry_after, pause };
         self.store.callback_failed(lease, call, self.counted(country)).await?;
         let (url, batch) = (&next.url, next.batch);

@@ -19,6 +19,8 @@ use chrono::{Datelike, NaiveDate};
 use prost::Message;
 use tokio::sync::oneshot;
 
+use efgs_protocol::random;
+
 use crate::{
     chain::Chain,
     clock::Clock,
@@ -182,7 +184,8 @@ impl Journal {
             sources,
             timeout: config.timeout,
             medium: Medium::open(config)?,
-            instance: u64::from_str_radix(&instance.id, 16).unwrap_or_else(|_| rand::random()),
+            instance: u64::from_str_radix(&instance.id, 16)
+                .unwrap_or_else(|_| u64::from_ne_bytes(random::bytes())),
             waiting: Mutex::default(),
             writer: tokio::sync::Mutex::new(Writer {
                 number: 0,

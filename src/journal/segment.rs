@@ -12,6 +12,8 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::record::{Event, Group};
+use efgs_protocol::random;
+
 use crate::intake::{EncryptionError, Keyring};
 
 const MAGIC: &[u8; 8] = b"EFGSJRN1";
@@ -91,7 +93,7 @@ impl Writing {
 
     /// The next frame, as it is to be written. It counts once [`Writing::written`] says so.
     pub(super) fn seal(&self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
-        let nonce = Keyring::nonces(1)?.into_iter().next().ok_or(EncryptionError::NoRandomness)?;
+        let nonce = random::bytes();
         let sealed = keyring.seal(&place(&self.header_hash, self.frames), nonce, group)?;
         let length = (sealed.len() as u32).to_be_bytes();
         let mut frame = Vec::with_capacity(PREFIX + sealed.len());

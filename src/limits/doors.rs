@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use efgs_protocol::country::Country;
+use parking_lot::Mutex;
 
-use super::{Limits, lock, pace::Pace, refused};
+use super::{Limits, pace::Pace, refused};
 
 /// Addresses that are remembered, open connections or not, before those that have rested are forgotten.
 const REMEMBERED: usize = 4096;
@@ -60,7 +61,7 @@ impl Limits {
             return Arrival::Free;
         }
         let (address, now) = (household(address), Instant::now());
-        let mut addresses = lock(&self.doors.addresses);
+        let mut addresses = self.doors.addresses.lock();
         if addresses.len() >= REMEMBERED {
             addresses.retain(|_, visitor| visitor.open > 0 || !visitor.pace.is_rested(now));
         }
@@ -85,7 +86,7 @@ impl Limits {
             Some(country) => self.of(country).settings.connections,
             None => self.config.limits.connections,
         };
-        let mut countries = lock(&self.doors.countries);
+        let mut countries = self.doors.countries.lock();
         let open = countries.entry(country).or_default();
         if *open >= most {
             refused(country, "connections");
@@ -101,12 +102,12 @@ impl Drop for Open {
         let doors = &self.limits.doors;
         match self.whose {
             Whose::Address(address) => {
-                if let Some(visitor) = lock(&doors.addresses).get_mut(&address) {
+                if let Some(visitor) = doors.addresses.lock().get_mut(&address) {
                     visitor.open -= 1;
                 }
             }
             Whose::Country(country) => {
-                if let Some(open) = lock(&doors.countries).get_mut(&country) {
+                if let Some(open) = doors.countries.lock().get_mut(&country) {
                     *open -= 1;
                 }
             }

@@ -1,15 +1,12 @@
 //! A queue in which countries take turns.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use efgs_protocol::country::Country;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{LimitError, lock};
+use super::LimitError;
 
 /// Gives out a few places. When they are taken, each country has a queue of its own and the queues take turns:
 /// however much one country sends, another one waits for at most one of its pieces of work per place.
@@ -50,7 +47,7 @@ impl Fair {
     ) -> Result<Place, LimitError> {
         let overloaded = LimitError::Overloaded { country, by: self.0.name };
         let place = {
-            let mut state = lock(&self.0.state);
+            let mut state = self.0.state.lock();
             if state.free > 0 {
                 state.free -= 1;
                 return Ok(Place(Some(self.0.clone())));
@@ -91,7 +88,7 @@ impl Drop for Place {
         let Some(inner) = self.0.take() else { return };
         loop {
             let next = {
-                let mut state = lock(&inner.state);
+                let mut state = inner.state.lock();
                 let next = state.next();
                 if next.is_none() {
                     state.free += 1;

@@ -1,13 +1,11 @@
 //! Memory for the bodies of requests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use efgs_protocol::country::Country;
+use parking_lot::Mutex;
 
-use super::{LimitError, lock};
+use super::LimitError;
 
 /// Counts what is held of bodies that are received or stored. Nobody waits for memory: who cannot have it is
 /// refused, and what has been received of its body is freed.
@@ -42,7 +40,7 @@ impl Held {
     pub fn grow(&mut self, bytes: u64) -> Result<(), LimitError> {
         let Memory { total, share, .. } = *self.memory;
         let country = self.country;
-        let mut held = lock(&self.memory.held);
+        let mut held = self.memory.held.lock();
         let all: u64 = held.values().sum();
         let own = held.entry(country).or_default();
         if *own + bytes > share {
@@ -59,7 +57,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(own) = lock(&self.memory.held).get_mut(&self.country) {
+        if let Some(own) = self.memory.held.lock().get_mut(&self.country) {
             *own -= self.bytes;
         }
     }

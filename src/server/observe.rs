@@ -14,6 +14,7 @@ use actix_web::{
     web::Data,
 };
 use efgs_protocol::country::Country;
+use efgs_protocol::random;
 use metrics::{counter, gauge, histogram};
 use tracing::{Instrument as _, field::Empty, trace_span};
 
@@ -54,7 +55,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let started = Instant::now();
-    let id = format!("{:016x}", rand::random::<u64>());
+    let id = random::hex::<8>();
     let app = request.app_data::<Data<Observer>>().cloned();
     let found = Operation::of(request.method(), request.path());
     let operation = Operation::group(found);

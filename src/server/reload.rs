@@ -5,11 +5,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use efgs_protocol::certificate::Certificate;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -209,7 +210,7 @@ impl FileWatch {
     /// one moment: half of a pair is refused by whoever reads it, and the other half is the next change.
     fn changed(&self) -> bool {
         let now: Vec<_> = self.paths.iter().map(|path| digest(path)).collect();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let changed = *seen != now;
         *seen = now;
         changed

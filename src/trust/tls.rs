@@ -4,8 +4,9 @@
 //! proves that the caller holds its private key and, where `tls.client_ca` is set, that it chains to one of
 //! those authorities. That is what makes self-signed certificates possible (spec appendix A).
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -49,9 +50,7 @@ impl TlsSetup {
     /// Reads the files again: new connections use them. When they are not right nothing changes.
     pub fn reload(&self, config: &Tls) -> Result<(), TlsError> {
         let new = Files::load(config, &self.provider)?;
-        if let Ok(mut files) = self.files.write() {
-            *files = new;
-        }
+        *self.files.write() = new;
         Ok(())
     }
 
@@ -68,11 +67,11 @@ impl TlsSetup {
 
     /// The certificate that new connections get.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
-        self.files.read().ok().and_then(|files| files.identity.cert.first().cloned())
+        self.files.read().identity.cert.first().cloned()
     }
 
     fn chain(&self) -> Option<Arc<dyn ClientCertVerifier>> {
-        self.files.read().ok().and_then(|files| files.chain.clone())
+        self.files.read().chain.clone()
     }
 }
 
@@ -98,7 +97,7 @@ impl Files {
 impl ResolvesServerCert for TlsSetup {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         efgs_kit::telemetry::handshake::begin();
-        self.files.read().ok().map(|files| files.identity.clone())
+        Some(self.files.read().identity.clone())
     }
 }
 

@@ -1,12 +1,13 @@
 //! Warns before a certificate expires: 60, 30, 14 and 7 days ahead, and when it has.
 
-use std::{collections::HashMap, path::Path, sync::Mutex};
+use std::{collections::HashMap, path::Path};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
     certificate::{Certificate, Thumbprint},
     country::Country,
 };
+use parking_lot::Mutex;
 
 use super::Registry;
 use crate::{config::Config, health::WatchedCertificate};
@@ -59,7 +60,7 @@ impl ExpiryWatch {
         let WatchedCertificate { country, kind, thumbprint, not_after: until } = certificate;
         let left = certificate.days_left(now);
         let Some(threshold) = threshold(left) else { return };
-        let Ok(mut said) = self.0.lock() else { return };
+        let mut said = self.0.lock();
         if said.get(thumbprint).is_some_and(|said| *said <= threshold) {
             return;
         }

@@ -5,11 +5,14 @@
 //! With random nonces one key is good for 2³² payloads (NIST SP 800-38D §8.3), years of the largest traffic
 //! that the specification expects (spec §5.5.1). Keys are changed with `efgs-gateway encryption rotate`.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use parking_lot::RwLock;
 use zeroize::Zeroizing;
+
+use efgs_protocol::random;
 
 use efgs_kit::config::{ConfigError, Encryption, EncryptionKey};
 
@@ -74,9 +77,6 @@ pub enum EncryptionError {
         "a stored payload does not open with encryption key {0}: it was altered, or the key is not the one it was made with"
     )]
     Altered(u32),
-    /// The machine gives no random numbers.
-    #[error("the machine gives no random numbers")]
-    NoRandomness,
 }
 
 impl Keyring {
@@ -109,11 +109,11 @@ impl Keyring {
 
     /// Takes over the keys of another keyring: what is sealed from now on is sealed with its first key.
     pub fn replace(&self, new: &Self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new.keys();
+        *self.0.write() = new.keys();
     }
 
     fn keys(&self) -> Arc<Keys> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     /// The id of the key that a stored payload needs.
@@ -121,17 +121,17 @@ impl Keyring {
         sealed.first_chunk().map(|id| u32::from_be_bytes(*id)).ok_or(EncryptionError::Truncated)
     }
 
-    /// Nonces for `n` payloads, drawn at once because each draw asks the kernel.
-    pub fn nonces(n: usize) -> Result<Vec<[u8; NONCE_LEN]>, EncryptionError> {
+    /// Nonces for `n` payloads, drawn at once because each draw has its cost.
+    pub fn nonces(n: usize) -> Vec<[u8; NONCE_LEN]> {
         let mut nonces = vec![[0; NONCE_LEN]; n];
-        aws_lc_rs::rand::fill(nonces.as_flattened_mut()).map_err(|_| EncryptionError::NoRandomness)?;
-        Ok(nonces)
+        random::fill(nonces.as_flattened_mut());
+        nonces
     }
 
     /// For each key a known text sealed with it, by which it is recognised: see [`Self::is_recognised`].
     pub fn marks(&self) -> Result<Vec<(u32, Vec<u8>)>, EncryptionError> {
         let keys = self.keys();
-        let nonces = Self::nonces(keys.len())?;
+        let nonces = Self::nonces(keys.len());
         let mark =
             |((id, key), nonce): (&(u32, LessSafeKey), _)| Ok((*id, seal((*id, key), &MARK, nonce, &[])?));
         keys.iter().zip(nonces).map(mark).collect()
@@ -206,11 +206,11 @@ mod tests {
     #[test]
     fn keys_are_exchanged_in_use() {
         let (hash, ring) = ([7; 32], keyring(&[(1, 1)]));
-        let nonce = Keyring::nonces(1).unwrap()[0];
+        let nonce = random::bytes();
         let old = ring.seal(&hash, nonce, b"a key").unwrap();
         let sealer = ring.sealer();
         ring.replace(&keyring(&[(2, 2), (1, 1)]));
-        let begun = sealer.seal(&hash, Keyring::nonces(1).unwrap()[0], b"a key").unwrap();
+        let begun = sealer.seal(&hash, random::bytes(), b"a key").unwrap();
         assert_eq!((sealer.id(), Keyring::id_of(&begun)), (Ok(1), Ok(1)));
         let new = ring.seal(&hash, nonce, b"a key").unwrap();
         assert_eq!((Keyring::id_of(&old), Keyring::id_of(&new)), (Ok(1), Ok(2)));
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn what_the_first_key_seals_every_keyring_with_that_key_opens() {
         let hash = [7; 32];
-        let nonce = Keyring::nonces(1).unwrap()[0];
+        let nonce = random::bytes();
         let sealed = keyring(&[(1, 1)]).seal(&hash, nonce, b"a key").unwrap();
         assert_eq!(keyring(&[(2, 2), (1, 1)]).open(&hash, &mut sealed.clone()), Ok(&b"a key"[..]));
         assert_eq!(keyring(&[(2, 2)]).open(&hash, &mut sealed.clone()), Err(EncryptionError::UnknownKey(1)));
@@ -233,7 +233,7 @@ mod tests {
     fn an_altered_cut_or_moved_payload_does_not_open() {
         let hash = [7; 32];
         let ring = keyring(&[(1, 1)]);
-        let sealed = ring.seal(&hash, Keyring::nonces(1).unwrap()[0], b"a key").unwrap();
+        let sealed = ring.seal(&hash, random::bytes(), b"a key").unwrap();
         for at in 4..sealed.len() {
             let mut altered = sealed.clone();
             altered[at] ^= 1;
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn nonces_differ_so_that_equal_payloads_look_different() {
-        let nonces = Keyring::nonces(1000).unwrap();
+        let nonces = Keyring::nonces(1000);
         let distinct: std::collections::HashSet<_> = nonces.iter().collect();
         assert_eq!(distinct.len(), 1000);
     }

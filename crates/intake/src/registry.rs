@@ -5,11 +5,7 @@
 //! read again several times per `trust.refresh`; when that has failed for a whole `trust.refresh`, nobody is
 //! let in until it succeeds, because a revocation could have been missed.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
@@ -17,6 +13,7 @@ use efgs_protocol::{
     certificate::{Certificate, CertificateType, Thumbprint},
     country::Country,
 };
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
 /// A row of the registry as it stands in the database. Nothing in it is to be believed before its signatures are verified,
@@ -241,8 +238,7 @@ impl Trust {
 
     /// The registry, unless it is too old to be relied on.
     pub fn registry(&self) -> Result<Arc<Registry>, RegistryUnavailable> {
-        let loaded = self.loaded.read().map_err(|_| RegistryUnavailable)?;
-        match &*loaded {
+        match &*self.loaded.read() {
             Some(loaded) if loaded.at.elapsed() <= self.refresh => Ok(loaded.registry.clone()),
             _ => Err(RegistryUnavailable),
         }
@@ -250,17 +246,14 @@ impl Trust {
 
     /// How long ago the registry was last read; `None` when it never was.
     pub fn age(&self) -> Option<Duration> {
-        let loaded = self.loaded.read().ok()?;
-        loaded.as_ref().map(|loaded| loaded.at.elapsed())
+        self.loaded.read().as_ref().map(|loaded| loaded.at.elapsed())
     }
 
     /// Takes over the rows of the registry, as they were at this moment or later. They are verified only when one has
     /// changed.
     pub fn take(&self, rows: Vec<StoredCertificate>, at: Instant) {
-        let known = match self.loaded.read().ok().as_deref() {
-            Some(Some(loaded)) if loaded.rows == rows => Some(loaded.registry.clone()),
-            _ => None,
-        };
+        let same = |loaded: &&Loaded| loaded.rows == rows;
+        let known = self.loaded.read().as_ref().filter(same).map(|loaded| loaded.registry.clone());
         let registry = known.unwrap_or_else(|| {
             let registry = Registry::verify(&rows, &self.anchor);
             for reason in registry.refused() {
@@ -276,9 +269,7 @@ impl Trust {
             );
             Arc::new(registry)
         });
-        if let Ok(mut loaded) = self.loaded.write() {
-            *loaded = Some(Loaded { rows, registry, at });
-        }
+        *self.loaded.write() = Some(Loaded { rows, registry, at });
     }
 
     /// How often to call [`Trust::take`], so that one failed attempt does not shut everybody out.

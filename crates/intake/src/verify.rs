@@ -218,7 +218,7 @@ fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
 }
 
 fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], sealer: &Sealer) -> Result<Vec<SealedKey>, EncryptionError> {
-    let nonces = Keyring::nonces(keys.len())?;
+    let nonces = Keyring::nonces(keys.len());
     let mut plain = Vec::with_capacity(128);
     let mut sealed = Vec::with_capacity(keys.len());
     for (position, (key, (payload_hash, nonce))) in keys.iter().zip(hashes.iter().zip(nonces)).enumerate() {

@@ -3,14 +3,11 @@
 //!
 //! Progress is measured by the monotonic clock, so that setting the machine's clock makes no job look stuck.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, RwLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{certificate::Thumbprint, country::Country};
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -61,11 +58,11 @@ pub struct JobState {
     pub name: &'static str,
     /// How often it has to make progress.
     pub interval: Duration,
-    /// When a turn last came to its good end, or the job began. Looking and leaving the work to another instance counts.
+    /// When a turn last completed successfully, or the job began. Looking and leaving the work to another instance counts.
     pub last_success: DateTime<Utc>,
     /// What the last turn failed with, if it did.
     pub last_error: Option<String>,
-    /// For how long no turn has come to its good end.
+    /// For how long no turn has completed successfully.
     pub silent: Duration,
     /// For how long the work has been due without any instance having done it.
     pub overdue: Duration,
@@ -194,10 +191,9 @@ impl Health {
             clock: self.clock.clone(),
             record: Arc::new(Mutex::new(record)),
         };
-        if let Ok(mut jobs) = self.jobs.lock() {
-            jobs.retain(|job| job.name != name);
-            jobs.push(watch.clone());
-        }
+        let mut jobs = self.jobs.lock();
+        jobs.retain(|job| job.name != name);
+        jobs.push(watch.clone());
         watch
     }
 
@@ -208,29 +204,27 @@ impl Health {
 
     /// All jobs of this instance.
     pub fn jobs(&self) -> Vec<JobState> {
-        self.jobs.lock().map(|jobs| jobs.iter().filter_map(JobWatch::state).collect()).unwrap_or_default()
+        self.jobs.lock().iter().map(JobWatch::state).collect()
     }
 
     /// The certificates whose end is watched.
     pub fn certificates(&self) -> Arc<[WatchedCertificate]> {
-        self.certificates.read().map(|all| all.clone()).unwrap_or_default()
+        self.certificates.read().clone()
     }
 
     /// Replaces them.
     pub fn set_certificates(&self, all: Vec<WatchedCertificate>) {
-        if let Ok(mut current) = self.certificates.write() {
-            *current = all.into();
-        }
+        *self.certificates.write() = all.into();
     }
 
     /// What is not as it should be although the gateway serves, each with its cause.
     pub fn troubles(&self) -> BTreeMap<Trouble, String> {
-        self.troubles.lock().map(|all| all.clone()).unwrap_or_default()
+        self.troubles.lock().clone()
     }
 
     /// Sets a trouble, of which `ready` warns, or clears it with `None`; returns whether it changed.
     pub fn set_trouble(&self, what: Trouble, why: Option<String>) -> bool {
-        let Ok(mut all) = self.troubles.lock() else { return true };
+        let mut all = self.troubles.lock();
         let before = match &why {
             Some(why) => all.insert(what, why.clone()),
             None => all.remove(&what),
@@ -240,14 +234,12 @@ impl Health {
 
     /// What waits for a batch.
     pub fn waiting(&self) -> Waiting {
-        self.waiting.read().map(|waiting| *waiting).unwrap_or_default()
+        *self.waiting.read()
     }
 
     /// Notes what waits for a batch.
     pub fn set_waiting(&self, waiting: Waiting) {
-        if let Ok(mut current) = self.waiting.write() {
-            *current = waiting;
-        }
+        *self.waiting.write() = waiting;
     }
 }
 
@@ -257,31 +249,26 @@ impl JobWatch {
         self.name
     }
 
-    /// A turn, or a step of a long one, came to its good end.
+    /// A turn, or a step of a long one, completed successfully.
     pub fn progressed(&self) {
-        if let Ok(mut record) = self.record.lock() {
-            record.progress = Instant::now();
-            record.last_success = self.clock.now();
-            record.last_error = None;
-        }
+        let mut record = self.record.lock();
+        record.progress = Instant::now();
+        record.last_success = self.clock.now();
+        record.last_error = None;
     }
 
     /// A turn failed.
     pub fn failed(&self, error: String) {
-        if let Ok(mut record) = self.record.lock() {
-            record.last_error = Some(error);
-        }
+        self.record.lock().last_error = Some(error);
     }
 
     /// For how long the work has been due without any instance having done it; `None` when it is not due.
     pub fn set_overdue(&self, overdue: Option<Duration>) {
-        if let Ok(mut record) = self.record.lock() {
-            record.overdue = overdue.map(|overdue| (overdue, Instant::now()));
-        }
+        self.record.lock().overdue = overdue.map(|overdue| (overdue, Instant::now()));
     }
 
-    fn state(&self) -> Option<JobState> {
-        let record = self.record.lock().ok()?;
+    fn state(&self) -> JobState {
+        let record = self.record.lock();
         let silent = record.progress.elapsed();
         let overdue = record.overdue.map_or(Duration::ZERO, |(overdue, seen)| overdue + seen.elapsed());
         let cause = record.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
@@ -296,7 +283,7 @@ impl JobWatch {
             None
         };
         let stalled = stalled.map(|text| Warning { severity: self.severity, text });
-        Some(JobState {
+        JobState {
             name,
             interval: self.interval,
             last_success: record.last_success,
@@ -304,7 +291,7 @@ impl JobWatch {
             silent,
             overdue,
             stalled,
-        })
+        }
     }
 }
 

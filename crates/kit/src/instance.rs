@@ -1,5 +1,7 @@
 //! Which of several gateways this is.
 
+use efgs_protocol::random;
+
 /// One start of a gateway: a restart is another instance, so that what one has written down never mixes with
 /// what the next one writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,10 +17,7 @@ impl Instance {
     pub fn new() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
-        Self {
-            id: format!("{:016x}", rand::random::<u64>()),
-            host: if host.is_empty() { "unknown".to_owned() } else { host },
-        }
+        Self { id: random::hex::<8>(), host: if host.is_empty() { "unknown".to_owned() } else { host } }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod clock;
 pub mod country;
 pub mod key;
 pub mod media;
+pub mod random;
 pub mod signature;
 pub mod wire;
 

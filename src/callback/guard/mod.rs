@@ -7,13 +7,14 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::country::Country;
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
 
 use crate::{
@@ -233,16 +234,14 @@ impl Guard {
     pub fn reload(&self, config: &config::Callback) -> Result<(), GuardError> {
         if let Some(current) = &self.outgoing {
             let new = Arc::new(Outgoing::load(config)?);
-            if let Ok(mut current) = current.write() {
-                *current = new;
-            }
+            *current.write() = new;
         }
         Ok(())
     }
 
     /// The certificate that the gateway shows when it calls.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
-        let outgoing = self.outgoing.as_ref()?.read().ok()?;
+        let outgoing = self.outgoing.as_ref()?.read();
         outgoing.certificate()
     }
 
@@ -288,8 +287,7 @@ impl Guard {
         now: DateTime<Utc>,
     ) -> Result<(), CallError> {
         let outgoing = self.outgoing.as_ref().ok_or(CallError::NotConfigured)?;
-        let outgoing = outgoing.read().map(|outgoing| outgoing.clone());
-        let outgoing = outgoing.map_err(|_| CallError::Internal("a thread broke".into()))?;
+        let outgoing = outgoing.read().clone();
         let call = outgoing.call(target, query, pin::Pins { registry, country, now }, self.timeout);
         tokio::time::timeout(self.timeout, call).await.unwrap_or(Err(CallError::Timeout(self.timeout)))
     }

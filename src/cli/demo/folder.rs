@@ -12,7 +12,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use efgs_client::{Gateway, Settings};
-use efgs_protocol::{anchor::TrustAnchor, bundle::Bundle, country::Country, signature::BatchSigner};
+use efgs_protocol::{anchor::TrustAnchor, bundle::Bundle, country::Country, random, signature::BatchSigner};
 use efgs_test_ca::{Error as PkiError, KeyKind, KeyPair, Pki};
 use tempfile::TempDir;
 
@@ -149,7 +149,7 @@ impl Folder {
             pki.participant(country.parse()?)?.write(&self.path.join(country))?;
         }
         let mut key = [0; 32];
-        aws_lc_rs::rand::fill(&mut key).map_err(|_| "the machine gives no random numbers")?;
+        random::fill(&mut key);
         private(&self.path.join("payload-1.key"), &BASE64_STANDARD.encode(key))?;
         let signing = openssl::pkey::PKey::generate_ed25519()?.private_key_to_pem_pkcs8()?;
         private(&self.path.join("access-log.key"), &String::from_utf8(signing)?)?;

@@ -9,6 +9,7 @@ use efgs_protocol::{
     canonical::CanonicalKeys,
     country::Country,
     key::{DiagnosisKey, KeyBatch, KeyData, ReportType},
+    random,
 };
 use sha2::{Digest, Sha256};
 
@@ -26,7 +27,7 @@ pub(super) fn fresh_keys(
     let mut keys = KeyBatch::new();
     for age in 0..amount {
         let key = DiagnosisKey {
-            key_data: KeyData::new(rand::random()),
+            key_data: KeyData::new(random::bytes()),
             rolling_start_interval_number: midnight - 144 * u32::from(age),
             rolling_period: 144,
             transmission_risk_level: 8 - i32::from(age),
@@ -51,7 +52,7 @@ pub(super) fn upload_tag(
 
 /// Eight random digits, which make the upload tags of one run of the demo different from those of another.
 pub(super) fn run_id() -> String {
-    format!("{:08x}", rand::random::<u32>())
+    random::hex::<4>()
 }
 
 pub(super) fn concat(batches: &[&KeyBatch]) -> KeyBatch {

@@ -2,10 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 /// For how long the same line is not written again.
 const QUIET: Duration = Duration::from_secs(60);
 /// Different lines within that time; what exceeds them is only counted in the metrics.
@@ -29,7 +29,7 @@ impl Sparing {
 
     /// Whether this line is to be written now, and then how often it was left out since it was written last.
     pub(super) fn ask(&self, line: &str, now: Instant) -> Option<u64> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.0.lock();
         let lines = lines.get_or_insert_default();
         let quiet = |line: &Line| now.duration_since(line.written) < QUIET;
         if let Some(known) = lines.get_mut(line) {
