@@ -1,12 +1,15 @@
 //! docs/joining.md, run word for word.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "shared/free_port.rs"]
+mod free_port;
+
 use std::{
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     process::{Command, ExitCode, Stdio},
 };
 
+use free_port::free_port;
 use libtest_mimic::{Arguments, Trial};
 
 /// With this variable the test program is the command `efgs`: Cargo offers a package's tests only the package's
@@ -46,8 +49,7 @@ fn a_country_joins() {
         std::fs::write(&script, text).expect("the folder is ours");
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("the file is ours");
     }
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let port = port.expect("loopback has a free port").port();
+    let port = free_port();
     // The programs are built already, and other tests may have the usual port; nothing else is changed.
     let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", blocks.join("\n"))
         .replace("cargo build --release --workspace\n", "")

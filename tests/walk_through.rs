@@ -1,11 +1,15 @@
 //! docs/walk-through.md, run word for word.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "shared/free_port.rs"]
+mod free_port;
+
 use std::{
-    net::TcpListener,
     path::Path,
     process::{Command, Stdio},
 };
+
+use free_port::free_port;
 
 /// The `sh` blocks of the page, in order.
 fn walk_through() -> String {
@@ -14,11 +18,6 @@ fn walk_through() -> String {
         page.split("\n```sh\n").skip(1).filter_map(|block| block.split("\n```").next()).collect();
     assert!(blocks.len() > 5, "the walk-through has several blocks");
     blocks.join("\n")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
 }
 
 #[test]

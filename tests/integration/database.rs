@@ -1,12 +1,13 @@
 //! A database of its own for each test.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Statement};
+
+use crate::free_port::free_port;
 
 /// What a gateway can run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,9 +106,7 @@ impl PrivateServer {
         std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(0o755)).unwrap();
         let reaper = script.command().arg("reap").arg(&parent).stdin(Stdio::piped()).spawn().unwrap();
         let folder = parent.join("server");
-        // Below the range that the kernel takes for outgoing connections: nobody takes it while the server is down.
-        let ports = std::iter::repeat_with(|| 10_000 + rand::random::<u16>() % 20_000);
-        let port = ports.take(100).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap();
+        let port = free_port();
         let arguments = [kind.name(), folder.to_str().unwrap(), &port.to_string()].map(str::to_owned);
         let output = script.command().arg("create").args(arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

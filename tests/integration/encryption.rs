@@ -43,8 +43,10 @@ async fn stored_payloads_hold_nothing_in_plain_and_no_two_look_alike(case: &Case
     assert_eq!(payloads.len(), 50);
     for payload in &payloads {
         let contains = |needle: &[u8]| payload.windows(needle.len()).any(|window| window == needle);
+        // 100 halves in 50 payloads at fewer than 200 places: random bytes contain one in 1 of 10^13 runs.
         for key in keys.iter() {
-            assert!(!contains(&key.key_data.as_bytes()[..4]));
+            let halves = key.key_data.as_bytes().as_chunks::<8>().0;
+            assert!(!halves.iter().any(|half| contains(half)));
         }
         assert_eq!(payload[..4], [0, 0, 0, 1], "the key's id");
     }

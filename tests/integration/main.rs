@@ -28,6 +28,8 @@ mod downloader;
 mod encryption;
 mod expiry;
 mod failover;
+#[path = "../shared/free_port.rs"]
+mod free_port;
 mod full;
 mod gaen_tools;
 mod harness;

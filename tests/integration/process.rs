@@ -237,8 +237,10 @@ async fn kill_9_loses_no_acknowledged_upload_and_leaves_none_half_there(case: &C
         let uploading = all_at_once(
             clients.iter().zip(&names).map(|(client, name)| upload_until_error(client, name, now())),
         );
+        let before = case.db.counts().await[0];
         let killing = async {
-            tokio::time::sleep(Duration::from_millis(rand::random_range(100..500))).await;
+            until("seven uploads", async || (case.db.counts().await[0] >= before + 7).then_some(())).await;
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..400))).await;
             process.kill();
         };
         let (sent, ()) = futures_util::future::join(uploading, killing).await;

@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
 
-use crate::harness::until;
+use crate::{free_port::free_port, harness::until};
 
 /// Where Prometheus is installed.
 pub(crate) struct Installed(PathBuf);
@@ -51,7 +50,7 @@ impl Prometheus {
             .replace("interval: 15s", "interval: 500ms");
         fs::write(folder.path().join("prometheus.yml"), config).unwrap();
         fs::write(folder.path().join("efgs.rules.yml"), deploy("prometheus/efgs.rules.yml")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         // It dies with this thread, whatever becomes of that.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])

@@ -5,6 +5,7 @@ use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use crate::{
     client::{Answer, Client, Request, keys},
     collector::{Collector, attribute},
+    free_port::free_port,
     harness::{Case, country, tests, until},
     process::{Process, now},
 };
@@ -121,8 +122,7 @@ async fn a_request_is_traced_from_the_handshake_to_the_database(case: &Case) {
 
 async fn a_collector_that_is_away_disturbs_nobody(case: &Case) {
     case.prepare().await;
-    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let tracing = format!("[tracing]\nendpoint = \"http://{away}/v1/traces\"\n");
+    let tracing = format!("[tracing]\nendpoint = \"http://127.0.0.1:{}/v1/traces\"\n", free_port());
     let process = Process::start_with(&config(case, &tracing), &[("OTEL_BSP_SCHEDULE_DELAY", "50")]);
     process.client("DE").upload_new("1", 1, now()).await;
     downloaded(&process.client("NL")).await;

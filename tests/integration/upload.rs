@@ -148,19 +148,19 @@ async fn a_key_that_repeats_is_a_conflict_of_the_later_one(case: &Case) {
 async fn a_conflict_in_the_last_of_2500_keys_stores_nothing(case: &Case) {
     let gateway = case.gateway().await;
     let client = gateway.client("DE");
-    let there = client.upload_new("a", 1, case.clock.now()).await;
-    // Rows are written in the order of their hashes, about a thousand at a time: the conflict comes last.
-    let mut new = keys(country("DE"), 2500, case.clock.now());
-    let hashes = |keys: &KeyBatch| CanonicalKeys::of(keys).payload_hashes();
-    let first = hashes(&there)[0];
-    let smaller: Vec<usize> = (0..2500).filter(|i| hashes(&pick(&new, [*i]))[0] < first).collect();
-    new = if smaller.len() > 1500 { pick(&new, smaller) } else { new };
-    let amount = new.len();
+    // Rows are written in the order of their hashes, about a thousand in one INSERT: the key with the largest hash
+    // is in the last INSERT.
+    let all = keys(country("DE"), 2501, case.clock.now());
+    let hashes = CanonicalKeys::of(&all).payload_hashes();
+    let last = (0..all.len()).max_by_key(|i| hashes[*i]).unwrap();
+    let there = pick(&all, [last]);
+    let new = pick(&all, (0..all.len()).filter(|i| *i != last));
+    client.upload("a", &there).await.expect(201);
     let answer = client.upload("b", &join(&[&new, &there])).await.expect(207);
-    assert_eq!(answer.json()["409"], json!([amount]));
+    assert_eq!(answer.json()["409"], json!([2500]));
     assert_eq!(case.db.counts().await, [1, 1, 0]);
     client.upload("b", &new).await.expect(201);
-    assert_eq!(case.db.counts().await, [2, 1 + amount as i64, 0]);
+    assert_eq!(case.db.counts().await, [2, 2501, 0]);
 }
 
 async fn of_uploads_at_once_that_share_keys_one_is_stored_and_no_other_fails(case: &Case) {

@@ -135,7 +135,8 @@ impl Balancer {
         }
         fs::write(&config, text).unwrap();
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--no-new-privs"]);
+        // Not in the clone, which its account need not be able to enter.
+        command.current_dir(folder).args(["--pdeathsig", "KILL", "--no-new-privs"]);
         if fs::metadata(folder).unwrap().uid() == 0 {
             let nobody = NOBODY.to_string();
             command.args(["--reuid", &nobody, "--regid", &nobody, "--clear-groups"]);

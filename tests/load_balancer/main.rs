@@ -10,6 +10,8 @@
 )]
 
 mod balancers;
+#[path = "../shared/free_port.rs"]
+mod free_port;
 mod setup;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Child,
@@ -35,7 +35,10 @@ use openssl::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tempfile::TempDir;
 
-use crate::balancers::{Balancer, Places};
+use crate::{
+    balancers::{Balancer, Places},
+    free_port::free_port,
+};
 
 /// A gateway with a load balancer before it, and what two countries and a stranger need to call it.
 pub(crate) struct Setup {
@@ -94,7 +97,7 @@ impl Setup {
         fs::write(folder.join("server.pem"), chain + &pki.server.key_pem).unwrap();
         fs::write(folder.join("server.key"), &pki.server.key_pem).unwrap();
 
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let places = Places {
             folder: folder.to_str().unwrap().into(),
             listen: port,

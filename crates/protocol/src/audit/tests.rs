@@ -1,7 +1,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use chrono::{Days, TimeDelta};
-use efgs_test_ca::{KeyKind, Participant, Pki, Request};
+use efgs_test_ca::efgs_protocol::{bundle::Bundle, certificate::CertificateType};
+use efgs_test_ca::{Authority, KeyKind, Participant, Pki, Request};
 
 use super::*;
 use crate::key::{DiagnosisKey, KeyData, ReportType};
@@ -61,6 +62,11 @@ fn entry(participant: &Participant, keys: &KeyBatch) -> AuditEntry {
     }
 }
 
+/// Valid when the keys are uploaded.
+fn valid(request: Request) -> Request {
+    Request { not_before: uploaded() - Days::new(20), not_after: uploaded() + Days::new(20), ..request }
+}
+
 /// A batch of two uploads by DE and one each by NL and IT, as IT sees it.
 struct Scene {
     anchor: TrustAnchor,
@@ -73,11 +79,6 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let pki = Pki::new(KeyKind::Ec256).unwrap();
-        let valid = |request| Request {
-            not_before: uploaded() - Days::new(20),
-            not_after: uploaded() + Days::new(20),
-            ..request
-        };
         let [germany, netherlands, italy] =
             ["DE", "NL", "IT"].map(|code| pki.participant_with(code.parse().unwrap(), valid).unwrap());
         let uploads = [keys("DE", 0..3), keys("NL", 3..8), keys("DE", 8..9)];
@@ -185,6 +186,34 @@ fn another_signer_than_the_entry_shows_is_found() {
     });
     let (named, actual) = thumbprints.unwrap();
     assert_eq!(failures[2], [Failure::OtherSigner { named, actual }]);
+}
+
+#[test]
+fn what_a_registered_authority_issued_signs_for_its_own_country_only() {
+    let pki = Pki::new(KeyKind::Ec256).unwrap();
+    let germany = pki.participant_with("DE".parse().unwrap(), valid).unwrap();
+    let authority = Authority::of_country("DE", "national CA", KeyKind::Ec256).unwrap();
+    let certificate = authority.certificate();
+    let kind = CertificateType::Signing;
+    let bundle = Bundle::sign(&pki.anchor, germany.country, kind, certificate.clone(), Vec::new()).unwrap();
+    let anchor = TrustAnchor::from_pem(pki.anchor_pair.certificate.pem()).unwrap();
+    let upload = keys("DE", 0..3);
+    for code in ["DE", "NL"] {
+        let issued = authority.issue(&valid(Request::new(kind, code))).unwrap();
+        let signer = BatchSigner::from_pem(issued.certificate.pem(), &issued.key_pem).unwrap();
+        let shown = AuditEntry {
+            signing_certificate: certificate.pem().to_owned(),
+            uploader_signing_thumbprint: Thumbprint::of(certificate.der()),
+            signing_certificate_operator_signature: bundle.operator_signature.clone(),
+            batch_signature: signer.sign(&CanonicalKeys::of(&upload).signed_bytes()).unwrap(),
+            ..entry(&germany, &upload)
+        };
+        let (named, actual) = (shown.uploader_signing_thumbprint, Thumbprint::of(issued.certificate.der()));
+        let verdict =
+            verify_batch(&[shown], &upload, None, country("IT"), &anchor, STRICT).unwrap().remove(0);
+        let expected = if code == "DE" { vec![] } else { vec![Failure::OtherSigner { named, actual }] };
+        assert_eq!(verdict.failures, expected, "{code}");
+    }
 }
 
 #[test]
