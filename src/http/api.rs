@@ -1,9 +1,12 @@
-//! The API document (OpenAPI 3.1), made from the handlers. It is a build product: `openapi/` holds the
-//! committed copy, and a check fails when that is stale.
+//! The API document (OpenAPI 3.1), made from the handlers and from the types that are sent. It is a build product:
+//! `openapi/` holds the committed copy, and a check fails when that is stale.
 
-use serde::Serialize;
+use efgs_protocol::{audit::AuditEntry, key::ReportType, wire::KeyObject};
 use serde_json::{Value, json};
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{
+    OpenApi, ToResponse, ToSchema,
+    openapi::{Ref, RefOr},
+};
 
 use super::{Code, ErrorBody};
 use crate::upload::MultiStatus;
@@ -17,7 +20,10 @@ use crate::upload::MultiStatus;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(crate::upload::upload, crate::withdrawal::withdraw, crate::download::download, crate::audit::audit, crate::callback::register::list, crate::callback::register::put, crate::callback::register::delete, crate::options::options),
-    components(schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, DiagnosisKey, ReportType, AuditEntrySchema, crate::callback::register::Callback)),
+    components(
+        schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, KeyObject, ReportType, AuditEntry, crate::callback::register::Callback),
+        responses(Forbidden, TooManyRequests, Unavailable, Gone),
+    ),
     tags(
         (name = "upload", description = "Give keys to the other countries (spec §5.4)."),
         (name = "download", description = "Get the keys of the other countries (spec §5.3)."),
@@ -25,7 +31,7 @@ use crate::upload::MultiStatus;
         (name = "callback", description = "Be told when there is a new batch (spec §5.6)."),
         (name = "options", description = "What the gateway speaks."),
     ),
-    modifiers(&MutualTls),
+    modifiers(&MutualTls, &SharedAnswers),
     security(("mutualTLS" = [])),
 )]
 pub struct ApiDoc;
@@ -49,79 +55,64 @@ impl utoipa::Modify for MutualTls {
     }
 }
 
-/// A batch of diagnosis keys, as JSON (spec §4.1.3). As protobuf: message `eu.interop.DiagnosisKeyBatch`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct DiagnosisKeyBatch {
-    keys: Vec<DiagnosisKey>,
+/// 403, 429 and 503 for every operation that a country calls, unless it describes its own. Only OPTIONS is for everybody.
+struct SharedAnswers;
+
+impl utoipa::Modify for SharedAnswers {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [
+                &mut item.get,
+                &mut item.head,
+                &mut item.post,
+                &mut item.put,
+                &mut item.patch,
+                &mut item.delete,
+            ];
+            for operation in operations.into_iter().flatten() {
+                for (status, (name, _)) in [
+                    ("403", Forbidden::response()),
+                    ("429", TooManyRequests::response()),
+                    ("503", Unavailable::response()),
+                ] {
+                    let answers = &mut operation.responses.responses;
+                    let answer = RefOr::Ref(Ref::from_response_name(name));
+                    answers.entry(status.to_owned()).or_insert(answer);
+                }
+            }
+        }
+    }
 }
 
-/// A diagnosis key (spec §4.1.3).
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct DiagnosisKey {
-    /// 16 bytes, base64.
-    key_data: String,
-    /// Unix time divided by 600, from 15 days ago to now.
-    rolling_start_interval_number: u32,
-    /// Windows of 10 minutes.
-    #[schema(minimum = 1, maximum = 144)]
-    rolling_period: u32,
-    /// 0 to 8, or 2147483647 for "not given".
-    transmission_risk_level: i32,
-    /// ISO 3166-1 alpha-2.
-    visited_countries: Vec<String>,
-    /// ISO 3166-1 alpha-2; the uploading country.
-    origin: String,
-    report_type: ReportType,
-    /// May encode more than days; not range-checked.
-    #[serde(rename = "days_since_onset_of_symptoms")]
-    days_since_onset_of_symptoms: i32,
-}
-
-/// How an infection was established; a number is accepted as well.
+/// The client certificate does not let the caller in.
+#[derive(ToResponse)]
+#[response(example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"}))]
 #[expect(dead_code, reason = "described in the document, never made")]
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(super) enum ReportType {
-    /// 0
-    Unknown,
-    /// 1
-    ConfirmedTest,
-    /// 2
-    ConfirmedClinicalDiagnosis,
-    /// 3
-    SelfReport,
-    /// 4
-    Recursive,
-    /// 5
-    Revoked,
-}
+struct Forbidden(ErrorBody);
 
-/// What an auditor may see of one upload (spec §5.7.2). All fields are always there.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = AuditEntry)]
-#[serde(rename_all = "camelCase")]
-pub struct AuditEntrySchema {
-    /// Who uploaded.
-    country: String,
-    /// When, UTC with milliseconds.
-    uploaded_time: String,
-    /// PEM of the certificate that the caller showed.
-    uploader_certificate: String,
-    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
-    uploader_thumbprint: String,
-    /// Base64 of the trust anchor's signature over the PEM text.
-    uploader_operator_signature: String,
-    /// PEM of the certificate that signed the keys.
-    signing_certificate: String,
-    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
-    uploader_signing_thumbprint: String,
-    /// Base64 of the trust anchor's signature over the PEM text.
-    signing_certificate_operator_signature: String,
-    /// Keys of this upload.
-    amount: u32,
-    /// Base64 of the CMS signature, as received.
-    batch_signature: String,
+/// The country sends too many requests. Try again at the time in Retry-After (an HTTP date).
+#[derive(ToResponse)]
+#[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+struct TooManyRequests(ErrorBody);
+
+/// Try again at the time in Retry-After (an HTTP date).
+#[derive(ToResponse)]
+#[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+struct Unavailable(ErrorBody);
+
+/// The date is before the retention.
+#[derive(Debug, ToResponse)]
+#[response(example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+pub struct Gone(ErrorBody);
+
+/// A batch of diagnosis keys, as JSON (spec §4.1.3). As protobuf: message `eu.interop.DiagnosisKeyBatch`.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "described in the document, never made")]
+pub struct DiagnosisKeyBatch {
+    keys: Vec<KeyObject<'static>>,
 }
 
 /// A batch for the examples of the document; the key was made up for it.
@@ -151,3 +142,6 @@ pub fn document() -> String {
     // A document made of derived types always is valid JSON.
     ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
 }
+
+#[cfg(test)]
+mod tests;

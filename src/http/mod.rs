@@ -18,7 +18,7 @@ use actix_web::{
 use efgs_protocol::wire;
 
 pub use admin::configure as configure_admin;
-pub use api::{ApiDoc, AuditEntrySchema, DiagnosisKeyBatch, document, example_audit, example_batch};
+pub use api::{ApiDoc, DiagnosisKeyBatch, Gone, document, example_audit, example_batch};
 pub use body::{BodyError, read_body};
 pub use error::{Code, Error, ErrorBody};
 pub use observe::{OPERATIONS, note, note_caller, trail};

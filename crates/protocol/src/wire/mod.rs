@@ -4,7 +4,7 @@ mod json;
 mod protobuf;
 mod reader;
 
-pub use json::{JSON_CLOSE, JSON_OPEN, JSON_SEPARATOR};
+pub use json::{JSON_CLOSE, JSON_OPEN, JSON_SEPARATOR, KeyObject};
 pub use protobuf::append_protobuf_field;
 
 use crate::{
