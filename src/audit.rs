@@ -65,13 +65,10 @@ impl Problem for AuditError {
         ("batchTag" = String, Path, description = "The batch: its ObjectId or its name yyyyMMdd-N.", example = "20261122-1"),
     ),
     responses(
-        (status = 200, description = "One entry per upload.", headers(("withdrawnUploads" = u32, description = "How many uploads of the batch were withdrawn; they have no entry.")), body = Vec<crate::http::schema::AuditEntrySchema>, content_type = "application/json", example = json!(crate::http::schema::example_audit())),
+        (status = 200, description = "One entry per upload.", headers(("withdrawnUploads" = u32, description = "How many uploads of the batch were withdrawn; they have no entry.")), body = Vec<AuditEntry>, content_type = "application/json", example = json!(crate::http::schema::example_audit())),
         (status = 400, description = "The date is not a date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date \"22.11.2026\" is not of the form yyyy-MM-dd", "code": "invalid-date"})),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "There is no such batch, or it was formed before the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no batch with this tag", "code": "batch-not-found"})),
-        (status = 410, description = "The date is before the retention.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
+        (status = 410, response = crate::http::schema::Gone),
     )
 )]
 pub async fn audit(

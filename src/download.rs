@@ -77,12 +77,9 @@ impl Problem for DownloadError {
             example = json!(crate::http::schema::example_batch())),
         (status = 304, description = "The client has these bytes; the headers say where the chain goes on now.", headers(("batchTag" = String, description = "This batch."), ("nextBatchTag" = String, description = "The next batch, or the text null."), ("ETag" = String, description = "Strong validator."))),
         (status = 400, description = "The date is not a date, or the batch was formed before it.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the batch was formed on 2026-11-20, before 2026-11-22", "code": "batch-before-date"})),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "There is no such batch, or none since the date.", body = ErrorBody, content_type = "application/json", example = json!({"message": "no batch has been formed on or after 2026-11-22 yet", "code": "batch-not-found"})),
         (status = 406, description = "None of the accepted media types is supported.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the header Accept is missing", "code": "not-acceptable"})),
-        (status = 410, description = "The date is before the retention.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
+        (status = 410, response = crate::http::schema::Gone),
     )
 )]
 pub async fn download(

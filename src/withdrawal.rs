@@ -66,10 +66,7 @@ impl Problem for WithdrawalError {
     params(("batchTag" = String, Path, description = "The upload tag, as it was sent with the upload; a slash at its end is written %2F.", example = "2026-11-22-1")),
     responses(
         (status = 200, description = "The upload is withdrawn, now or by an earlier request. The body is empty."),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "The country has no upload with this tag.", body = ErrorBody, content_type = "application/json", example = json!({"message": "this country has no upload with this tag", "code": "upload-not-found"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
 pub async fn withdraw(

@@ -85,9 +85,6 @@ pub struct Callback {
     tag = "callback",
     responses(
         (status = 200, description = "The caller's own callbacks.", body = [Callback], content_type = "application/json", example = json!([{"callbackId": "notify-1", "url": "https://national.backend.example/notify_me"}])),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
 pub async fn list(caller: Caller, state: web::Data<Callbacks>) -> Result<HttpResponse, Error> {
@@ -119,10 +116,7 @@ pub async fn list(caller: Caller, state: web::Data<Callbacks>) -> Result<HttpRes
     responses(
         (status = 200, description = "Registered, now or before. The body is empty."),
         (status = 400, description = "The id is too long, there is not exactly one url, or the country has 256 callbacks already.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the callback id has 65 characters instead of 1 to 64", "code": "invalid-callback"})),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 406, description = "The URL fails one of the checks: length, backslash, syntax, https, userinfo, fragment, query, port, host, resolves, public-address.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the URL fails the check \"public-address\"", "code": "url-refused"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
 pub async fn put(
@@ -170,10 +164,7 @@ pub async fn put(
     responses(
         (status = 200, description = "It is not called any more. The body is empty."),
         (status = 400, description = "The id is too long.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the callback id has 65 characters instead of 1 to 64", "code": "invalid-callback"})),
-        (status = 403, description = "The client certificate does not let the caller in.", body = ErrorBody, content_type = "application/json", example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"})),
         (status = 404, description = "The caller has no callback with this id.", body = ErrorBody, content_type = "application/json", example = json!({"message": "there is no callback with this id", "code": "callback-not-found"})),
-        (status = 429, description = "The country sends too many requests. Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"})),
-        (status = 503, description = "Try again at the time in Retry-After (an HTTP date).", body = ErrorBody, content_type = "application/json", headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"})),
     )
 )]
 pub async fn delete(

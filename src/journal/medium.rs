@@ -75,11 +75,11 @@ impl Medium {
         Ok(all)
     }
 
-    pub(super) async fn read(&self, name: &str) -> Result<Vec<u8>, JournalError> {
+    pub(super) async fn read(&self, listed: &Listed) -> Result<Vec<u8>, JournalError> {
         match self {
-            Self::Bucket(bucket) => bucket.get(name).await,
+            Self::Bucket(bucket) => bucket.get(listed).await,
             Self::Folder(folder) => {
-                let path = folder.join(name);
+                let path = folder.join(&listed.name);
                 blocking(move || {
                     fs::read(&path).map_err(|e| JournalError::Read(format!("{}: {e}", path.display())))
                 })

@@ -115,7 +115,7 @@ async fn segments(
     mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let read = async |listed: &Listed| {
-        let bytes = medium.read(&listed.name).await?;
+        let bytes = medium.read(listed).await?;
         let (keyring, name) = (sources.keyring.clone(), listed.name.clone());
         let read = tokio::task::spawn_blocking(move || segment::read(&name, &bytes, &keyring));
         read.await.map_err(|e| JournalError::Read(e.to_string()))

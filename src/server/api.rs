@@ -1,12 +1,16 @@
-//! The API document (OpenAPI 3.1), made from the handlers. It is a build product: `openapi/` holds the
-//! committed copy, and a check fails when that is stale.
+//! The API document (OpenAPI 3.1), made from the handlers and from the types that are sent. It is a build product:
+//! `openapi/` holds the committed copy, and a check fails when that is stale.
 
-use utoipa::OpenApi;
+use efgs_protocol::{audit::AuditEntry, key::ReportType, wire::KeyObject};
+use utoipa::{
+    OpenApi, ToResponse,
+    openapi::{Ref, RefOr},
+};
 
 use crate::{
     http::{
         Code, ErrorBody,
-        schema::{AuditEntrySchema, DiagnosisKey, DiagnosisKeyBatch, ReportType},
+        schema::{DiagnosisKeyBatch, Gone},
     },
     upload::MultiStatus,
 };
@@ -20,7 +24,10 @@ use crate::{
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(crate::upload::upload, crate::withdrawal::withdraw, crate::download::download, crate::audit::audit, crate::callback::register::list, crate::callback::register::put, crate::callback::register::delete, crate::options::options),
-    components(schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, DiagnosisKey, ReportType, AuditEntrySchema, crate::callback::register::Callback)),
+    components(
+        schemas(ErrorBody, Code, MultiStatus, DiagnosisKeyBatch, KeyObject, ReportType, AuditEntry, crate::callback::register::Callback),
+        responses(Forbidden, TooManyRequests, Unavailable, Gone),
+    ),
     tags(
         (name = "upload", description = "Give keys to the other countries (spec §5.4)."),
         (name = "download", description = "Get the keys of the other countries (spec §5.3)."),
@@ -28,7 +35,7 @@ use crate::{
         (name = "callback", description = "Be told when there is a new batch (spec §5.6)."),
         (name = "options", description = "What the gateway speaks."),
     ),
-    modifiers(&MutualTls),
+    modifiers(&MutualTls, &SharedAnswers),
     security(("mutualTLS" = [])),
 )]
 pub struct ApiDoc;
@@ -52,8 +59,58 @@ impl utoipa::Modify for MutualTls {
     }
 }
 
+/// 403, 429 and 503 for every operation that a country calls, unless it describes its own. Only OPTIONS is for everybody.
+struct SharedAnswers;
+
+impl utoipa::Modify for SharedAnswers {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [
+                &mut item.get,
+                &mut item.head,
+                &mut item.post,
+                &mut item.put,
+                &mut item.patch,
+                &mut item.delete,
+            ];
+            for operation in operations.into_iter().flatten() {
+                for (status, (name, _)) in [
+                    ("403", Forbidden::response()),
+                    ("429", TooManyRequests::response()),
+                    ("503", Unavailable::response()),
+                ] {
+                    let answers = &mut operation.responses.responses;
+                    let answer = RefOr::Ref(Ref::from_response_name(name));
+                    answers.entry(status.to_owned()).or_insert(answer);
+                }
+            }
+        }
+    }
+}
+
+/// The client certificate does not let the caller in.
+#[derive(ToResponse)]
+#[response(example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+struct Forbidden(ErrorBody);
+
+/// The country sends too many requests. Try again at the time in Retry-After (an HTTP date).
+#[derive(ToResponse)]
+#[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+struct TooManyRequests(ErrorBody);
+
+/// Try again at the time in Retry-After (an HTTP date).
+#[derive(ToResponse)]
+#[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"}))]
+#[expect(dead_code, reason = "described in the document, never made")]
+struct Unavailable(ErrorBody);
+
 /// The document as it is committed: JSON, with a line feed at the end.
 pub fn document() -> String {
     // A document made of derived types always is valid JSON.
     ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
 }
+
+#[cfg(test)]
+mod tests;

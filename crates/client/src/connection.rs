@@ -9,7 +9,6 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
-use rustls_platform_verifier::BuilderVerifierExt as _;
 
 use crate::{Error, Settings, SettingsError};
 
@@ -61,19 +60,6 @@ pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))
-}
-
-/// For a server that asks for no certificate: one whose own comes from these authorities, as PEM, or otherwise from
-/// those that the system trusts.
-pub(crate) fn public_tls(ca_pem: Option<&str>) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let builder = match ca_pem {
-        Some(pem) => builder.with_root_certificates(roots(pem)?),
-        None => builder.with_platform_verifier().map_err(|e| e.to_string())?,
-    };
-    Ok(builder.with_no_client_auth())
 }
 
 fn roots(pem: &str) -> Result<RootCertStore, String> {

@@ -21,31 +21,35 @@ use crate::signature::{self, SignatureError, SignaturePolicy};
 /// some time may pass between an upload's check and its storage.
 const LEEWAY: TimeDelta = TimeDelta::hours(1);
 
-/// The audit entry of one upload of a batch. In JSON the fields have exactly the names that national backends
-/// read. All are always present.
+/// What an auditor may see of one upload (spec §5.7.2). All fields are always there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditEntry {
-    /// The country that uploaded.
+    /// Who uploaded.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub country: Country,
-    /// When the upload was stored; in JSON with milliseconds, `2026-11-22T10:15:30.123Z`.
+    /// When, UTC with milliseconds.
     #[serde(serialize_with = "milliseconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub uploaded_time: DateTime<Utc>,
-    /// The certificate of the uploading backend, as PEM.
+    /// PEM of the certificate that the caller showed.
     pub uploader_certificate: String,
-    /// Its thumbprint.
+    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub uploader_thumbprint: Thumbprint,
-    /// The trust anchor's signature over its PEM text, in base64.
+    /// Base64 of the trust anchor's signature over the PEM text.
     pub uploader_operator_signature: String,
-    /// The certificate that signed the upload, as PEM.
+    /// PEM of the certificate that signed the keys.
     pub signing_certificate: String,
-    /// Its thumbprint.
+    /// SHA-256 of its DER, 64 lower-case hexadecimal digits.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub uploader_signing_thumbprint: Thumbprint,
-    /// The trust anchor's signature over its PEM text, in base64.
+    /// Base64 of the trust anchor's signature over the PEM text.
     pub signing_certificate_operator_signature: String,
-    /// How many keys were uploaded.
+    /// Keys of this upload.
     pub amount: u32,
-    /// The batch signature over those keys, as it was received.
+    /// Base64 of the CMS signature, as received.
     pub batch_signature: String,
 }
 

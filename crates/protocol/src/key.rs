@@ -46,6 +46,14 @@ impl fmt::Debug for KeyData {
 
 /// How an infection was established (spec §4.1.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(
+        rename_all = "SCREAMING_SNAKE_CASE",
+        description = "How an infection was established; a number is accepted as well."
+    )
+)]
 pub enum ReportType {
     /// Not said.
     #[default]

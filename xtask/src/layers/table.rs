@@ -39,6 +39,7 @@ pub(super) const CRATES: &[Layer] = &[
     Layer { name: "intake", members: &["efgs-intake", "efgs-access-log"], together: false },
     Layer { name: "kit", members: &["efgs-kit"], together: false },
     Layer { name: "client", members: &["efgs-client"], together: false },
+    Layer { name: "object store", members: &["efgs-object-store"], together: false },
     Layer { name: "test PKI", members: &["efgs-test-ca"], together: false },
     Layer { name: "protocol", members: &["efgs-protocol"], together: false },
 ];

@@ -5,41 +5,26 @@
 //! one does: it looks at what is there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    collections::BTreeMap,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use chrono::NaiveDate;
+use efgs_object_store::{self as object_store, Credentials, ObjectStore, SettingsError, Url};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reqwest::{
-    Client, Method, Response, Url,
-    header::{CACHE_CONTROL, CONTENT_TYPE},
-    redirect::Policy,
-};
-use rusty_s3::{
-    Credentials, S3Action, UrlStyle,
-    actions::{ListObjectsV2, ListObjectsV2Response},
-};
 use serde::Serialize;
 
 use super::{Exporter, Period};
-use crate::connection;
 
 #[cfg(test)]
 mod tests;
 
-/// How long a signed request may take to arrive.
-const SIGNED_FOR: Duration = Duration::from_secs(300);
 /// How many objects are on their way at once.
 const AT_ONCE: usize = 4;
-/// The longest page of a list that is read: 1000 names of 1024 characters are a few MiB.
-const MAX_PAGE: usize = 16 << 20;
-/// The most pages of a list: ten million objects.
-const MAX_PAGES: usize = 10_000;
-/// The longest refusal that is read.
-const MAX_REFUSAL: usize = 64 << 10;
+/// What to do when the store seems to be another one.
+const CHECK: &str = "check `endpoint`, `name`, `region` and `path_style` in [export.bucket]";
 
 /// Where a bucket is, and who writes to it.
 pub struct BucketSettings {
@@ -95,18 +80,23 @@ impl BucketError {
         matches!(self, Self::Store { temporary: true, .. })
     }
 
-    /// A permanent error, until somebody fixes it.
-    fn store(what: &str, reason: String) -> Self {
-        Self::Store { what: what.to_owned(), reason, temporary: false }
-    }
-
-    fn answer(what: &str, error: crate::Error) -> Self {
+    /// Says what to do.
+    fn store(what: String, error: object_store::Error) -> Self {
         let temporary = error.is_temporary();
-        let reason = match error {
-            crate::Error::NoAnswer { reason, .. } => format!("no answer from the store: {reason}"),
-            other => other.to_string(),
+        let reason = match &error {
+            object_store::Error::NoAnswer(reason) => format!("no answer from the store: {reason}"),
+            _ if temporary => error.to_string(),
+            object_store::Error::Refused { status, .. } if matches!(status.as_u16(), 401 | 403) => format!(
+                "{error}; check the credentials, whether they may list, put and delete under the prefix, and this \
+                 machine's clock"
+            ),
+            object_store::Error::Tls(_) => format!("{error}; check `endpoint` and `ca` in [export.bucket]"),
+            object_store::Error::Endless => format!("{error}; {CHECK}, or give the archives a `prefix`"),
+            object_store::Error::Refused { .. }
+            | object_store::Error::TooLong { .. }
+            | object_store::Error::NotAList(_) => format!("{error}; {CHECK}"),
         };
-        Self::Store { what: what.to_owned(), reason, temporary }
+        Self::Store { what, reason, temporary }
     }
 }
 
@@ -120,18 +110,8 @@ pub struct Mirrored {
 }
 
 /// A bucket of an S3-compatible store.
-pub struct Bucket {
-    bucket: rusty_s3::Bucket,
-    credentials: Credentials,
-    prefix: String,
-    http: Client,
-}
-
-impl fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bucket").field("name", &self.bucket.name()).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct Bucket(ObjectStore);
 
 impl Bucket {
     /// Prepares the requests; nothing is connected yet.
@@ -140,31 +120,25 @@ impl Bucket {
     /// [`BucketError::Settings`].
     pub fn new(settings: BucketSettings) -> Result<Self, BucketError> {
         let refuse = |reason: String| BucketError::Settings(reason);
-        let url: Url =
+        let endpoint: Url =
             settings.endpoint.parse().map_err(|e| refuse(format!("`endpoint` is not a URL: {e}")))?;
-        let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if url.scheme() != "https" && !local {
+        let local = matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if endpoint.scheme() != "https" && !local {
             return Err(refuse("`endpoint` does not begin with https://".into()));
         }
-        let style = if settings.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
-        let bucket = rusty_s3::Bucket::new(url, style, settings.name, settings.region)
-            .map_err(|e| refuse(format!("`endpoint`: {e}")))?;
-        let tls =
-            connection::public_tls(settings.ca_pem.as_deref()).map_err(|e| refuse(format!("`ca`: {e}")))?;
-        let http = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .redirect(Policy::none())
-            .timeout(settings.timeout)
-            .user_agent(concat!("efgs-client/", env!("CARGO_PKG_VERSION")))
-            .build();
         let (access, secret) = settings.credentials;
-        Ok(Self {
-            bucket,
-            credentials: Credentials::new(access, secret),
+        let store = ObjectStore::new(object_store::Settings {
+            endpoint,
+            name: settings.name,
+            region: settings.region,
             prefix: settings.prefix,
-            http: http.map_err(|e| refuse(e.to_string()))?,
-        })
+            path_style: settings.path_style,
+            ca_pem: settings.ca_pem,
+            credentials: Credentials::new(access, secret),
+            timeout: settings.timeout,
+            user_agent: concat!("efgs-client/", env!("CARGO_PKG_VERSION")),
+        });
+        store.map(Self).map_err(|error: SettingsError| refuse(error.to_string()))
     }
 
     async fn put(&self, path: &str, body: Vec<u8>, period: Period) -> Result<(), BucketError> {
@@ -174,54 +148,24 @@ impl Bucket {
             Some((_, "txt")) => ("text/plain; charset=utf-8", cache_of_index(period)),
             _ => ("application/json", cache_of_index(period)),
         };
-        let key = format!("{}{path}", self.prefix);
-        let mut action = self.bucket.put_object(Some(&self.credentials), &key);
-        // Signed, so that nobody on the way can have the archives served as something else.
-        action.headers_mut().insert("content-type", content);
-        action.headers_mut().insert("cache-control", cache);
-        let request = self.http.request(Method::PUT, action.sign(SIGNED_FOR));
-        let request = request.header(CONTENT_TYPE, content).header(CACHE_CONTROL, cache).body(body);
-        answer(&format!("putting {key}"), request.send().await).await.map(drop)
+        let headers = [("content-type", content), ("cache-control", cache)];
+        let put = self.0.put(path, body, &headers).await;
+        put.map_err(|error| BucketError::store(format!("putting {}", self.0.key(path)), error))
     }
 
     async fn delete(&self, path: &str) -> Result<(), BucketError> {
-        let key = format!("{}{path}", self.prefix);
-        let url = self.bucket.delete_object(Some(&self.credentials), &key).sign(SIGNED_FOR);
-        answer(&format!("deleting {key}"), self.http.delete(url).send().await).await.map(drop)
+        let deleted = self.0.delete(path).await;
+        deleted.map_err(|error| BucketError::store(format!("deleting {}", self.0.key(path)), error))
     }
 
     /// What lies under the prefix: paths and lengths.
     async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
-        let what = format!("listing the bucket {}", self.bucket.name());
-        let mut all = BTreeMap::new();
-        let mut token: Option<String> = None;
-        let mut tokens = BTreeSet::new();
-        loop {
-            let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
-            action.with_prefix(&*self.prefix);
-            if let Some(token) = token {
-                action.with_continuation_token(token);
-            }
-            let page = answer(&what, self.http.get(action.sign(SIGNED_FOR)).send().await).await?;
-            let page = connection::read_up_to(page, MAX_PAGE).await;
-            let page = page.map_err(|error| BucketError::answer(&what, error))?;
-            let page: ListObjectsV2Response = ListObjectsV2::parse_response(&String::from_utf8_lossy(&page))
-                .map_err(|error| BucketError::store(&what, format!("{error}; {CHECK}")))?;
-            all.extend(page.contents.into_iter().filter_map(|object| {
-                Some((object.key.strip_prefix(&self.prefix)?.to_owned(), object.size.unwrap_or_default()))
-            }));
-            let Some(next) = page.next_continuation_token else { return Ok(all) };
-            if tokens.len() == MAX_PAGES || !tokens.insert(next.clone()) {
-                let reason = format!("the list does not end; {CHECK}, or give the archives a `prefix`");
-                return Err(BucketError::store(&what, reason));
-            }
-            token = Some(next);
-        }
+        let listed = self.0.list("", || {}).await;
+        let listed = listed
+            .map_err(|error| BucketError::store(format!("listing the bucket {}", self.0.name()), error))?;
+        Ok(listed.into_iter().map(|object| (object.name, object.bytes)).collect())
     }
 }
-
-/// What to do when the store seems to be another one.
-const CHECK: &str = "check `endpoint`, `name`, `region` and `path_style` in [export.bucket]";
 
 /// A tenth of the time until the next archive: phones may use a slightly old index, but not indefinitely.
 fn cache_of_index(period: Period) -> &'static str {
@@ -229,35 +173,6 @@ fn cache_of_index(period: Period) -> &'static str {
         Period::Hourly => "public, max-age=300",
         Period::Daily => "public, max-age=3600",
     }
-}
-
-/// Waits for a good answer.
-async fn answer(what: &str, sent: reqwest::Result<Response>) -> Result<Response, BucketError> {
-    // The cause alone: the rest of the text has the signed URL.
-    let response = sent.map_err(|error| BucketError::answer(what, error.into()))?;
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let text = connection::read_up_to(response, MAX_REFUSAL).await.unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
-    let code: String = code.map_or("", |(code, _)| code).chars().take(64).collect();
-    let said = format!("the store answered {status} {code}");
-    let said = said.trim_end();
-    Err(match status.as_u16() {
-        408 | 429 | 500.. => {
-            BucketError::Store { what: what.to_owned(), reason: said.to_owned(), temporary: true }
-        }
-        401 | 403 => BucketError::store(
-            what,
-            format!(
-                "{said}; check the credentials, whether they may list, put and delete under the prefix, and this \
-                 machine's clock"
-            ),
-        ),
-        _ => BucketError::store(what, format!("{said}; {CHECK}")),
-    })
 }
 
 impl Exporter {

@@ -35,22 +35,35 @@ pub(super) fn encode(batch: &KeyBatch) -> Vec<u8> {
     out
 }
 
-pub(super) fn encode_key(key: KeyRef<'_>, out: &mut Vec<u8>) {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Object<'a> {
-        key_data: String,
-        rolling_start_interval_number: u32,
-        rolling_period: u32,
-        transmission_risk_level: i32,
-        visited_countries: &'a [Country],
-        origin: Country,
-        report_type: &'static str,
-        #[serde(rename = "days_since_onset_of_symptoms")]
-        days_since_onset_of_symptoms: i32,
-    }
+/// A diagnosis key (spec §4.1.3).
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = DiagnosisKey))]
+pub struct KeyObject<'a> {
+    /// 16 bytes, base64.
+    key_data: String,
+    /// Unix time divided by 600, from 15 days ago to now.
+    rolling_start_interval_number: u32,
+    /// Windows of 10 minutes.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 144))]
+    rolling_period: u32,
+    /// 0 to 8, or 2147483647 for "not given".
+    transmission_risk_level: i32,
+    /// ISO 3166-1 alpha-2.
+    #[cfg_attr(feature = "openapi", schema(value_type = [String]))]
+    visited_countries: &'a [Country],
+    /// ISO 3166-1 alpha-2; the uploading country.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    origin: Country,
+    #[cfg_attr(feature = "openapi", schema(value_type = ReportType))]
+    report_type: &'static str,
+    /// May encode more than days; not range-checked.
+    #[serde(rename = "days_since_onset_of_symptoms")]
+    days_since_onset_of_symptoms: i32,
+}
 
-    let object = Object {
+pub(super) fn encode_key(key: KeyRef<'_>, out: &mut Vec<u8>) {
+    let object = KeyObject {
         key_data: BASE64_STANDARD.encode(key.key_data.as_bytes()),
         rolling_start_interval_number: key.rolling_start_interval_number,
         rolling_period: key.rolling_period,

@@ -5,7 +5,7 @@ mod protobuf;
 mod reader;
 mod varint;
 
-pub use json::{JSON_CLOSE, JSON_OPEN, JSON_SEPARATOR};
+pub use json::{JSON_CLOSE, JSON_OPEN, JSON_SEPARATOR, KeyObject};
 pub use protobuf::append_protobuf_field;
 pub use varint::read_varint;
 

@@ -64,7 +64,7 @@ fn a_list_has_pages_and_an_end() {
 
 #[test]
 fn a_page_has_a_limit() {
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n<", MAX_PAGE + 1);
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n<", (16 << 20) + 1);
     let error = list([head]).unwrap_err();
     assert!(error.to_string().contains("more than 16777216 bytes"), "{error}");
     assert!(!error.is_temporary());
