@@ -335,17 +335,23 @@ impl Journal {
                 Open { day: today, file, writing, bytes: size }
             }
         };
-        let group = group.encode_to_vec();
-        let frame = open
-            .writing
-            .seal(&group, &self.sources.keyring)
-            .map_err(|e| JournalError::Write(e.to_string()))?;
-        open.file = open.file.append(&self.disk, frame.clone()).await?;
-        open.writing.written(&frame);
-        open.bytes += frame.len() as u64;
+        let frame;
+        (open.writing, frame) = self.seal(open.writing, group).await?;
+        let bytes = frame.len();
+        open.file = open.file.append(&self.disk, frame).await?;
+        open.bytes += bytes as u64;
         writer.last = Some(Last { number: writer.number, day: open.day, hash: open.writing.hash() });
         writer.open = Some(open);
-        Ok(frame.len())
+        Ok(bytes)
+    }
+
+    /// Encodes and encrypts a group of records on a thread of its own: with uploads in it that takes milliseconds. As only
+    /// one group is written at a time, it is never more than one thread.
+    async fn seal(&self, mut writing: Writing, group: Group) -> Result<(Writing, Vec<u8>), JournalError> {
+        let keyring = self.sources.keyring.clone();
+        let seal = move || writing.seal(&group.encode_to_vec(), &keyring).map(|frame| (writing, frame));
+        let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| JournalError::Write(e.to_string()))?;
+        sealed.map_err(|e| JournalError::Write(e.to_string()))
     }
 
     /// A file that has vanished before its time took with it what only the database has now: all of that is written
@@ -375,16 +381,13 @@ impl Journal {
         today: NaiveDate,
         records: Vec<Record>,
     ) -> Result<usize, JournalError> {
-        let group = Group { records, after_day: after_day(writer) }.encode_to_vec();
+        let group = Group { records, after_day: after_day(writer) };
         let header = self.header(writer, today);
-        let mut writing = Writing::new(&header);
-        let frame =
-            writing.seal(&group, &self.sources.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let (writing, frame) = self.seal(Writing::new(&header), group).await?;
         let mut object = header.to_bytes();
         object.extend_from_slice(&frame);
         let bytes = object.len();
         bucket.put(&header.name(), object).await?;
-        writing.written(&frame);
         writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
         Ok(bytes)
     }

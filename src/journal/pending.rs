@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use efgs_protocol::wire;
 
 use super::{
     Journal, JournalError, lock,
@@ -10,9 +11,12 @@ use super::{
 };
 use crate::{
     health::{Health, JobWatch},
-    intake::{EncryptionError, VerifiedUpload},
+    http,
+    intake::{EncryptionError, Keyring, VerifiedUpload},
     jobs::{self, Shutdown, Steps},
+    limits::Kind,
     store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
+    workers::Workers,
 };
 
 /// An upload that is not in the journal after this long has been left behind by its instance.
@@ -51,12 +55,10 @@ impl Recording {
     }
 
     /// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
-    pub async fn upload(&self, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+    pub async fn upload(&self, upload: &mut VerifiedUpload, id: i64) -> Result<(), JournalError> {
         let Some(journal) = &self.0 else { return Ok(()) };
-        let payloads = upload.keys().iter().map(|key| {
-            let (payload_hash, payload) = (key.payload_hash.to_vec(), key.payload.clone());
-            (key.position, StoredPayload { upload_id: id, payload_hash, payload })
-        });
+        let keys = upload.take_encoding();
+        let keys = keys.ok_or_else(|| JournalError::Write("the upload's encoding was not kept".into()))?;
         let row = JournalUpload {
             id,
             country: upload.country().to_string(),
@@ -73,28 +75,31 @@ impl Recording {
             signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
             uploaded_at: upload.uploaded_at(),
         };
-        let record = UploadRecord::new(row, payloads.collect(), &journal.sources.keyring)
-            .map_err(|e| JournalError::Write(e.to_string()))?;
-        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-        journal.append(vec![Event::Upload(record).into()], marks).await
+        journal.append_upload(id, UploadRecord::new(row, keys)).await
     }
 
-    /// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. What is
-    /// written is what the database has, whose keys may stand in another order under another signature; if that cannot be
-    /// read, it is mended with the keys in hand.
-    pub async fn ensure_upload(&self, sent: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+    /// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. It
+    /// writes what the database has, whose keys may be in another order under another signature. If that cannot be
+    /// read, the keys that were sent replace it. Keys are decrypted within the country's limits on computation.
+    pub async fn ensure_upload(
+        &self,
+        workers: &Workers,
+        sent: &VerifiedUpload,
+        id: i64,
+    ) -> Result<(), http::Error> {
         let Some(journal) = &self.0 else { return Ok(()) };
-        let Some(row) = journal.sources.store.unjournaled_upload(id).await? else { return Ok(()) };
-        let record = match journal.read(row.clone()).await? {
+        let store = &journal.sources.store;
+        let Some(row) = store.unjournaled_upload(id).await? else { return Ok(()) };
+        let read = async |row| workers.compute(sent.country(), Kind::Uploads, journal.read(row).await?).await;
+        let record = match read(row.clone()).await? {
             Ok(record) => record,
             Err(reason) => {
-                tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
-                journal.sources.store.mend_payloads(id, sent).await?;
-                journal.read(row).await?.map_err(JournalError::Contents)?
+                tracing::warn!(upload = id, reason, "the stored keys of an upload are replaced by those sent again");
+                store.mend_payloads(id, sent).await?;
+                read(row).await?.map_err(JournalError::Contents)?
             }
         };
-        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-        journal.append(vec![Event::Upload(record).into()], marks).await
+        Ok(journal.append_upload(id, record).await?)
     }
 
     /// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
@@ -153,27 +158,54 @@ impl Recording {
     }
 }
 
+/// Decrypts the keys of an upload; returns them as a `DiagnosisKeyBatch`.
+fn open(mut payloads: Vec<StoredPayload>, keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
+    let mut keys = Vec::new();
+    for StoredPayload { payload_hash, payload, .. } in &mut payloads {
+        wire::append_protobuf_field(keyring.open(payload_hash, payload)?, &mut keys);
+    }
+    Ok(keys)
+}
+
 impl Journal {
-    /// Reads an upload from the database for the journal, or says which one it is, why it cannot be read and what helps.
-    async fn read(&self, row: JournalUpload) -> Result<Result<UploadRecord, String>, StoreError> {
-        let (id, country, tag) = (row.id, row.country.clone(), row.tag.clone());
-        let (payloads, amount) = (self.sources.store.payloads(&[id]).await?, row.amount);
-        let what = format!("upload {id}, {tag} of {country}");
-        let helps = format!(
-            "when {country} sends it again under the same tag, it is mended; or withdraw it: `efgs-gateway upload withdraw \
-             --config FILE --country {country} --tag {tag} --reason TEXT`"
-        );
-        if payloads.len() != amount as usize {
-            let there = payloads.len();
-            return Ok(Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}")));
-        }
-        Ok(match UploadRecord::new(row, (0..).zip(payloads).collect(), &self.sources.keyring) {
-            Ok(record) => Ok(record),
-            Err(error @ EncryptionError::UnknownKey(_)) => {
-                Err(format!("{what}: {error}: add it there; or {helps}"))
+    /// Writes one upload.
+    async fn append_upload(&self, id: i64, record: UploadRecord) -> Result<(), JournalError> {
+        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+        self.append(vec![Event::Upload(record).into()], marks).await
+    }
+
+    /// Reads the keys of an upload from the database. The function that is returned decrypts them, which takes long. It
+    /// gives the record, or says which upload it is, why it cannot be read, and what helps.
+    async fn read(
+        &self,
+        row: JournalUpload,
+    ) -> Result<impl FnOnce() -> Result<UploadRecord, String> + Send + 'static, StoreError> {
+        let payloads = self.sources.store.payloads(&[row.id]).await?;
+        let keyring = self.sources.keyring.clone();
+        Ok(move || {
+            let JournalUpload { id, country, tag, amount, .. } = &row;
+            let what = format!("upload {id}, {tag} of {country}");
+            let helps = format!(
+                "when {country} sends it again under the same tag, it is fixed; or withdraw it: `efgs-gateway upload \
+                 withdraw --config FILE --country {country} --tag {tag} --reason TEXT`"
+            );
+            if payloads.len() != *amount as usize {
+                let there = payloads.len();
+                return Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}"));
             }
-            Err(error) => Err(format!("{what}: {error}; {helps}")),
+            match open(payloads, &keyring) {
+                Ok(keys) => Ok(UploadRecord::new(row, keys)),
+                Err(error @ EncryptionError::UnknownKey(_)) => {
+                    Err(format!("{what}: {error}: add it there; or {helps}"))
+                }
+                Err(error) => Err(format!("{what}: {error}; {helps}")),
+            }
         })
+    }
+
+    async fn read_on_own_thread(&self, row: JournalUpload) -> Result<Result<UploadRecord, String>, JournalError> {
+        let read = tokio::task::spawn_blocking(self.read(row).await?);
+        read.await.map_err(|e| JournalError::Read(e.to_string()))
     }
 
     /// How many uploads wait for the journal and cannot be read.
@@ -215,7 +247,7 @@ impl Journal {
                 let id = row.id;
                 let reason = match known.get(&id) {
                     Some(reason) => reason.clone(),
-                    None => match self.read(row).await? {
+                    None => match self.read_on_own_thread(row).await? {
                         Ok(record) => {
                             records.push(Event::Upload(record).into());
                             marks.uploads.push(id);

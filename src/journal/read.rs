@@ -24,7 +24,7 @@ use super::{
     JournalError, Sources,
     check::Chains,
     medium::{Listed, Medium},
-    record::{CertificateRecord, Event, UploadRecord},
+    record::{CertificateRecord, Event},
     segment::{self, Segment},
 };
 use crate::{
@@ -200,7 +200,7 @@ impl Contents {
         self.problems.extend(problems);
         for event in events {
             let readable = match event {
-                Event::Upload(upload) => upload.row().map(|row| {
+                Event::Upload(upload) => upload.into_parts().map(|(row, _)| {
                     info.uploads += 1;
                     info.keys += u64::from(row.amount);
                     let facts = UploadFacts { amount: row.amount, uploaded_at: row.uploaded_at };
@@ -276,7 +276,7 @@ impl Contents {
             // What cannot be read has been said.
             let Ok(Some(segment)) = segment else { return Ok(()) };
             let uploads = segment.events.into_iter().filter_map(|event| match event {
-                Event::Upload(upload) => Some((upload.row()?, upload)),
+                Event::Upload(upload) => upload.into_parts(),
                 _ => None,
             });
             let new: Vec<_> = uploads
@@ -286,12 +286,11 @@ impl Contents {
                 })
                 .collect();
             let mut verifying = stream::iter(new)
-                .map(async |(row, record)| {
+                .map(async |(row, keys)| {
                     let (keyring, registry) = (sources.keyring.clone(), registry.clone());
                     let what = format!("{}: the upload {:?} of {}", listed.name, row.tag, row.country);
                     let (id, amount) = (row.id, row.amount);
-                    let verify =
-                        tokio::task::spawn_blocking(move || verify(row, record, &registry, &keyring));
+                    let verify = tokio::task::spawn_blocking(move || verify(row, &keys, &registry, &keyring));
                     let problem = match verify.await.map_err(|e| JournalError::Read(e.to_string()))? {
                         Ok(verified) => take(verified, id).await?,
                         Err(reason) => Some(reason),
@@ -340,7 +339,7 @@ impl Contents {
 /// From a record to an upload that can be stored, through the checks that it passed when it came.
 fn verify(
     row: JournalUpload,
-    record: UploadRecord,
+    encoding: &[u8],
     registry: &Registry,
     keyring: &Keyring,
 ) -> Result<VerifiedUpload, String> {
@@ -359,15 +358,11 @@ fn verify(
     registered(row.uploader_certificate_id, CertificateType::Authentication)?;
     registered(row.signing_certificate_id, CertificateType::Signing)?;
     let signing_thumbprint = thumbprint(&row.signing_thumbprint)?;
-    let keys = wire::decode(Format::Protobuf, &record.keys, usize::MAX).map_err(|e| e.to_string())?;
+    let keys = wire::decode(Format::Protobuf, encoding, usize::MAX).map_err(|e| e.to_string())?;
     if keys.len() != row.amount as usize {
         return Err(format!("it has {} keys instead of {}", keys.len(), row.amount));
     }
-    let format = match row.format.as_str() {
-        "protobuf" => Format::Protobuf,
-        "json" => Format::Json,
-        other => return Err(format!("its format {other:?} is not known")),
-    };
+    let format = row.format.parse().map_err(|_| format!("its format {:?} is not known", row.format))?;
     let upload = SignedUpload {
         uploader: Uploader {
             country: Country::new(&row.country).map_err(|e| e.to_string())?,
@@ -379,8 +374,9 @@ fn verify(
         batch_signature: row.batch_signature,
         keys,
         // As protobuf, whatever it came as: what the journal has of it.
-        body_bytes: record.keys.len() as u64,
+        body_bytes: encoding.len() as u64,
         at: row.uploaded_at,
+        keep_encoding: false,
     };
     // Whether the country might sign with SHA-1 was decided when the upload came.
     let verified =

@@ -4,12 +4,12 @@
 use std::fmt;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
-use efgs_protocol::{batch_tag::ObjectId, wire};
+use efgs_protocol::batch_tag::ObjectId;
 use prost::Message;
 
 use crate::{
-    intake::{EncryptionError, Keyring, StoredCertificate},
-    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredPayload},
+    intake::StoredCertificate,
+    store::{JournalUpload, PendingBatch, PendingWithdrawal},
 };
 
 /// What is written at once: one frame.
@@ -81,7 +81,7 @@ pub(super) struct UploadRecord {
     amount: u32,
     /// The keys in the order of the request: a `DiagnosisKeyBatch`.
     #[prost(bytes = "vec", tag = "15")]
-    pub(super) keys: Vec<u8>,
+    keys: Vec<u8>,
 }
 
 // Without the keys.
@@ -177,18 +177,9 @@ impl From<Event> for Record {
 }
 
 impl UploadRecord {
-    /// With the keys as they are stored: encrypted, in whatever order, each with its place.
-    pub(super) fn new(
-        row: JournalUpload,
-        mut payloads: Vec<(u32, StoredPayload)>,
-        keyring: &Keyring,
-    ) -> Result<Self, EncryptionError> {
-        payloads.sort_unstable_by_key(|(position, _)| *position);
-        let mut keys = Vec::with_capacity(payloads.len() * 64);
-        for (_, row) in &mut payloads {
-            wire::append_protobuf_field(keyring.open(&row.payload_hash, &mut row.payload)?, &mut keys);
-        }
-        Ok(Self {
+    /// A row and the keys in the order of the request: a `DiagnosisKeyBatch`.
+    pub(super) fn new(row: JournalUpload, keys: Vec<u8>) -> Self {
+        Self {
             id: row.id,
             country: row.country,
             tag: row.tag,
@@ -204,27 +195,28 @@ impl UploadRecord {
             uploaded_at: row.uploaded_at.timestamp_micros(),
             amount: row.amount,
             keys,
-        })
+        }
     }
 
-    /// The row without the keys; `None` when a value is out of its range.
-    pub(super) fn row(&self) -> Option<JournalUpload> {
-        Some(JournalUpload {
+    /// The row and the keys; `None` when a value is out of its range.
+    pub(super) fn into_parts(self) -> Option<(JournalUpload, Vec<u8>)> {
+        let row = JournalUpload {
             id: self.id,
-            country: self.country.clone(),
-            tag: self.tag.clone(),
-            format: self.format.clone(),
+            country: self.country,
+            tag: self.tag,
+            format: self.format,
             format_major: u16::try_from(self.format_major).ok()?,
             format_minor: u16::try_from(self.format_minor).ok()?,
             amount: self.amount,
-            content_hash: self.content_hash.clone(),
-            batch_signature: self.batch_signature.clone(),
+            content_hash: self.content_hash,
+            batch_signature: self.batch_signature,
             uploader_certificate_id: self.uploader_certificate_id,
-            uploader_thumbprint: self.uploader_thumbprint.clone(),
+            uploader_thumbprint: self.uploader_thumbprint,
             signing_certificate_id: self.signing_certificate_id,
-            signing_thumbprint: self.signing_thumbprint.clone(),
+            signing_thumbprint: self.signing_thumbprint,
             uploaded_at: time(self.uploaded_at)?,
-        })
+        };
+        Some((row, self.keys))
     }
 }
 

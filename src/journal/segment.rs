@@ -91,8 +91,8 @@ impl Writing {
         Self { header_hash: Sha256::digest(&bytes).into(), frames: 0, hash: Sha256::new_with_prefix(&bytes) }
     }
 
-    /// The next frame, as it is to be written. It counts once [`Writing::written`] says so.
-    pub(super) fn seal(&self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
+    /// The next frame, as it is to be written. When that fails, the segment cannot be continued.
+    pub(super) fn seal(&mut self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
         let nonce = random::bytes();
         let sealed = keyring.seal(&place(&self.header_hash, self.frames), nonce, group)?;
         let length = (sealed.len() as u32).to_be_bytes();
@@ -100,16 +100,12 @@ impl Writing {
         frame.extend_from_slice(&length);
         frame.extend_from_slice(&check(length));
         frame.extend_from_slice(&sealed);
+        self.frames += 1;
+        self.hash.update(&frame);
         Ok(frame)
     }
 
-    /// Notes that a frame has been written.
-    pub(super) fn written(&mut self, frame: &[u8]) {
-        self.frames += 1;
-        self.hash.update(frame);
-    }
-
-    /// The hash of all that has been written.
+    /// The hash of the header and all frames.
     pub(super) fn hash(&self) -> [u8; 32] {
         self.hash.clone().finalize().into()
     }
