@@ -27,8 +27,8 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 pub use efgs_access_log::{
-    ChainEnd, Entry, Hash, Key, KeyError, Kind, NOBODY, ORIGIN, Record, SignedStatement, Signer, Statement,
-    Tally, digest, hash, hex, tallies,
+    ChainEnd, Entry, Hash, Key, KeyError, NOBODY, ORIGIN, Record, SignedStatement, Signer, Statement,
+    StatementKind, Tally, digest, hash, hex, operation, tallies,
 };
 pub use retention::{Forgotten, RetentionError};
 pub use trail::{Facts, Trail, note, trail};
@@ -54,14 +54,14 @@ const WAITING: usize = 4096;
 
 /// An entry on its way into the log, and who waits for it.
 #[derive(Debug)]
-struct Waiting {
+struct QueuedEntry {
     entry: Entry,
     done: Option<oneshot::Sender<bool>>,
     /// Whether its request has been answered 503, because this took too long.
     refused: Arc<AtomicBool>,
 }
 
-impl Waiting {
+impl QueuedEntry {
     fn is_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
@@ -70,7 +70,7 @@ impl Waiting {
 /// The way to the task that writes.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    sender: mpsc::Sender<Waiting>,
+    sender: mpsc::Sender<QueuedEntry>,
     patience: Duration,
 }
 
@@ -79,7 +79,7 @@ impl Queue {
     async fn write(&self, entry: Entry) -> bool {
         let (done, written) = oneshot::channel();
         let refused = Arc::<AtomicBool>::default();
-        if self.sender.try_send(Waiting { entry, done: Some(done), refused: refused.clone() }).is_err() {
+        if self.sender.try_send(QueuedEntry { entry, done: Some(done), refused: refused.clone() }).is_err() {
             return false;
         }
         let ok = matches!(tokio::time::timeout(self.patience, written).await, Ok(Ok(true)));
@@ -89,7 +89,7 @@ impl Queue {
 
     /// Leaves an entry that nobody waits for.
     fn leave(&self, entry: Entry) {
-        let left = self.sender.try_send(Waiting { entry, done: None, refused: Arc::default() });
+        let left = self.sender.try_send(QueuedEntry { entry, done: None, refused: Arc::default() });
         // Without a task that writes, the gateway has stopped.
         if let Err(mpsc::error::TrySendError::Full(lost)) = left {
             let id = lost.entry.request_id;
@@ -108,7 +108,7 @@ pub struct AccessLog {
     /// Taken away when the gateway stops. The log ends when the last trail has let go of its copy: what still
     /// goes on for somebody who has hung up is recorded too.
     queue: Mutex<Option<Queue>>,
-    incoming: Mutex<Option<mpsc::Receiver<Waiting>>>,
+    incoming: Mutex<Option<mpsc::Receiver<QueuedEntry>>>,
     signer: Option<Signer>,
     /// What statements are held against.
     evidence: Evidence,
@@ -198,12 +198,12 @@ impl AccessLog {
                 "this program was built for a benchmark and records no request: never let it serve"
             );
         }
-        self.state(Kind::Start, &ChainEnd::default()).await
+        self.state(StatementKind::Start, &ChainEnd::default()).await
     }
 
     /// Writes a statement about this instance's chain.
-    async fn state(&self, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> {
-        let host = (kind == Kind::Start).then(|| self.instance.host.clone());
+    async fn state(&self, kind: StatementKind, end: &ChainEnd) -> Result<(), StoreError> {
+        let host = (kind == StatementKind::Start).then(|| self.instance.host.clone());
         let statement = Statement { host, ..Statement::new(kind, &self.instance.id, end, self.clock.now()) };
         self.append(&statement).await
     }
@@ -219,7 +219,7 @@ impl AccessLog {
         let watch = health.watch("log-writer", probe);
         let signing = health.watch("log-signer", every);
         let mut writer =
-            Writer { log: &self, end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
+            LogWriter { log: &self, end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
         let ticks = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         let (mut probing, mut stating) = (ticks(probe), ticks(every));
         let mut batch = Vec::with_capacity(BATCH);
@@ -254,7 +254,7 @@ async fn whatever_happens(watch: &JobWatch, work: impl Future<Output = ()>) {
     }
 }
 
-struct Writer<'a> {
+struct LogWriter<'a> {
     log: &'a AccessLog,
     end: ChainEnd,
     /// The last record that a statement names.
@@ -264,10 +264,10 @@ struct Writer<'a> {
     signing: JobWatch,
 }
 
-impl Writer<'_> {
-    async fn write(&mut self, batch: impl Iterator<Item = Waiting>) {
+impl LogWriter<'_> {
+    async fn write(&mut self, batch: impl Iterator<Item = QueuedEntry>) {
         // Nobody must wait behind what was refused during an outage.
-        let wanted = |one: &Waiting| !(self.failing && one.is_refused());
+        let wanted = |one: &QueuedEntry| !(self.failing && one.is_refused());
         let (entries, mut waiting): (Vec<Entry>, Vec<_>) =
             batch.filter(wanted).map(|one| (one.entry, one.done)).unzip();
         // What is still to be written, in its order; the next part is the last one.
@@ -342,7 +342,7 @@ impl Writer<'_> {
             self.signing.progressed();
             return;
         }
-        match self.log.state(Kind::Head, &self.end).await {
+        match self.log.state(StatementKind::Head, &self.end).await {
             Ok(()) => {
                 self.stated = self.end.sequence;
                 self.signing.progressed();

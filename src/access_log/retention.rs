@@ -11,8 +11,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    AccessLog, ChainEnd, Kind, Statement,
-    verify::{Finding, Report, past},
+    AccessLog, ChainEnd, Statement, StatementKind,
+    verify::{Finding, VerificationReport, past},
 };
 use crate::{
     health::{Health, JobWatch, Severity},
@@ -91,12 +91,12 @@ impl AccessLog {
     async fn forget(&self, lease: &Lease, although: Option<&str>) -> Result<Forgotten, RetentionError> {
         let Some(before) = self.horizon() else { return Ok(Forgotten::default()) };
         let (store, evidence) = (&self.store, self.evidence());
-        let (mut done, mut all) = (Forgotten::default(), Report::default());
+        let (mut done, mut all) = (Forgotten::default(), VerificationReport::default());
         // Chains before statements: each chain begins with one.
         let instances = store.logged_instances().await?;
         let past = past::walk(store, evidence, before).await?;
         for instance in &instances {
-            let mut report = Report::default();
+            let mut report = VerificationReport::default();
             let Some(old) = past.records(store, evidence, instance, before, &mut report).await? else {
                 continue;
             };
@@ -107,7 +107,7 @@ impl AccessLog {
             }
             // A run that was cut off has said it already.
             if !sound || !old.said {
-                let statement = Statement::new(Kind::Cut, instance, &old.end, self.clock.now());
+                let statement = Statement::new(StatementKind::Cut, instance, &old.end, self.clock.now());
                 let although = although.filter(|_| !sound).map(str::to_owned);
                 self.append(&Statement { although, ..statement }).await?;
             }
@@ -132,8 +132,8 @@ impl AccessLog {
     async fn trim(
         &self,
         lease: &Lease,
-        past: &past::Past,
-        all: &mut Report,
+        past: &past::OldStatements,
+        all: &mut VerificationReport,
         although: Option<&str>,
     ) -> Result<u64, RetentionError> {
         let store = &self.store;
@@ -141,7 +141,7 @@ impl AccessLog {
         // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
         live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
         live.insert(self.instance.id.clone());
-        let mut report = Report::default();
+        let mut report = VerificationReport::default();
         let first = past.statements(store, self.evidence(), &live, &mut report).await?;
         let Some(first) = first else { return Ok(0) };
         let sound = report.faults == 0;
@@ -149,7 +149,8 @@ impl AccessLog {
         if !sound && although.is_none() {
             return Ok(0);
         }
-        let statement = Statement::new(Kind::Trim, &self.instance.id, &ChainEnd::default(), self.clock.now());
+        let statement =
+            Statement::new(StatementKind::Trim, &self.instance.id, &ChainEnd::default(), self.clock.now());
         let although = although.filter(|_| !sound).map(str::to_owned);
         self.append(&Statement { sequence: first, although, ..statement }).await?;
         let mut deleted = 0;

@@ -13,7 +13,7 @@ use std::collections::{VecDeque, btree_map::Entry};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-pub use self::kept::Kept;
+pub use self::kept::KeptStatements;
 use super::{self as access_log, Hash, Key, ORIGIN, Record, SignedStatement, Statement, hash};
 use crate::store::{Store, StoreError, StoredRecord, StoredStatement};
 
@@ -73,7 +73,7 @@ pub struct Uncovered {
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct VerificationReport {
     /// Records that were read.
     pub records: u64,
     /// Instances that have records or statements.
@@ -101,7 +101,7 @@ pub struct Evidence {
     /// Keys that may have signed.
     pub keys: Vec<Key>,
     /// Statements that were kept elsewhere.
-    pub kept: Kept,
+    pub kept: KeptStatements,
     /// The first statement that must be signed, if there are keys. Those before it are from a time without a key, and
     /// only somebody who remembers that time can say so: the database cannot, because signatures can be removed.
     pub signed_from: i64,
@@ -132,7 +132,7 @@ impl Evidence {
     }
 }
 
-impl Report {
+impl VerificationReport {
     fn fault(&mut self, instance: Option<&str>, sequence: i64, what: impl Into<String>) {
         self.faults += 1;
         if self.findings.len() < MOST {
@@ -154,7 +154,7 @@ impl Report {
 
 /// What the statements say of a chain.
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct StatedChain {
     /// The last record that is named; 0 when none is.
     last: i64,
     /// The last record that is forgotten, and its hash.
@@ -163,7 +163,7 @@ struct Known {
     young: Option<(i64, i64)>,
 }
 
-impl Known {
+impl StatedChain {
     fn note_young(&mut self, sequence: i64, number: i64) {
         let young = (sequence, number);
         self.young = Some(self.young.map_or(young, |known| known.min(young)));
@@ -171,8 +171,8 @@ impl Known {
 }
 
 /// Walks through everything.
-pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreError> {
-    let mut report = Report::default();
+pub async fn verify(store: &Store, evidence: &Evidence) -> Result<VerificationReport, StoreError> {
+    let mut report = VerificationReport::default();
     let mut known = list::walk(store, evidence, &mut report).await?;
     for instance in store.logged_instances().await? {
         if let Entry::Vacant(unknown) = known.entry(instance) {
@@ -182,14 +182,16 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreE
                     "no statement names this chain: its records were inserted, or its statements removed";
                 report.fault(Some(&instance), 0, what);
             }
-            unknown.insert(Known::default());
+            unknown.insert(StatedChain::default());
         }
     }
     report.chains = known.len() as u64;
     let mut changed = Vec::new();
     for (instance, known) in known {
         let (report, changed) = (&mut report, &mut changed);
-        Walk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }.run().await?;
+        ChainWalk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }
+            .run()
+            .await?;
     }
     moved(&changed, &mut report);
     Ok(report)
@@ -219,7 +221,7 @@ async fn newest_cut(
     Ok(cut.map(|cut| (cut.sequence, parse(&cut.hash))))
 }
 
-fn missing(report: &mut Report, instance: Option<&str>, from: i64, to: i64) {
+fn missing(report: &mut VerificationReport, instance: Option<&str>, from: i64, to: i64) {
     let of = if instance.is_some() { "record" } else { "statement" };
     let what = match to - from {
         0 => format!("the {of} is missing"),
@@ -235,28 +237,28 @@ fn parse(text: &str) -> Hash {
 }
 
 /// A walk along one chain of records.
-struct Walk<'a> {
+struct ChainWalk<'a> {
     store: &'a Store,
     evidence: &'a Evidence,
     instance: &'a str,
-    known: Known,
+    known: StatedChain,
     /// The last record to look at.
     end: i64,
-    report: &'a mut Report,
+    report: &'a mut VerificationReport,
     changed: &'a mut Vec<Record>,
 }
 
 /// The record before the one at hand.
-struct Before {
+struct PreviousRecord {
     sequence: i64,
     hash: Hash,
     /// Whether its hash can be relied on.
     intact: bool,
 }
 
-impl Walk<'_> {
+impl ChainWalk<'_> {
     async fn run(mut self) -> Result<(), StoreError> {
-        let mut before: Option<Before> = None;
+        let mut before: Option<PreviousRecord> = None;
         let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
         let mut from = Some(i64::MIN);
         let end = self.end;
@@ -312,9 +314,9 @@ impl Walk<'_> {
     async fn step(
         &mut self,
         row: StoredRecord,
-        before: Option<Before>,
+        before: Option<PreviousRecord>,
         heads: &mut Heads,
-    ) -> Result<Before, StoreError> {
+    ) -> Result<PreviousRecord, StoreError> {
         let sequence = row.sequence;
         self.gap(before.as_ref().map(|before| before.sequence), sequence).await?;
         let (cut, cut_hash) = self.known.cut.unwrap_or((0, ORIGIN));
@@ -330,7 +332,7 @@ impl Walk<'_> {
         let stated = heads.at(self.store, self.instance, sequence).await?;
         let Some(record) = row.record else {
             self.report.fault(Some(self.instance), sequence, "the record was changed");
-            return Ok(Before { sequence, hash: ORIGIN, intact: false });
+            return Ok(PreviousRecord { sequence, hash: ORIGIN, intact: false });
         };
         let intact = record.is_intact();
         if !intact {
@@ -356,7 +358,7 @@ impl Walk<'_> {
         if !intact && self.changed.len() < COMPARED {
             self.changed.push(record);
         }
-        Ok(Before { sequence, hash, intact })
+        Ok(PreviousRecord { sequence, hash, intact })
     }
 
     /// Whether the retention has taken a record in the meantime.
@@ -417,7 +419,7 @@ impl Heads {
 }
 
 /// Of the changed records, those whose content belongs to another place.
-fn moved(changed: &[Record], report: &mut Report) {
+fn moved(changed: &[Record], report: &mut VerificationReport) {
     let fits = |entry: &access_log::Entry, previous: &Hash, target: &Record, expected: &Hash| {
         hash(previous, &target.instance, target.sequence, entry) == *expected
     };

@@ -6,16 +6,16 @@ use chrono::NaiveDate;
 
 use super::{
     read::Contents,
-    segment::{Header, Segment},
+    segment::{Header, ReadSegment},
 };
 use crate::store::PendingBatch;
 
 /// The segments of each instance, by their numbers.
 #[derive(Default)]
-pub(super) struct Chains(HashMap<u64, BTreeMap<u64, Link>>);
+pub(super) struct Chains(HashMap<u64, BTreeMap<u64, SegmentLink>>);
 
 /// What joins a segment with those beside it.
-struct Link {
+struct SegmentLink {
     name: String,
     header: Header,
     after_day: Option<NaiveDate>,
@@ -24,8 +24,8 @@ struct Link {
 }
 
 impl Chains {
-    pub(super) fn take(&mut self, segment: &Segment) {
-        let link = Link {
+    pub(super) fn take(&mut self, segment: &ReadSegment) {
+        let link = SegmentLink {
             name: segment.name.clone(),
             header: segment.header.clone(),
             after_day: segment.after_day,

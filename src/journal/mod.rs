@@ -50,8 +50,8 @@ pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};
 
 use medium::{Appending, Disk, Medium};
-use record::{CertificateRecord, Event, Group, Record};
-use segment::{FIRST, Header, Writing};
+use record::{CertificateRecord, Event, Group, JournalRecord};
+use segment::{FIRST, Header, SegmentWriter};
 
 /// A file is closed when it has grown beyond this, so that one can be read at once.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -122,8 +122,8 @@ pub struct Journal {
     timeout: Duration,
     medium: Medium,
     instance: u64,
-    waiting: Mutex<Vec<Entry>>,
-    writer: tokio::sync::Mutex<Writer>,
+    waiting: Mutex<Vec<WaitingRecords>>,
+    writer: tokio::sync::Mutex<WriterState>,
     disk: Disk,
     failing: Mutex<Option<JournalError>>,
     keeping: Mutex<Option<String>>,
@@ -134,40 +134,40 @@ pub struct Journal {
 
 /// What somebody waits for to be written.
 #[derive(Debug)]
-struct Entry {
-    records: Vec<Record>,
+struct WaitingRecords {
+    records: Vec<JournalRecord>,
     marks: Journaled,
     done: oneshot::Sender<Result<(), JournalError>>,
 }
 
 #[derive(Debug)]
-struct Writer {
+struct WriterState {
     /// Of the newest segment.
     number: u64,
     /// The last one that was written.
-    last: Option<Last>,
-    open: Option<Open>,
+    last: Option<LastSegment>,
+    open: Option<OpenSegment>,
     /// The certificates that the journal has of this instance, and since when.
     certificates: Option<(NaiveDate, Option<Arc<Registry>>)>,
     pruned: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Last {
+struct LastSegment {
     number: u64,
     day: NaiveDate,
     hash: [u8; 32],
 }
 
 /// A file that is written to.
-struct Open {
+struct OpenSegment {
     day: NaiveDate,
     file: Appending,
-    writing: Writing,
+    writing: SegmentWriter,
     bytes: u64,
 }
 
-impl std::fmt::Debug for Open {
+impl std::fmt::Debug for OpenSegment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Open").field("day", &self.day).field("bytes", &self.bytes).finish_non_exhaustive()
     }
@@ -187,7 +187,7 @@ impl Journal {
             instance: u64::from_str_radix(&instance.id, 16)
                 .unwrap_or_else(|_| u64::from_ne_bytes(random::bytes())),
             waiting: Mutex::default(),
-            writer: tokio::sync::Mutex::new(Writer {
+            writer: tokio::sync::Mutex::new(WriterState {
                 number: 0,
                 last: None,
                 open: None,
@@ -219,9 +219,9 @@ impl Journal {
 
     /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
     /// while others write is written together with all who wait.
-    async fn append(&self, records: Vec<Record>, marks: Journaled) -> Result<(), JournalError> {
+    async fn append(&self, records: Vec<JournalRecord>, marks: Journaled) -> Result<(), JournalError> {
         let (done, outcome) = oneshot::channel();
-        lock(&self.waiting).push(Entry { records, marks, done });
+        lock(&self.waiting).push(WaitingRecords { records, marks, done });
         {
             let mut writer = self.writer.lock().await;
             let mut group = std::mem::take(&mut *lock(&self.waiting));
@@ -256,7 +256,11 @@ impl Journal {
         }
     }
 
-    async fn write(&self, writer: &mut Writer, entries: &mut [Entry]) -> Result<(), JournalError> {
+    async fn write(
+        &self,
+        writer: &mut WriterState,
+        entries: &mut [WaitingRecords],
+    ) -> Result<(), JournalError> {
         let today = self.sources.clock.now().date_naive();
         if writer.open.as_ref().is_some_and(|open| open.day != today || open.bytes > SEGMENT_BYTES) {
             self.finish(writer).await?;
@@ -289,7 +293,11 @@ impl Journal {
 
     /// The certificates, if they have changed since this instance last wrote them, or that was on another day (the
     /// day's files can be forgotten). A registry that is read again and has not changed is the same one.
-    async fn certificates(&self, writer: &mut Writer, today: NaiveDate) -> Result<Vec<Record>, JournalError> {
+    async fn certificates(
+        &self,
+        writer: &mut WriterState,
+        today: NaiveDate,
+    ) -> Result<Vec<JournalRecord>, JournalError> {
         if let Some((day, known)) = &writer.certificates
             && *day == today
             && match (known, self.sources.trust.registry()) {
@@ -306,7 +314,7 @@ impl Journal {
         Ok(rows.iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
     }
 
-    fn header(&self, writer: &mut Writer, day: NaiveDate) -> Header {
+    fn header(&self, writer: &mut WriterState, day: NaiveDate) -> Header {
         writer.number += 1;
         let (after, previous) = writer.last.map_or((0, FIRST), |last| (last.number, last.hash));
         Header { instance: self.instance, number: writer.number, day, after, previous }
@@ -314,10 +322,10 @@ impl Journal {
 
     async fn write_file(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         folder: &std::path::Path,
         today: NaiveDate,
-        records: Vec<Record>,
+        records: Vec<JournalRecord>,
     ) -> Result<usize, JournalError> {
         let mut group = Group { records, after_day: 0 };
         // A failure leaves none open: the next attempt begins a new file.
@@ -330,9 +338,9 @@ impl Journal {
                 let bytes = header.to_bytes();
                 let size = bytes.len() as u64;
                 let file = Appending::create(&self.disk, folder.join(header.name()), bytes).await?;
-                let writing = Writing::new(&header);
-                writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
-                Open { day: today, file, writing, bytes: size }
+                let writing = SegmentWriter::new(&header);
+                writer.last = Some(LastSegment { number: writer.number, day: today, hash: writing.hash() });
+                OpenSegment { day: today, file, writing, bytes: size }
             }
         };
         let frame;
@@ -340,23 +348,32 @@ impl Journal {
         let bytes = frame.len();
         open.file = open.file.append(&self.disk, frame).await?;
         open.bytes += bytes as u64;
-        writer.last = Some(Last { number: writer.number, day: open.day, hash: open.writing.hash() });
+        writer.last = Some(LastSegment { number: writer.number, day: open.day, hash: open.writing.hash() });
         writer.open = Some(open);
         Ok(bytes)
     }
 
     /// Encodes and encrypts a group of records on a thread of its own: with uploads in it that takes milliseconds. As only
     /// one group is written at a time, it is never more than one thread.
-    async fn seal(&self, mut writing: Writing, group: Group) -> Result<(Writing, Vec<u8>), JournalError> {
+    async fn seal(
+        &self,
+        mut writing: SegmentWriter,
+        group: Group,
+    ) -> Result<(SegmentWriter, Vec<u8>), JournalError> {
         let keyring = self.sources.keyring.clone();
         let seal = move || writing.seal(&group.encode_to_vec(), &keyring).map(|frame| (writing, frame));
-        let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| JournalError::Write(e.to_string()))?;
+        let sealed =
+            tokio::task::spawn_blocking(seal).await.map_err(|e| JournalError::Write(e.to_string()))?;
         sealed.map_err(|e| JournalError::Write(e.to_string()))
     }
 
     /// A file that has vanished before its time took with it what only the database has now: all of that is written
     /// again, and the next file follows none.
-    async fn replace_lost(&self, writer: &mut Writer, folder: &std::path::Path) -> Result<(), JournalError> {
+    async fn replace_lost(
+        &self,
+        writer: &mut WriterState,
+        folder: &std::path::Path,
+    ) -> Result<(), JournalError> {
         let Some(last) = writer.last.filter(|last| last.day >= self.sources.kept_since()) else {
             return Ok(());
         };
@@ -376,24 +393,24 @@ impl Journal {
 
     async fn write_object(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         bucket: &s3::Bucket,
         today: NaiveDate,
-        records: Vec<Record>,
+        records: Vec<JournalRecord>,
     ) -> Result<usize, JournalError> {
         let group = Group { records, after_day: after_day(writer) };
         let header = self.header(writer, today);
-        let (writing, frame) = self.seal(Writing::new(&header), group).await?;
+        let (writing, frame) = self.seal(SegmentWriter::new(&header), group).await?;
         let mut object = header.to_bytes();
         object.extend_from_slice(&frame);
         let bytes = object.len();
         bucket.put(&header.name(), object).await?;
-        writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
+        writer.last = Some(LastSegment { number: writer.number, day: today, hash: writing.hash() });
         Ok(bytes)
     }
 
     /// Closes the open file.
-    async fn finish(&self, writer: &mut Writer) -> Result<(), JournalError> {
+    async fn finish(&self, writer: &mut WriterState) -> Result<(), JournalError> {
         if let (Medium::Folder(folder), Some(open)) = (&self.medium, &writer.open) {
             let day = open.day;
             let end = vec![Event::End(record::EndRecord {}).into()];
@@ -413,7 +430,7 @@ impl Journal {
 }
 
 /// [`Group::after_day`] of the first group of a new segment.
-fn after_day(writer: &Writer) -> i32 {
+fn after_day(writer: &WriterState) -> i32 {
     writer.last.map_or(0, |last| last.day.num_days_from_ce())
 }
 

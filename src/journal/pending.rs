@@ -94,7 +94,11 @@ impl Recording {
         let record = match read(row.clone()).await? {
             Ok(record) => record,
             Err(reason) => {
-                tracing::warn!(upload = id, reason, "the stored keys of an upload are replaced by those sent again");
+                tracing::warn!(
+                    upload = id,
+                    reason,
+                    "the stored keys of an upload are replaced by those sent again"
+                );
                 store.mend_payloads(id, sent).await?;
                 read(row).await?.map_err(JournalError::Contents)?
             }
@@ -203,7 +207,10 @@ impl Journal {
         })
     }
 
-    async fn read_on_own_thread(&self, row: JournalUpload) -> Result<Result<UploadRecord, String>, JournalError> {
+    async fn read_on_own_thread(
+        &self,
+        row: JournalUpload,
+    ) -> Result<Result<UploadRecord, String>, JournalError> {
         let read = tokio::task::spawn_blocking(self.read(row).await?);
         read.await.map_err(|e| JournalError::Read(e.to_string()))
     }

@@ -25,7 +25,7 @@ use super::{
     check::Chains,
     medium::{Listed, Medium},
     record::{CertificateRecord, Event},
-    segment::{self, Segment},
+    segment::{self, ReadSegment},
 };
 use crate::{
     intake::{Keyring, SignedUpload, StoredCertificate, Uploader, VerifiedUpload},
@@ -112,7 +112,7 @@ async fn segments(
     sources: &Sources,
     medium: &Medium,
     listed: &[Listed],
-    mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
+    mut take: impl AsyncFnMut(&Listed, Result<Option<ReadSegment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let read = async |listed: &Listed| {
         let bytes = medium.read(listed).await?;
@@ -178,8 +178,8 @@ impl Contents {
         Ok(contents)
     }
 
-    fn take(&mut self, listed: &Listed, segment: Segment) {
-        let Segment { name, events, ended, torn, keys: encryption_keys, problems, .. } = segment;
+    fn take(&mut self, listed: &Listed, segment: ReadSegment) {
+        let ReadSegment { name, events, ended, torn, keys: encryption_keys, problems, .. } = segment;
         let mut info = SegmentInfo {
             name,
             bytes: listed.bytes,

@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Group {
     #[prost(message, repeated, tag = "1")]
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<JournalRecord>,
     /// In the first group of a segment the day of the one before it, in days since the beginning of year 1; else 0. It
     /// tells whether that one must still be there.
     #[prost(int32, tag = "2")]
@@ -24,7 +24,7 @@ pub(super) struct Group {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Record {
+pub(super) struct JournalRecord {
     #[prost(oneof = "Event", tags = "1, 2, 3, 4, 5")]
     pub(super) event: Option<Event>,
 }
@@ -170,7 +170,7 @@ pub(super) struct CertificateRecord {
     pub(super) read_at: i64,
 }
 
-impl From<Event> for Record {
+impl From<Event> for JournalRecord {
     fn from(event: Event) -> Self {
         Self { event: Some(event) }
     }

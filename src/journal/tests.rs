@@ -14,7 +14,7 @@ use super::{
     medium::Listed,
     read::read_ahead,
     record::{EndRecord, Event, Group},
-    segment::{self, FIRST, Header, Segment, Writing},
+    segment::{self, FIRST, Header, ReadSegment, SegmentWriter},
 };
 use crate::{config, intake::Keyring};
 
@@ -34,7 +34,7 @@ fn header() -> Header {
 fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
     let header = header();
     let mut bytes = header.to_bytes();
-    let mut writing = Writing::new(&header);
+    let mut writing = SegmentWriter::new(&header);
     let mut ends = vec![bytes.len()];
     for i in 0..groups {
         let last = i + 1 == groups;
@@ -46,7 +46,7 @@ fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
     (bytes, ends)
 }
 
-fn read(bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
+fn read(bytes: &[u8], keyring: &Keyring) -> Result<ReadSegment, String> {
     segment::read(&header().name(), bytes, keyring).map(Option::unwrap)
 }
 

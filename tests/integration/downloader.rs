@@ -15,7 +15,7 @@ use efgs_client::{
 };
 use efgs_gateway::{
     clock::Clock,
-    config::{Chain, TagStyle},
+    config::{ChainScope, TagStyle},
 };
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -205,7 +205,7 @@ async fn day_names_and_a_chain_that_ends_with_the_day_are_followed(case: &Case) 
     let gateway = case
         .gateway_with(|config| {
             config.batching.tags = TagStyle::DaySequence;
-            config.participants.entry(country("NL")).or_default().chain = Chain::Day;
+            config.participants.entry(country("NL")).or_default().chain = ChainScope::Day;
         })
         .await;
     let backend = Backend::new(case, &gateway);

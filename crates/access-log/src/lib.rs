@@ -1,12 +1,13 @@
 //! The formats of the access log: what stands in a record, how records and statements are chained, how a statement is
 //! signed, and what is counted per day. `docs/access-log.md` tells how others verify it.
 
+pub mod operation;
 mod record;
 mod statement;
 mod tally;
 
 pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
-pub use statement::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
+pub use statement::{Key, KeyError, SignedStatement, Signer, Statement, StatementKind, digest};
 pub use tally::{NOBODY, Tally, tallies};
 
 /// Where a chain of records ends.

@@ -21,7 +21,7 @@ use super::{ChainEnd, Hash, hex};
 /// What a statement says.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum StatementKind {
     /// An instance begins a chain.
     Start,
     /// The chain of an instance has this record and all before it.
@@ -32,7 +32,7 @@ pub enum Kind {
     Trim,
 }
 
-impl Kind {
+impl StatementKind {
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ pub struct Statement {
     /// Place in the list, from 1.
     pub number: i64,
     /// What it says.
-    pub kind: Kind,
+    pub kind: StatementKind,
     /// Whose chain.
     pub instance: String,
     /// Of a start: the machine, for people.
@@ -76,7 +76,7 @@ const LOG: &str = "efgs-access-log-v1";
 
 impl Statement {
     /// One that has no place in the list yet.
-    pub fn new(kind: Kind, instance: &str, end: &ChainEnd, at: DateTime<Utc>) -> Self {
+    pub fn new(kind: StatementKind, instance: &str, end: &ChainEnd, at: DateTime<Utc>) -> Self {
         Self {
             log: LOG.to_owned(),
             number: 0,
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_statement_is_read_in_one_form_only() {
         let at = DateTime::from_timestamp_micros(1_795_543_200_000_001).unwrap();
-        let statement = Statement::new(Kind::Head, "44d3d64da67d64d5", &ChainEnd::default(), at);
+        let statement = Statement::new(StatementKind::Head, "44d3d64da67d64d5", &ChainEnd::default(), at);
         let text = statement.text();
         assert!(text.contains(r#""kind":"head","instance":"44d3d64da67d64d5","sequence":0"#), "{text}");
         assert_eq!(Statement::parse(&text), Some(statement));

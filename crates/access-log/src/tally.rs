@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::Entry;
+use super::{Entry, operation};
 
 /// Stands for callers who were not let in.
 pub const NOBODY: &str = "--";
@@ -79,27 +79,27 @@ impl Tally {
         self.requests += 1;
         match (&*entry.operation, entry.status) {
             // Also when its sender did not wait for the answer: it is stored.
-            ("upload", _) if keys > 0 => {
+            (operation::UPLOAD, _) if keys > 0 => {
                 self.uploads += 1;
                 self.upload_keys += keys;
                 self.upload_bytes += entry.request_bytes;
                 self.last_upload_at = self.last_upload_at.max(Some(entry.at));
             }
-            ("withdraw", _) if keys > 0 => {
+            (operation::WITHDRAW, _) if keys > 0 => {
                 self.withdrawals += 1;
                 self.withdrawn_keys += keys;
             }
-            ("download", 200) => {
+            (operation::DOWNLOAD, 200) => {
                 self.downloads += 1;
                 self.download_keys += keys;
                 self.download_bytes += entry.response_bytes;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
-            ("download", 304) => {
+            (operation::DOWNLOAD, 304) => {
                 self.unchanged += 1;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
-            ("audit", 200) => self.audits += 1,
+            (operation::AUDIT, 200) => self.audits += 1,
             _ => {}
         }
         match entry.status {

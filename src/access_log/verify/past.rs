@@ -8,15 +8,15 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 
 use super::{
-    super::{ChainEnd, Hash, Kind, digest, hex},
-    Evidence, Known, PAGE, Report, Walk, missing, newest_cut, parse,
+    super::{ChainEnd, Hash, StatementKind, digest, hex},
+    ChainWalk, Evidence, PAGE, StatedChain, VerificationReport, missing, newest_cut, parse,
 };
 use crate::store::{Store, StoreError};
 
 /// The old part of the list of statements.
 #[derive(Debug, Default)]
-pub(in crate::access_log) struct Past {
-    chains: HashMap<String, Chain>,
+pub(in crate::access_log) struct OldStatements {
+    chains: HashMap<String, OldChain>,
     /// The first statement that there is.
     first: Option<i64>,
     /// The last one that is old.
@@ -31,7 +31,7 @@ pub(in crate::access_log) struct Past {
 
 /// What old statements say of a chain.
 #[derive(Debug)]
-struct Chain {
+struct OldChain {
     /// The statement from which what is left of it is verified: the first one, or the last cut.
     from: i64,
     /// The last head: its number, the record, and its hash.
@@ -40,7 +40,7 @@ struct Chain {
 
 /// Records of a chain that may be forgotten.
 #[derive(Debug)]
-pub(in crate::access_log) struct Old {
+pub(in crate::access_log) struct OldRecords {
     /// The last of them.
     pub(in crate::access_log) end: ChainEnd,
     /// Whether a cut says so already.
@@ -52,8 +52,8 @@ pub(in crate::access_log) async fn walk(
     store: &Store,
     evidence: &Evidence,
     before: DateTime<Utc>,
-) -> Result<Past, StoreError> {
-    let mut past = Past::default();
+) -> Result<OldStatements, StoreError> {
+    let mut past = OldStatements::default();
     let trims = store.newest_trims(PAGE).await?;
     let begin = trims.iter().find_map(|row| evidence.read(row)).map_or(1, |trim| trim.sequence);
     let mut last: Option<(i64, Hash)> = None;
@@ -89,20 +89,22 @@ pub(in crate::access_log) async fn walk(
             }
             (past.last, past.next) = (Some(number), None);
             let chain = match statement.kind {
-                Kind::Trim => continue,
-                _ => past.chains.entry(statement.instance).or_insert(Chain { from: number, head: None }),
+                StatementKind::Trim => continue,
+                _ => past.chains.entry(statement.instance).or_insert(OldChain { from: number, head: None }),
             };
             match statement.kind {
-                Kind::Cut => chain.from = number,
-                Kind::Head => chain.head = Some((number, statement.sequence, parse(&statement.hash))),
-                Kind::Start | Kind::Trim => {}
+                StatementKind::Cut => chain.from = number,
+                StatementKind::Head => {
+                    chain.head = Some((number, statement.sequence, parse(&statement.hash)))
+                }
+                StatementKind::Start | StatementKind::Trim => {}
             }
         }
     }
     Ok(past)
 }
 
-impl Past {
+impl OldStatements {
     /// The records of a chain that are old, and into `report` what is wrong with them.
     pub(in crate::access_log) async fn records(
         &self,
@@ -110,8 +112,8 @@ impl Past {
         evidence: &Evidence,
         instance: &str,
         before: DateTime<Utc>,
-        report: &mut Report,
-    ) -> Result<Option<Old>, StoreError> {
+        report: &mut VerificationReport,
+    ) -> Result<Option<OldRecords>, StoreError> {
         let chain = self.chains.get(instance);
         let cut = newest_cut(store, evidence, instance).await?;
         let is_young = match self.young {
@@ -130,12 +132,13 @@ impl Past {
         if chain.is_none() && cut.is_none() && !is_young {
             report.fault(Some(instance), 0, "no statement with a known signature names this chain");
         }
-        let known = Known { last: end.sequence, cut, young: None };
+        let known = StatedChain { last: end.sequence, cut, young: None };
         let said = cut.is_some_and(|(cut, _)| cut >= end.sequence);
         let (end_of_walk, mut changed) = (end.sequence, Vec::new());
-        let walk = Walk { store, evidence, instance, known, end: end_of_walk, report, changed: &mut changed };
+        let walk =
+            ChainWalk { store, evidence, instance, known, end: end_of_walk, report, changed: &mut changed };
         walk.run().await?;
-        Ok(Some(Old { end, said }))
+        Ok(Some(OldRecords { end, said }))
     }
 
     /// The first statement that stays, if others do not, and into `report` what is wrong with those. The chains that
@@ -145,7 +148,7 @@ impl Past {
         store: &Store,
         evidence: &Evidence,
         live: &HashSet<String>,
-        report: &mut Report,
+        report: &mut VerificationReport,
     ) -> Result<Option<i64>, StoreError> {
         let (Some(first), Some(last)) = (self.first, self.last) else { return Ok(None) };
         let needed = self.chains.iter().filter(|(instance, _)| live.contains(*instance));
