@@ -1,10 +1,10 @@
-//! Forgetting old records without breaking the proof.
+//! Deleting old records without breaking the proof.
 //!
 //! Before the first records of a chain are deleted, a statement says up to which one, and with which hash it
 //! ends there; what is left is verified from that point. The same is done for the list of statements itself.
 //!
-//! What is deleted can be verified no more, so it is verified before: nothing is signed away that is not as it was
-//! written, unless the operator wants it so, and then the statement says that too.
+//! What is deleted can no longer be verified, so it is verified first: signing a cut over tampered records would
+//! legitimise them. The operator can force it with a reason, which the statement then contains.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     store::{Job, Lease, StoreError},
 };
 
-/// What a run deleted.
+/// How much a run deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Records of requests.
@@ -29,10 +29,10 @@ pub struct Forgotten {
     pub statements: u64,
 }
 
-/// Why what is old was not deleted.
+/// Why old records or statements were not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum RetentionError {
-    /// The database did not do it.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// It is not as it was written. Everything else was deleted.
@@ -53,8 +53,8 @@ impl AccessLog {
     /// The job, until the gateway stops.
     pub async fn run_retention(self: Arc<Self>, every: Duration, health: Arc<Health>, shutdown: Shutdown) {
         let pace = Duration::from_secs(60).min(every);
-        // Old records that stay, because somebody has changed them, disturb nobody: whoever can write to the database
-        // must not be able to make the gateways unready by that.
+        // Old records that stay because they were changed must not make the gateways unready: otherwise write access to
+        // the database would suffice to stop them.
         let watch = health.watch_with(Job::AccessLog.name(), every, Severity::Attention);
         jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || self.turn(every, &watch)).await;
     }
@@ -105,7 +105,7 @@ impl AccessLog {
             if !sound && although.is_none() {
                 continue;
             }
-            // A run that was cut off has said it already.
+            // An interrupted run may have stated it already.
             if !sound || !old.said {
                 let statement = Statement::new(StatementKind::Cut, instance, &old.end, self.clock.now());
                 let although = although.filter(|_| !sound).map(str::to_owned);
@@ -120,7 +120,7 @@ impl AccessLog {
         }
         done.statements = self.trim(lease, &past, &mut all, although).await?;
         if done != Forgotten::default() {
-            tracing::info!(records = done.records, statements = done.statements, %before, "what was too old of the access log was deleted");
+            tracing::info!(records = done.records, statements = done.statements, %before, "old parts of the access log were deleted");
         }
         match all.findings.into_iter().next() {
             Some(first) if although.is_none() => Err(RetentionError::Unsound { faults: all.faults, first }),
@@ -138,7 +138,7 @@ impl AccessLog {
     ) -> Result<u64, RetentionError> {
         let store = &self.store;
         let mut live: HashSet<String> = store.logged_instances().await?.into_iter().collect();
-        // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
+        // A chain without records is live as long as its gateway runs, even if it gets no requests.
         live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
         live.insert(self.instance.id.clone());
         let mut report = VerificationReport::default();

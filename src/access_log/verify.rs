@@ -25,7 +25,7 @@ const COMPARED: usize = 64;
 
 const PAGE: u32 = 1000;
 
-/// Something that is not as it was written.
+/// A record or statement that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Whose chain of records; none for the list of statements.
@@ -46,7 +46,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Something that the operator had forgotten although it was not as it was written.
+/// A deletion that the operator forced although records or statements were not as they were written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Forced {
     /// The statement that says so.
@@ -87,9 +87,9 @@ pub struct VerificationReport {
     /// Records behind the last statement about their chain. Their gateway has not made one yet, or was killed: nothing
     /// proves that they are its own.
     pub uncovered: Vec<Uncovered>,
-    /// What was forgotten although it was not as it was written.
+    /// Deletions that the operator forced.
     pub forced: Vec<Forced>,
-    /// How much is not as it was written.
+    /// Number of faults.
     pub faults: u64,
     /// The first of them.
     pub findings: Vec<Finding>,
@@ -102,10 +102,10 @@ pub struct Evidence {
     pub keys: Vec<Key>,
     /// Statements that were kept elsewhere.
     pub kept: KeptStatements,
-    /// The first statement that must be signed, if there are keys. Those before it are from a time without a key, and
-    /// only somebody who remembers that time can say so: the database cannot, because signatures can be removed.
+    /// The first statement that must be signed, if there are keys. Those before it are from a time without a key. Only
+    /// the operator can say so: the database cannot prove it, because signatures can be removed.
     pub signed_from: i64,
-    /// What was stated at this time or later must not have been forgotten yet.
+    /// What was stated at this time or later must not have been deleted yet.
     pub forgotten_before: Option<DateTime<Utc>>,
 }
 
@@ -125,7 +125,7 @@ impl Evidence {
         list::read(row).filter(|_| self.verifies(&row.signed) || !self.demands(row.number))
     }
 
-    /// Whether a statement of this time is too young to have been forgotten.
+    /// Whether a statement is too young to have been deleted.
     fn is_young(&self, statement: &Statement) -> bool {
         let at = statement.at.parse::<DateTime<Utc>>().ok();
         at.zip(self.forgotten_before).is_some_and(|(at, before)| at >= before)
@@ -170,7 +170,7 @@ impl StatedChain {
     }
 }
 
-/// Walks through everything.
+/// Verifies all statements and all records.
 pub async fn verify(store: &Store, evidence: &Evidence) -> Result<VerificationReport, StoreError> {
     let mut report = VerificationReport::default();
     let mut known = list::walk(store, evidence, &mut report).await?;
@@ -264,7 +264,7 @@ impl ChainWalk<'_> {
         let end = self.end;
         while let Some(first) = from.filter(|from| *from <= end) {
             let page = self.store.records_of(self.instance, first, PAGE).await?;
-            // Nothing is behind the greatest of all numbers.
+            // The greatest number has no successor.
             from = page.last().and_then(|last| last.sequence.checked_add(1));
             for row in page.into_iter().take_while(|row| row.sequence <= end) {
                 self.report.records += 1;
@@ -289,7 +289,7 @@ impl ChainWalk<'_> {
     /// Looks whether records are missing between one and the next.
     async fn gap(&mut self, before: Option<i64>, next: i64) -> Result<(), StoreError> {
         let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
-        // What the retention is about to delete begins anywhere.
+        // The records that are left can begin at any number while the retention deletes.
         let from = before.unwrap_or(cut).saturating_add(1);
         if from >= next {
             return Ok(());
@@ -401,7 +401,7 @@ impl Heads {
             if !self.page.is_empty() || self.done {
                 return Ok(found);
             }
-            // Those of records that are not there are of no use here.
+            // Heads of missing records are skipped.
             let from = self.from.max(sequence);
             let after = if from == self.from { self.after } else { i64::MIN };
             let rows = store.heads_of(instance, from, after, PAGE).await?;
@@ -418,7 +418,7 @@ impl Heads {
     }
 }
 
-/// Of the changed records, those whose content belongs to another place.
+/// Finds changed records whose content belongs to another number or chain.
 fn moved(changed: &[Record], report: &mut VerificationReport) {
     let fits = |entry: &access_log::Entry, previous: &Hash, target: &Record, expected: &Hash| {
         hash(previous, &target.instance, target.sequence, entry) == *expected

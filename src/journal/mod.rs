@@ -1,11 +1,11 @@
 //! The journal: accepted uploads, batches, withdrawals and certificates, on a disk or in an S3-compatible store
 //! outside the database, so that an empty database can be filled from it with the same batches, tags and order.
 //!
-//! **Never more than the database has**: a record is written after the transaction that it tells of. **Never less
-//! than anybody was told**: an upload is answered 201, a batch is served, and a withdrawal is answered 200 only
-//! when the journal has them; a table of the database (`store/journal.rs`) says what is still missing, and the
-//! job here makes up for it. When the journal cannot be written, uploads are refused with 503 and no batch is
-//! formed; downloads go on.
+//! **Never more than the database has**: a record is written after the transaction that it describes. **Never less
+//! than a caller was told**: an upload is answered 201, a batch is served, and a withdrawal is answered 200 only
+//! when the journal has them. Tables of the database (`store/journal.rs`) list what the journal lacks, and the job
+//! here writes it. While the journal cannot be written, uploads are refused with 503 and no batch is formed.
+//! Downloads continue.
 
 use std::{
     sync::{
@@ -65,20 +65,20 @@ pub enum JournalError {
     /// It cannot be read.
     #[error("the journal cannot be read: {0}")]
     Read(String),
-    /// The database did not do its part.
+    /// The database failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
-    /// What it holds is not right; every text names the place.
+    /// Its contents are damaged or incomplete; every text names the file.
     #[error("{0}")]
     Contents(String),
-    /// What is too old is still there.
+    /// Files that are too old could not be deleted.
     #[error("files of the journal that are too old are not deleted: {0}")]
     Prune(String),
 }
 
 impl Problem for JournalError {
     fn code(&self) -> Code {
-        // What was asked for is done when it is asked for again.
+        // The job here writes what is missing; a retry then succeeds.
         Code::Unavailable
     }
 }
@@ -89,7 +89,7 @@ impl From<StoreError> for JournalError {
     }
 }
 
-/// What the journal is written from, and what it is held against when it is read.
+/// What the journal is written from, and compared with when it is read.
 #[derive(Clone, Debug)]
 pub struct Sources {
     /// `[journal]`, if it is configured.
@@ -107,8 +107,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The first day whose files must be there. That is a day more than the batches are: the last uploads of a day
-    /// are in a batch of the next one.
+    /// The first day whose files must exist. Files are kept a day longer than batches, because the last uploads of a day
+    /// are in a batch of the next day.
     fn kept_since(&self) -> NaiveDate {
         self.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN)
     }
@@ -132,7 +132,7 @@ pub struct Journal {
     last_write: AtomicI64,
 }
 
-/// What somebody waits for to be written.
+/// Records that wait to be written, and the caller that waits for them.
 #[derive(Debug)]
 struct WaitingRecords {
     records: Vec<JournalRecord>,
@@ -217,8 +217,8 @@ impl Journal {
         lock(&self.keeping).clone()
     }
 
-    /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
-    /// while others write is written together with all who wait.
+    /// Writes records, then notes that in the database; returns when both is done. What arrives during a write is
+    /// written as one group after it.
     async fn append(&self, records: Vec<JournalRecord>, marks: Journaled) -> Result<(), JournalError> {
         let (done, outcome) = oneshot::channel();
         lock(&self.waiting).push(WaitingRecords { records, marks, done });
@@ -229,12 +229,12 @@ impl Journal {
                 let result = self.write(&mut writer, &mut group).await;
                 self.note(&result);
                 for entry in group {
-                    // Nobody waits any more.
+                    // The caller may have stopped waiting.
                     drop(entry.done.send(result.clone()));
                 }
             }
         }
-        outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread broke while it wrote".into())))
+        outcome.await.unwrap_or_else(|_| Err(JournalError::Write("the write was abandoned".into())))
     }
 
     fn note(&self, result: &Result<(), JournalError>) {
@@ -242,10 +242,10 @@ impl Journal {
         match result {
             Ok(()) => {
                 if failing.take().is_some() {
-                    tracing::info!("the journal is written again");
+                    tracing::info!("the journal can be written again");
                 }
             }
-            // The database has its own messages, and says nothing of the journal's state.
+            // A failure of the database is reported elsewhere and says nothing about the journal.
             Err(error) if !matches!(error, JournalError::Write(_)) => {}
             Err(error) => {
                 metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
@@ -266,10 +266,10 @@ impl Journal {
             self.finish(writer).await?;
         }
         if matches!(self.medium, Medium::Folder(_)) && writer.open.is_none() {
-            // A new file begins with them: those before it may have been lost with what made the last attempt fail.
+            // A new file begins with the certificates: the failure before it may have lost the earlier ones.
             writer.certificates = None;
         }
-        // Before its rows are read: what changes later is written later.
+        // Taken before its rows are read, so that a later change is written later.
         let registry = self.sources.trust.registry().ok();
         let mut records = self.certificates(writer, today).await?;
         let mut marks = Journaled::default();
@@ -291,8 +291,8 @@ impl Journal {
         Ok(self.sources.store.journaled(&marks).await?)
     }
 
-    /// The certificates, if they have changed since this instance last wrote them, or that was on another day (the
-    /// day's files can be forgotten). A registry that is read again and has not changed is the same one.
+    /// The certificates, if they have changed since this instance last wrote them, or if that was on another day, whose
+    /// files may be deleted. A registry that is read again and has not changed is the same object.
     async fn certificates(
         &self,
         writer: &mut WriterState,
@@ -328,7 +328,7 @@ impl Journal {
         records: Vec<JournalRecord>,
     ) -> Result<usize, JournalError> {
         let mut group = Group { records, after_day: 0 };
-        // A failure leaves none open: the next attempt begins a new file.
+        // After a failure no file is open, and the next attempt begins a new one.
         let mut open = match writer.open.take() {
             Some(open) => open,
             None => {
@@ -367,8 +367,8 @@ impl Journal {
         sealed.map_err(|e| JournalError::Write(e.to_string()))
     }
 
-    /// A file that has vanished before its time took with it what only the database has now: all of that is written
-    /// again, and the next file follows none.
+    /// If this instance's last file was deleted too early, the journal has lost records that the database has. Then
+    /// everything in the database is written again, and the next file has no predecessor.
     async fn replace_lost(
         &self,
         writer: &mut WriterState,
@@ -385,7 +385,7 @@ impl Journal {
         tracing::error!(
             name,
             rows,
-            "a file of the journal has vanished: everything that the database holds is written to the journal again"
+            "a file of the journal is missing: everything that the database holds is written to the journal again"
         );
         writer.last = None;
         Ok(())

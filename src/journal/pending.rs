@@ -1,4 +1,4 @@
-//! Making up for what is not in the journal yet.
+//! Writing what is in the database and not yet in the journal.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ use crate::{
     workers::Workers,
 };
 
-/// An upload that is not in the journal after this long has been left behind by its instance.
+/// An upload that is not in the journal after this time was left behind by its instance.
 const LEFT_BEHIND: TimeDelta = TimeDelta::seconds(10);
-/// Uploads that are read at once to make up for it.
+/// Uploads that were left behind and are read at once.
 const UPLOADS: u64 = 8;
 /// Batches and withdrawals that are read at once.
 const ROWS: u64 = 200;
@@ -35,7 +35,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Unreadable {
     /// When all that waited was last tried.
     tried: Option<DateTime<Utc>>,
-    /// By their numbers: which one, why, and what helps.
+    /// By their numbers: which upload it is, why it cannot be read, and what helps.
     uploads: BTreeMap<i64, String>,
 }
 
@@ -54,7 +54,7 @@ impl Recording {
         self.0.as_deref()
     }
 
-    /// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
+    /// Writes an upload that has just been stored, before its sender is answered. Does nothing without a journal.
     pub async fn upload(&self, upload: &mut VerifiedUpload, id: i64) -> Result<(), JournalError> {
         let Some(journal) = &self.0 else { return Ok(()) };
         let keys = upload.take_encoding();
@@ -106,8 +106,8 @@ impl Recording {
         Ok(journal.append_upload(id, record).await?)
     }
 
-    /// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
-    /// tries again; nobody else waits for a disk that is known to hang.
+    /// Before batches are formed: an error when the journal could not be written at the last attempt. Only the journal's
+    /// own job retries, so that nothing else waits for a disk that hangs.
     pub fn ready_for_batches(&self) -> Result<(), JournalError> {
         self.0.as_ref().and_then(|journal| journal.failing()).map_or(Ok(()), Err)
     }
@@ -147,7 +147,7 @@ impl Recording {
         let Some(journal) = &self.0 else { return };
         let watch = health.watch(Job::Journal.name(), self.interval(PACE));
         let turn = async || match journal.turn(&self, &watch).await {
-            // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
+            // It is logged, `ready` warns of it, and downloads continue: the instance stays ready.
             Err(JournalError::Write(_)) => Ok(()),
             other => other,
         };
@@ -220,7 +220,7 @@ impl Journal {
         lock(&self.unreadable).uploads.len()
     }
 
-    /// What the operator should know although uploads are accepted.
+    /// Warnings for the operator while uploads are accepted.
     pub fn warnings(&self) -> Vec<String> {
         let unreadable = lock(&self.unreadable);
         let of_uploads = unreadable.uploads.values().next().map(|first| {
@@ -232,11 +232,11 @@ impl Journal {
         self.keeping().into_iter().chain(of_uploads).collect()
     }
 
-    /// Writes uploads that were left behind. Those that cannot be read keep waiting, so that they get into no batch, and
-    /// keep no others from the journal.
+    /// Writes uploads that were left behind. Those that cannot be read keep waiting: they get into no batch, and do not
+    /// delay other uploads.
     async fn missing_uploads(&self, steps: &Steps<'_>) -> Result<(), JournalError> {
         let now = self.sources.clock.now();
-        // Each look reads all keys of each.
+        // Each attempt reads all keys of each of them.
         let known = {
             let unreadable = lock(&self.unreadable);
             let fresh = unreadable.tried.is_some_and(|tried| now - tried < AGAIN);
@@ -260,7 +260,7 @@ impl Journal {
                             marks.uploads.push(id);
                             continue;
                         }
-                        // It expired meanwhile, or was withdrawn because it could not be read.
+                        // It has expired, or was withdrawn because it could not be read.
                         Err(_) if !self.sources.store.is_wanted(id, self.sources.chain.oldest()).await? => {
                             marks.uploads.push(id);
                             continue;

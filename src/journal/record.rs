@@ -18,7 +18,7 @@ pub(super) struct Group {
     #[prost(message, repeated, tag = "1")]
     pub(super) records: Vec<JournalRecord>,
     /// In the first group of a segment the day of the one before it, in days since the beginning of year 1; else 0. It
-    /// tells whether that one must still be there.
+    /// decides whether that one must still exist.
     #[prost(int32, tag = "2")]
     pub(super) after_day: i32,
 }

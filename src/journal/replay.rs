@@ -38,8 +38,8 @@ pub struct Replayed {
 }
 
 /// Fills the empty database with what the journal has and what has not expired: each upload is verified as when it
-/// came, and gets the number that it had. All batches appear at the end, at once. When it was cut off, calling it
-/// again goes on.
+/// came, and gets the number that it had. All batches appear at the end, at once. When it was interrupted, calling it
+/// again continues.
 ///
 /// With `accept_losses` what is damaged or missing is left out, and the rest is brought back.
 pub async fn replay(

@@ -4,7 +4,7 @@
 //! instance's segments, its day, and the number and hash of the segment before. A frame is `length (4 bytes) ‖ check (4
 //! bytes) ‖ key id ‖ nonce ‖ ciphertext ‖ tag`: a group of records, encrypted with the gateway's key
 //! ([`Keyring`]), authenticated together with the header and the frame's number. So a frame that is altered, moved
-//! or missing does not open, and the others do; a missing segment is missed by its number, and a segment that
+//! or missing does not open, and the others do; a missing segment is noticed by its number, and a segment that
 //! was cut at its end by the hash in the next one. (The last one of an instance may have been cut by a crash.)
 
 use chrono::{Datelike, NaiveDate};
@@ -22,10 +22,10 @@ const PREFIX: usize = 8;
 /// How many missing frames in a row are recognised as such.
 const GAP: u64 = 64;
 
-/// Of a segment before which there is none.
+/// The `previous` of a segment that has no predecessor.
 pub(super) const FIRST: [u8; 32] = [0; 32];
 
-/// What a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// [`crate::instance::Instance::id`].
@@ -120,7 +120,7 @@ fn binding(header_hash: &[u8; 32], frame: u64) -> [u8; 32] {
         .into()
 }
 
-/// Tells a length that was damaged from a frame that was not written to its end.
+/// Distinguishes a damaged length from a frame that was not written completely.
 fn check(length: [u8; 4]) -> [u8; 4] {
     let hash = Sha256::digest(length);
     [hash[0], hash[1], hash[2], hash[3]]

@@ -1,7 +1,7 @@
 //! Statements about the log, and their signatures.
 //!
-//! The statements of all instances form one list without gaps, each with the hash of the one before it. So who
-//! keeps the newest one, holds all of them: a whole chain of records that vanished is still named in the list.
+//! The statements of all instances form one list without gaps, each with the hash of the one before it. So a copy of
+//! the newest one covers all of them, and a deleted chain of records is still named in the list.
 
 use std::path::Path;
 
@@ -26,9 +26,9 @@ pub enum StatementKind {
     Start,
     /// The chain of an instance has this record and all before it.
     Head,
-    /// The chain's records up to this one are forgotten because of their age.
+    /// The chain's records up to this one are deleted because of their age.
     Cut,
-    /// The statements before the number `sequence` are forgotten because of their age.
+    /// The statements before the number `sequence` are deleted because of their age.
     Trim,
 }
 
@@ -48,9 +48,9 @@ impl StatementKind {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
-    /// Says what this is, so that the signature cannot be taken for another one.
+    /// Says what this is, so that the signature cannot be used for anything else.
     pub log: String,
-    /// Place in the list, from 1.
+    /// Number in the list, from 1.
     pub number: i64,
     /// What it says.
     pub kind: StatementKind,
@@ -63,7 +63,7 @@ pub struct Statement {
     pub sequence: i64,
     /// That record's hash, 64 hexadecimal digits.
     pub hash: String,
-    /// Of a cut or a trim: why the operator had something forgotten that was not as it was written.
+    /// Of a cut or a trim: why the operator forced the deletion of what was not as it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub although: Option<String>,
     /// When it was made, UTC.
@@ -75,7 +75,7 @@ pub struct Statement {
 const LOG: &str = "efgs-access-log-v1";
 
 impl Statement {
-    /// One that has no place in the list yet.
+    /// A statement that has no number in the list yet.
     pub fn new(kind: StatementKind, instance: &str, end: &ChainEnd, at: DateTime<Utc>) -> Self {
         Self {
             log: LOG.to_owned(),

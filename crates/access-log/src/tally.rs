@@ -6,7 +6,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 
 use super::{Entry, operation};
 
-/// Stands for callers who were not let in.
+/// Stands for callers who were not admitted.
 pub const NOBODY: &str = "--";
 
 /// What a country did on a day.
@@ -20,7 +20,7 @@ pub struct Tally {
     pub upload_keys: u64,
     /// Bytes of their bodies.
     pub upload_bytes: u64,
-    /// Uploads that the country took back.
+    /// Uploads that the country withdrew.
     pub withdrawals: u64,
     /// Keys in them.
     pub withdrawn_keys: u64,
@@ -36,9 +36,9 @@ pub struct Tally {
     pub download_bytes: u64,
     /// Audits.
     pub audits: u64,
-    /// Calls to the country that it took.
+    /// Callbacks that the country accepted.
     pub callbacks_delivered: u64,
-    /// Calls that failed.
+    /// Callbacks that failed.
     pub callbacks_failed: u64,
     /// Answers 4xx.
     pub client_errors: u64,
@@ -46,7 +46,7 @@ pub struct Tally {
     pub server_errors: u64,
     /// When it last uploaded.
     pub last_upload_at: Option<DateTime<Utc>>,
-    /// When it last downloaded, or learned that it has everything.
+    /// When it last downloaded, or was told that it has everything.
     pub last_download_at: Option<DateTime<Utc>>,
 }
 

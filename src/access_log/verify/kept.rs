@@ -14,7 +14,7 @@ pub struct KeptStatements {
     statements: BTreeMap<i64, (Hash, bool)>,
     /// Of each chain the first record that a young one names, and the number of that statement.
     young: BTreeMap<String, (i64, i64)>,
-    /// What is wrong with them by themselves.
+    /// What is wrong with them, regardless of the database.
     faults: Vec<(i64, String)>,
 }
 
@@ -67,7 +67,7 @@ impl Evidence {
                 self.kept.fault(number, what);
             }
             Entry::Occupied(_) => {}
-            Entry::Vacant(place) => drop(place.insert((hash, young))),
+            Entry::Vacant(free) => drop(free.insert((hash, young))),
         }
         if young && statement.kind == StatementKind::Head {
             let first = self.kept.young.entry(statement.instance).or_insert((statement.sequence, number));

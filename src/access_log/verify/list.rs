@@ -8,8 +8,9 @@ use super::{
 };
 use crate::store::{Store, StoreError, StoredStatement};
 
-/// What is said to be forgotten. It counts only when it is signed, or, from before signing began, when an unbroken run
-/// of hashes leads from it to a statement that is: anybody who can write to the database can write one that is not.
+/// Deletions by the retention, as statements say. They count only when they are signed, or, from before signing began,
+/// when an unbroken run of hashes leads to a signed statement: write access to the database suffices to write an
+/// unsigned one.
 #[derive(Debug, Default)]
 struct StatedDeletions {
     /// Of each chain the last record, and its hash.
@@ -45,7 +46,7 @@ impl StatedDeletions {
     }
 }
 
-/// Statements that are not there.
+/// Missing statements.
 struct Gap {
     from: i64,
     to: i64,

@@ -1,7 +1,7 @@
-//! What is old enough to be forgotten, and whether it is as it was written.
+//! What is old enough to be deleted, and whether it is as it was written.
 //!
-//! Nothing is believed because a column says so: the age of statements is that of their signed text, and the age of
-//! records that of the statements about them, or the one that is in their hash.
+//! Columns are not trusted: the age of a statement comes from its signed text, and the age of a record from the
+//! statements about it or from what its hash covers.
 
 use std::collections::{HashMap, HashSet};
 
@@ -67,7 +67,7 @@ pub(in crate::access_log) async fn walk(
             if past.last.is_some() {
                 past.next.get_or_insert(number);
             }
-            // A run that was cut off has left some that are before the beginning.
+            // An interrupted run may have left statements that are before the beginning.
             let expected = last.map_or(begin.min(number), |(before, _)| before.saturating_add(1));
             if number < 1 {
                 past.faults.push((number, "a statement before the beginning of the list: it was inserted"));
@@ -162,7 +162,7 @@ impl OldStatements {
         }
         for (instance, chain) in self.chains.iter().filter(|(instance, _)| !live.contains(*instance)) {
             let Some((_, head, _)) = chain.head.filter(|(number, ..)| *number < stays) else { continue };
-            // Its records are not there any more, and nobody will be able to say so.
+            // Its records are missing, and without this statement that can no longer be proved.
             let cut = newest_cut(store, evidence, instance).await?.map_or(0, |(cut, _)| cut);
             if cut < head {
                 missing(report, Some(instance), cut + 1, head);
