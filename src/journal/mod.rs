@@ -309,9 +309,9 @@ impl Journal {
             return Ok(Vec::new());
         }
         writer.certificates = None;
-        let at = self.sources.clock.now();
+        let at = self.sources.clock.now().timestamp_micros();
         let rows = self.sources.store.certificates().await?;
-        Ok(rows.iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
+        Ok(rows.into_iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
     }
 
     fn header(&self, writer: &mut WriterState, day: NaiveDate) -> Header {

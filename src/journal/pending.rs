@@ -7,7 +7,7 @@ use efgs_protocol::wire;
 
 use super::{
     Journal, JournalError, lock,
-    record::{Event, UploadRecord},
+    record::{Event, UploadRecord, WithdrawalRecord},
 };
 use crate::{
     health::{Health, JobWatch},
@@ -136,8 +136,9 @@ impl Recording {
                 ..Journaled::default()
             };
             let records = batches.into_iter().map(|batch| Event::Batch(batch.into()).into());
-            let records =
-                records.chain(withdrawals.into_iter().map(|row| Event::Withdrawal(row.into()).into()));
+            let records = records.chain(
+                withdrawals.into_iter().map(|row| Event::Withdrawal(WithdrawalRecord::new(row)).into()),
+            );
             journal.append(records.collect(), marks).await?;
         }
     }

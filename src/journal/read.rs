@@ -200,7 +200,7 @@ impl Contents {
         self.problems.extend(problems);
         for event in events {
             let readable = match event {
-                Event::Upload(upload) => upload.into_parts().map(|(row, _)| {
+                Event::Upload(upload) => upload.row().map(|row| {
                     info.uploads += 1;
                     info.keys += u64::from(row.amount);
                     let facts = UploadFacts { amount: row.amount, uploaded_at: row.uploaded_at };
@@ -276,7 +276,10 @@ impl Contents {
             // The survey has reported what cannot be read.
             let Ok(Some(segment)) = segment else { return Ok(()) };
             let uploads = segment.events.into_iter().filter_map(|event| match event {
-                Event::Upload(upload) => upload.into_parts(),
+                Event::Upload(mut upload) => {
+                    let keys = std::mem::take(&mut upload.keys);
+                    Some((upload.row()?, keys))
+                }
                 _ => None,
             });
             let new: Vec<_> = uploads
