@@ -197,17 +197,38 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<VerificationRe
     Ok(report)
 }
 
+/// Statements in the order of their numbers, read in pages.
+struct Statements<'a> {
+    store: &'a Store,
+    page: VecDeque<StoredStatement>,
+    /// The number from which the next page is read; `None` after the last page.
+    from: Option<i64>,
+}
+
+impl<'a> Statements<'a> {
+    fn new(store: &'a Store, from: i64) -> Self {
+        Self { store, page: VecDeque::new(), from: Some(from) }
+    }
+
+    async fn next(&mut self) -> Result<Option<StoredStatement>, StoreError> {
+        if let Some(from) = self.from.filter(|_| self.page.is_empty()) {
+            self.page = self.store.statements_from(from, PAGE).await?.into();
+            // The greatest number has no successor.
+            self.from = self.page.back().and_then(|last| last.number.checked_add(1));
+        }
+        Ok(self.page.pop_front())
+    }
+}
+
 /// Whether a chain is named now: it may have begun after the statements were read.
 async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreError> {
-    let mut from = 1;
-    loop {
-        let page = store.statements_from(from, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(false) };
-        from = last.number.saturating_add(1);
-        if page.iter().any(|statement| statement.instance == instance) {
+    let mut statements = Statements::new(store, 1);
+    while let Some(statement) = statements.next().await? {
+        if statement.instance == instance {
             return Ok(true);
         }
     }
+    Ok(false)
 }
 
 /// The last record of a chain that is forgotten, and its hash.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{Hash, ORIGIN, SignedStatement, Statement, StatementKind, digest, hex},
-    Evidence, Forced, MOST, PAGE, StatedChain, VerificationReport, missing, parse,
+    Evidence, Forced, MOST, StatedChain, Statements, VerificationReport, missing, parse,
 };
 use crate::store::{Store, StoreError, StoredStatement};
 
@@ -70,70 +70,65 @@ pub(super) async fn walk(
     let mut unsigned = StatedDeletions::default();
     let mut bare = UnsignedRun::default();
     let mut last: Option<(i64, Hash)> = None;
-    let mut from = Some(i64::MIN);
-    while let Some(first) = from {
-        let page = store.statements_from(first, PAGE).await?;
-        // Nothing is behind the greatest of all numbers.
-        from = page.last().and_then(|last| last.number.checked_add(1));
-        for row in page {
-            report.statements += 1;
-            let number = row.number;
-            if number < 1 {
-                report.fault(None, number, "a statement before the beginning of the list: it was inserted");
-                continue;
+    let mut statements = Statements::new(store, i64::MIN);
+    while let Some(row) = statements.next().await? {
+        report.statements += 1;
+        let number = row.number;
+        if number < 1 {
+            report.fault(None, number, "a statement before the beginning of the list: it was inserted");
+            continue;
+        }
+        let expected = last.map_or(1, |(before, _)| before + 1);
+        if number > expected && gaps.len() < MOST {
+            let inside = last.is_some() && exists(store, expected - 1).await?;
+            gaps.push(Gap { from: expected, to: number - 1, inside });
+        }
+        let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
+        let follows = if number == 1 { Some(ORIGIN) } else { follows };
+        last = Some((number, digest(&row.signed.statement)));
+        let signed = signature(&row.signed, number, evidence, &mut bare, report);
+        while let Some((before, _, young)) = kept.next_if(|(before, ..)| *before < number) {
+            gone.push((before, young));
+        }
+        if let Some((_, kept, _)) = kept.next_if(|(kept, ..)| *kept == number) {
+            report.compared += 1;
+            if last.is_some_and(|(_, digest)| digest != kept) {
+                report.fault(None, number, "the statement is another one than was kept elsewhere");
             }
-            let expected = last.map_or(1, |(before, _)| before + 1);
-            if number > expected && gaps.len() < MOST {
-                let inside = last.is_some() && exists(store, expected - 1).await?;
-                gaps.push(Gap { from: expected, to: number - 1, inside });
+        }
+        let Some(statement) = read(&row) else {
+            report.fault(None, number, "the statement was changed");
+            unsigned = StatedDeletions::default();
+            continue;
+        };
+        let linked = follows.is_some_and(|previous| hex(&previous) == statement.previous);
+        if !linked {
+            unsigned = StatedDeletions::default();
+            if follows.is_some() {
+                report.fault(
+                    None,
+                    number,
+                    "the statement does not follow the one before it: one of them was changed",
+                );
             }
-            let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
-            let follows = if number == 1 { Some(ORIGIN) } else { follows };
-            last = Some((number, digest(&row.signed.statement)));
-            let signed = signature(&row.signed, number, evidence, &mut bare, report);
-            while let Some((before, _, young)) = kept.next_if(|(before, ..)| *before < number) {
-                gone.push((before, young));
-            }
-            if let Some((_, kept, _)) = kept.next_if(|(kept, ..)| *kept == number) {
-                report.compared += 1;
-                if last.is_some_and(|(_, digest)| digest != kept) {
-                    report.fault(None, number, "the statement is another one than was kept elsewhere");
-                }
-            }
-            let Some(statement) = read(&row) else {
-                report.fault(None, number, "the statement was changed");
-                unsigned = StatedDeletions::default();
-                continue;
-            };
-            let linked = follows.is_some_and(|previous| hex(&previous) == statement.previous);
-            if !linked {
-                unsigned = StatedDeletions::default();
-                if follows.is_some() {
-                    report.fault(
-                        None,
-                        number,
-                        "the statement does not follow the one before it: one of them was changed",
-                    );
-                }
-            }
-            if signed || !evidence.demands(number) {
-                unsigned.add(&statement);
-            }
-            if signed || evidence.keys.is_empty() {
-                forgotten.append(&mut unsigned);
-            }
-            if let Some(because) = &statement.although {
-                let instance = (statement.kind != StatementKind::Trim).then(|| statement.instance.clone());
-                let (sequence, because) = (statement.sequence, because.clone());
-                report.forced.push(Forced { number, instance, sequence, because });
-            }
-            if statement.kind != StatementKind::Trim {
-                let young = statement.kind == StatementKind::Head && evidence.is_young(&statement);
-                let chain = known.entry(statement.instance).or_default();
-                chain.last = chain.last.max(statement.sequence);
-                if young {
-                    chain.note_young(statement.sequence, number);
-                }
+        }
+        if signed || !evidence.demands(number) {
+            unsigned.add(&statement);
+        }
+        if signed || evidence.keys.is_empty() {
+            forgotten.append(&mut unsigned);
+        }
+        if let Some(because) = &statement.although {
+            let instance = (statement.kind != StatementKind::Trim).then(|| statement.instance.clone());
+            let (sequence, because) = (statement.sequence, because.clone());
+            report.forced.push(Forced { number, instance, sequence, because });
+        }
+        if statement.kind != StatementKind::Trim {
+            let young = statement.kind == StatementKind::Head && evidence.is_young(&statement);
+            let chain = known.entry(statement.instance).or_default();
+            chain.last = chain.last.max(statement.sequence);
+            if young {
+                chain.note_young(statement.sequence, number);
             }
         }
     }

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     super::{ChainEnd, Hash, StatementKind, digest, hex},
-    ChainWalk, Evidence, PAGE, StatedChain, VerificationReport, missing, newest_cut, parse,
+    ChainWalk, Evidence, PAGE, StatedChain, Statements, VerificationReport, missing, newest_cut, parse,
 };
 use crate::store::{Store, StoreError};
 
@@ -57,48 +57,42 @@ pub(in crate::access_log) async fn walk(
     let trims = store.newest_trims(PAGE).await?;
     let begin = trims.iter().find_map(|row| evidence.read(row)).map_or(1, |trim| trim.sequence);
     let mut last: Option<(i64, Hash)> = None;
-    let mut from = Some(i64::MIN);
-    while let Some(first) = from {
-        let page = store.statements_from(first, PAGE).await?;
-        from = page.last().and_then(|last| last.number.checked_add(1));
-        for row in page {
-            let number = row.number;
-            past.first.get_or_insert(number);
-            if past.last.is_some() {
-                past.next.get_or_insert(number);
-            }
-            // An interrupted run may have left statements that are before the beginning.
-            let expected = last.map_or(begin.min(number), |(before, _)| before.saturating_add(1));
-            if number < 1 {
-                past.faults.push((number, "a statement before the beginning of the list: it was inserted"));
-            } else if number > expected {
-                past.faults.push((expected, "statements are missing from here on"));
-            }
-            let follows = last.filter(|_| number == expected).map(|(_, digest)| hex(&digest));
-            last = Some((number, digest(&row.signed.statement)));
-            let Some(statement) = evidence.read(&row) else {
-                past.faults.push((number, "the statement was changed, or is not signed with a known key"));
-                continue;
-            };
-            if follows.is_some_and(|previous| previous != statement.previous) {
-                past.faults.push((number, "the statement does not follow the one before it"));
-            }
-            if row.at.is_none_or(|at| at >= before) {
-                past.young = Some(number);
-                return Ok(past);
-            }
-            (past.last, past.next) = (Some(number), None);
-            let chain = match statement.kind {
-                StatementKind::Trim => continue,
-                _ => past.chains.entry(statement.instance).or_insert(OldChain { from: number, head: None }),
-            };
-            match statement.kind {
-                StatementKind::Cut => chain.from = number,
-                StatementKind::Head => {
-                    chain.head = Some((number, statement.sequence, parse(&statement.hash)))
-                }
-                StatementKind::Start | StatementKind::Trim => {}
-            }
+    let mut statements = Statements::new(store, i64::MIN);
+    while let Some(row) = statements.next().await? {
+        let number = row.number;
+        past.first.get_or_insert(number);
+        if past.last.is_some() {
+            past.next.get_or_insert(number);
+        }
+        // An interrupted run may have left statements that are before the beginning.
+        let expected = last.map_or(begin.min(number), |(before, _)| before.saturating_add(1));
+        if number < 1 {
+            past.faults.push((number, "a statement before the beginning of the list: it was inserted"));
+        } else if number > expected {
+            past.faults.push((expected, "statements are missing from here on"));
+        }
+        let follows = last.filter(|_| number == expected).map(|(_, digest)| hex(&digest));
+        last = Some((number, digest(&row.signed.statement)));
+        let Some(statement) = evidence.read(&row) else {
+            past.faults.push((number, "the statement was changed, or is not signed with a known key"));
+            continue;
+        };
+        if follows.is_some_and(|previous| previous != statement.previous) {
+            past.faults.push((number, "the statement does not follow the one before it"));
+        }
+        if row.at.is_none_or(|at| at >= before) {
+            past.young = Some(number);
+            return Ok(past);
+        }
+        (past.last, past.next) = (Some(number), None);
+        let chain = match statement.kind {
+            StatementKind::Trim => continue,
+            _ => past.chains.entry(statement.instance).or_insert(OldChain { from: number, head: None }),
+        };
+        match statement.kind {
+            StatementKind::Cut => chain.from = number,
+            StatementKind::Head => chain.head = Some((number, statement.sequence, parse(&statement.hash))),
+            StatementKind::Start | StatementKind::Trim => {}
         }
     }
     Ok(past)
