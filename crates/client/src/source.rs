@@ -26,8 +26,10 @@ use efgs_protocol::{
 use serde::{Serialize, de::IgnoredAny};
 use tokio_util::sync::CancellationToken;
 
-pub use gaen::{GaenDefaults, GaenProblem};
+pub use gaen::GaenDefaults;
 use stream::{Stoppable, Stream};
+
+use crate::gaen::ReadError;
 
 /// As many bytes as are looked at to tell the formats apart.
 const START: u64 = 64 << 10;
@@ -79,9 +81,9 @@ pub enum SourceProblem {
     /// It is not what it seems to be.
     #[error("{0}")]
     Malformed(String),
-    /// A GAEN export that cannot be used.
+    /// A GAEN export that cannot be read, or whose signature does not verify.
     #[error(transparent)]
-    Gaen(#[from] GaenProblem),
+    Gaen(#[from] ReadError),
     /// Reading was stopped.
     #[error("reading was stopped")]
     Stopped,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     gaen::{ReadError, VerifyingKey},
-    source::{GaenDefaults, GaenProblem, Source, SourceError, SourceProblem},
+    source::{GaenDefaults, Source, SourceError, SourceProblem},
     state::StateError,
     upload::{Counts, Event, FileReport, Options, Outcome as End, Progress, Report, UploadError, Uploader},
 };
@@ -130,7 +130,7 @@ fn failure(error: UploadError) -> Failure {
     let exit = match &error {
         UploadError::State(StateError::InUse(_)) | UploadError::Stopped => Exit::Later,
         UploadError::Source(SourceError {
-            problem: SourceProblem::Gaen(GaenProblem::Read(ReadError::NotVerified { .. })),
+            problem: SourceProblem::Gaen(ReadError::NotVerified { .. }),
             ..
         }) => Exit::Unverified,
         _ => Exit::Failed,

@@ -109,7 +109,7 @@ impl Backend {
             let mut export = ExportFile::open(File::open(&path).unwrap()).unwrap();
             let signer = ExportSigner::from_pem(&self.key, "", "").unwrap();
             export.verify(&signer.verifying_key().unwrap()).unwrap();
-            let mut keys = export.into_keys().unwrap();
+            let mut keys = export.keys().unwrap();
             let entries: Vec<_> = keys.by_ref().map(Result::unwrap).map(|e| (e.section, e.key)).collect();
             let header = keys.header().unwrap();
             assert_eq!(header.region.as_deref(), Some(region));
