@@ -103,7 +103,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
             checks.extend(certificate(profile, CertificateType::Signing, signer.certificate(), now))
         }
         // A backend that never uploads needs none.
-        Err(error @ ProfileError::Missing { .. }) => checks.push(Check::skipped("signing", error)),
+        Err(error @ ProfileError::Missing(_)) => checks.push(Check::skipped("signing", error)),
         Err(error) => {
             checks.push(Check::failed("signing", error, "fix it, or remove `[signing]` and do not upload"))
         }
@@ -125,7 +125,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
                 )
             }));
         }
-        Err(ProfileError::Missing { .. }) => {}
+        Err(ProfileError::Missing(_)) => {}
         Err(error) => checks.push(Check::failed("callback", error, "fix it, or remove `[callback]`")),
     }
     match profile.export() {
@@ -133,7 +133,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
             checks.push(Check::ok("export", "the signing key exists, on the curve P-256"));
             checks.push(folder("export.folder", &export.folder));
         }
-        Err(ProfileError::Missing { .. }) => {}
+        Err(ProfileError::Missing(_)) => {}
         Err(error) => checks.push(Check::failed("export", error, "fix it, or remove `[export]`")),
     }
     checks.push(match profile.anchor() {

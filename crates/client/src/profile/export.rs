@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use efgs_protocol::{country::Country, key::ReportType};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Profile, ProfileError};
+use super::{DEFAULT_TIMEOUT, Profile, ProfileError};
 use crate::{
     export::{Bucket, BucketSettings, ExportSettings, Period, Region},
     gaen::ExportSigner,
@@ -21,14 +21,11 @@ const COUNTRIES: [&str; 31] = [
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExportSection {
-    #[serde(default = "default_folder")]
-    folder: PathBuf,
-    #[serde(default = "default_batches")]
-    batches: PathBuf,
+    folder: Option<PathBuf>,
+    batches: Option<PathBuf>,
     pub(super) signing_key: PathBuf,
     key_id: String,
-    #[serde(default = "default_version")]
-    key_version: String,
+    key_version: Option<String>,
     countries: Option<Vec<Country>>,
     combined: Option<String>,
     #[serde(default)]
@@ -51,41 +48,15 @@ pub(super) struct ExportSection {
 struct BucketSection {
     endpoint: String,
     name: String,
-    #[serde(default = "default_region")]
-    region: String,
+    region: Option<String>,
     #[serde(default)]
     prefix: String,
-    #[serde(default = "default_path_style")]
-    path_style: bool,
+    path_style: Option<bool>,
     ca: Option<PathBuf>,
     access_key_file: Option<PathBuf>,
     secret_key_file: Option<PathBuf>,
-    #[serde(default = "default_timeout", with = "humantime_serde")]
-    timeout: Duration,
-}
-
-fn default_region() -> String {
-    "us-east-1".to_owned()
-}
-
-fn default_path_style() -> bool {
-    true
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(60)
-}
-
-fn default_folder() -> PathBuf {
-    PathBuf::from("phones")
-}
-
-fn default_batches() -> PathBuf {
-    PathBuf::from("batches")
-}
-
-fn default_version() -> String {
-    "v1".to_owned()
+    #[serde(default, with = "humantime_serde")]
+    timeout: Option<Duration>,
 }
 
 fn report_types<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ReportType>>, D::Error> {
@@ -119,10 +90,11 @@ impl Profile {
     /// When the section is missing, or its key cannot be used.
     pub fn export(&self) -> Result<ExportProfile, ProfileError> {
         let section = self.section("export", self.content.export.as_ref())?;
-        let refuse = |reason: String| ProfileError::Section { section: "export", reason };
+        let refuse = |reason: String| ProfileError::section("export", reason);
         let key = self.read("export.signing_key", &section.signing_key)?;
-        let signer = ExportSigner::from_pem(&key, &section.key_id, &section.key_version)
-            .map_err(|error| refuse(format!("`signing_key`: {error}")))?;
+        let signer =
+            ExportSigner::from_pem(&key, &section.key_id, section.key_version.as_deref().unwrap_or("v1"))
+                .map_err(|error| refuse(format!("`signing_key`: {error}")))?;
 
         let all = || COUNTRIES.iter().filter_map(|country| country.parse().ok()).collect();
         let countries: Vec<Country> = section.countries.clone().unwrap_or_else(all);
@@ -152,14 +124,14 @@ impl Profile {
                 signers: usual.signers,
                 trust_clock: usual.trust_clock,
             },
-            folder: self.resolve(&section.folder),
-            batches: self.resolve(&section.batches),
+            folder: self.resolve(section.folder.as_deref().unwrap_or("phones".as_ref())),
+            batches: self.resolve(section.batches.as_deref().unwrap_or("batches".as_ref())),
             bucket: section.bucket.as_ref().map(|section| self.bucket(section)).transpose()?,
         })
     }
 
     fn bucket(&self, section: &BucketSection) -> Result<Bucket, ProfileError> {
-        let refuse = |reason: String| ProfileError::Section { section: "export.bucket", reason };
+        let refuse = |reason: String| ProfileError::section("export.bucket", reason);
         let text = |key: &str, path| {
             let bytes = self.read(&format!("export.bucket.{key}"), path)?;
             let text =
@@ -176,9 +148,9 @@ impl Profile {
         let settings = BucketSettings {
             endpoint: section.endpoint.clone(),
             name: section.name.clone(),
-            region: section.region.clone(),
+            region: section.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
             prefix: section.prefix.clone(),
-            path_style: section.path_style,
+            path_style: section.path_style.unwrap_or(true),
             ca_pem: section.ca.as_ref().map(|path| text("ca", path)).transpose()?,
             credentials: credentials.ok_or_else(|| {
                 refuse(
@@ -187,7 +159,7 @@ impl Profile {
                         .into(),
                 )
             })?,
-            timeout: section.timeout,
+            timeout: section.timeout.unwrap_or(DEFAULT_TIMEOUT),
         };
         Bucket::new(settings).map_err(|error| refuse(error.to_string()))
     }
