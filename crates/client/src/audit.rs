@@ -5,8 +5,8 @@
 
 use std::{
     fmt::{self, Write as _},
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
 };
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
@@ -55,25 +55,9 @@ pub struct Audited {
 /// Why the audit of a stored batch cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The batch cannot be read.
+    /// The batch or the audit beside it cannot be read.
     #[error(transparent)]
-    Batch(#[from] StoredError),
-    /// There is no audit beside the batch, or it cannot be read.
-    #[error("cannot read the audit {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// The file is not an audit.
-    #[error("{} is not an audit of a batch: {source}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    Stored(#[from] StoredError),
     /// The gateway did not answer, or said no.
     #[error(transparent)]
     Gateway(#[from] Error),
@@ -200,10 +184,7 @@ impl Auditor {
         let download =
             gateway.download(date, Some(tag), crate::Format::Protobuf).await?.ok_or_else(no_batch)?;
         let answered = Tag::new(&download.batch_tag)?;
-        if !asked.may_be(&answered) {
-            let answered = download.batch_tag;
-            return Err(ChainError::OtherBatch { asked: tag.to_owned(), answered }.into());
-        }
+        asked.check_answer(&answered)?;
         let answer = gateway.ask_audit(date, tag).await?;
         let uploads = answer.entries().map_err(|e| Error::Unexpected(e.to_string()))?;
         let audited = Audited {
@@ -222,9 +203,11 @@ impl Audited {
     ///
     /// # Errors
     /// When the file is missing or not an audit.
-    pub fn read(path: &Path) -> Result<Self, AuditError> {
-        let bytes = fs::read(path).map_err(|source| AuditError::Read { path: path.to_owned(), source })?;
-        serde_json::from_slice(&bytes).map_err(|source| AuditError::Content { path: path.to_owned(), source })
+    pub fn read(path: &Path) -> Result<Self, StoredError> {
+        let shown = path.display();
+        let bytes = fs::read(path).map_err(|e| StoredError(format!("cannot read the audit {shown}: {e}")))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| StoredError(format!("{shown} is not an audit of a batch: {e}")))
     }
 }
 

@@ -73,7 +73,7 @@ impl Receiver {
         }
         let tls = TlsAcceptor::from(Arc::new(config(identity, gateway)?));
         let listener =
-            TcpListener::bind(listen).await.map_err(|source| ReceiverError::Listen { listen, source })?;
+            TcpListener::bind(listen).await.map_err(|error| ReceiverError::Listen(listen, error))?;
         Ok(Self { listener, tls, path: path.into() })
     }
 
@@ -202,11 +202,6 @@ pub enum ReceiverError {
     #[error("the certificate of the callback server cannot be used: {0}")]
     Identity(String),
     /// The address cannot be listened at.
-    #[error("cannot listen at {listen}: {source}")]
-    Listen {
-        /// The address.
-        listen: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("cannot listen at {0}: {1}")]
+    Listen(SocketAddr, io::Error),
 }

@@ -108,7 +108,7 @@ impl Target {
         match self {
             Self::Folder { path, format } => {
                 let lock = Lock::take(&path, LOCK).map_err(|error| match error {
-                    StateError::InUse(path) => DownloadError::TargetInUse { path },
+                    StateError::InUse(path) => DownloadError::TargetInUse(path),
                     error => error.into(),
                 })?;
                 if cursor.is_none() {
@@ -131,7 +131,7 @@ impl Target {
                 let mut file = file.map_err(StateError::io(&path))?;
                 match file.try_lock() {
                     Ok(()) => {}
-                    Err(TryLockError::WouldBlock) => return Err(DownloadError::TargetInUse { path }),
+                    Err(TryLockError::WouldBlock) => return Err(DownloadError::TargetInUse(path)),
                     Err(TryLockError::Error(error)) => return Err(StateError::io(&path)(error).into()),
                 }
                 let mut cut = || {
@@ -169,7 +169,7 @@ impl Open {
                     false => wire::encode(format, &batch.keys),
                 };
                 if fs::read(&path).is_ok_and(|there| there != body) {
-                    return Err(DownloadError::Occupied { path });
+                    return Err(DownloadError::Occupied(path));
                 }
                 let audit =
                     serde_json::to_vec_pretty(&batch.audited).map_err(|e| StateError::io(&path)(e.into()))?;
@@ -222,7 +222,7 @@ fn length(path: &Path, cursor: Option<&Cursor>) -> Result<Option<u64>, DownloadE
         Err(source) => return Err(StateError::io(path)(source).into()),
     };
     match cursor {
-        None if length > 0 => Err(DownloadError::Foreign { path: path.to_owned() }),
+        None if length > 0 => Err(DownloadError::Foreign(path.to_owned())),
         Some(cursor) if length < cursor.length => {
             Err(DownloadError::Shortened { path: path.to_owned(), length, expected: cursor.length })
         }

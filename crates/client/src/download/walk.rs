@@ -167,8 +167,11 @@ impl Downloader {
             let (tag, next) = check(&head, None, cursor, today)?;
             let date = tag.date().unwrap_or(day);
             if date < day {
-                let answered = tag.as_str().to_owned();
-                return Err(ChainError::TooEarly { since: day, answered, date }.into());
+                let tag = tag.as_str();
+                return Err(ChainError(format!(
+                    "the gateway was asked for a batch formed on or after {day} and answered with {tag} of {date}"
+                ))
+                .into());
             }
             return Ok(Some(Found { tag, date, etag: head.etag, next, body }));
         }
@@ -189,9 +192,7 @@ impl Downloader {
             }
         };
         let answered = Tag::new(&head.batch_tag)?;
-        if !last.tag.may_be(&answered) {
-            return Err(other_batch(&last.tag, &answered).into());
-        }
+        last.tag.check_answer(&answered)?;
         let next = head.next_batch_tag.as_deref().map(Tag::new).transpose()?;
         if let Some(next) = &next {
             next.check_day(self.today())?;
@@ -232,7 +233,12 @@ impl Downloader {
         if date < oldest(self.today()) {
             return Ok(Known::Expired);
         }
-        Err(ChainError::Forgotten { tag: tag.as_str().to_owned(), date }.into())
+        let tag = tag.as_str();
+        Err(ChainError(format!(
+            "the gateway does not know batch {tag} of {date}, which it must still serve: is it a different gateway \
+             from before? To start again with this one, download into another folder"
+        ))
+        .into())
     }
 
     /// Asks for a batch and reads all of it.
@@ -369,11 +375,7 @@ fn check(
     today: NaiveDate,
 ) -> Result<(Tag, Option<Tag>), ChainError> {
     let tag = Tag::new(&head.batch_tag)?;
-    if let Some(asked) = asked
-        && !asked.may_be(&tag)
-    {
-        return Err(other_batch(asked, &tag));
-    }
+    asked.map_or(Ok(()), |asked| asked.check_answer(&tag))?;
     tag.check_day(today)?;
     cursor.passed.check(&tag)?;
     let Some(next) = &head.next_batch_tag else { return Ok((tag, None)) };
@@ -383,10 +385,6 @@ fn check(
     passed.pass(&tag, cursor.last.as_ref().map_or_else(NaiveDate::default, |last| last.date));
     passed.check(&next)?;
     Ok((tag, Some(next)))
-}
-
-fn other_batch(asked: &Tag, answered: &Tag) -> ChainError {
-    ChainError::OtherBatch { asked: asked.as_str().to_owned(), answered: answered.as_str().to_owned() }
 }
 
 fn is_gone(error: &Error) -> bool {

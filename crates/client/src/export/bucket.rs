@@ -6,8 +6,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
-    path::{Path, PathBuf},
+    fmt, fs,
+    path::Path,
     time::Duration,
 };
 
@@ -62,51 +62,33 @@ pub struct BucketSettings {
     pub timeout: Duration,
 }
 
-/// Why a bucket cannot be used. Holds neither a credential nor a signed URL.
+/// Why a bucket cannot be used, and what to do about it. Holds neither a credential nor a signed URL.
 #[derive(Debug, thiserror::Error)]
-pub enum BucketError {
-    /// The settings.
-    #[error("the bucket cannot be used: {0}")]
-    Settings(String),
-    /// The store refused, or did not answer.
-    #[error("{what}: {reason}")]
-    Store {
-        /// What was asked of the store.
-        what: String,
-        /// What came of it, and what to do about it.
-        reason: String,
-        /// Whether the same operation may succeed later without a fix.
-        temporary: bool,
-    },
-    /// A file of the archives' folder cannot be read.
-    #[error("cannot read {}: {source}; `efgs export` must be able to read the whole folder", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+#[error("{reason}")]
+pub struct BucketError {
+    reason: String,
+    temporary: bool,
 }
 
 impl BucketError {
     /// Whether the same operation may succeed later without a fix: the store did not answer, or is
     /// overloaded (408, 429, 5xx).
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Store { temporary: true, .. })
+        self.temporary
     }
 
     /// A permanent error, until somebody fixes it.
-    fn store(what: &str, reason: String) -> Self {
-        Self::Store { what: what.to_owned(), reason, temporary: false }
+    fn permanent(reason: String) -> Self {
+        Self { reason, temporary: false }
     }
 
     fn answer(what: &str, error: crate::Error) -> Self {
         let temporary = error.is_temporary();
         let reason = match error {
-            crate::Error::NoAnswer { reason, .. } => format!("no answer from the store: {reason}"),
-            other => other.to_string(),
+            crate::Error::NoAnswer { reason, .. } => format!("{what}: no answer from the store: {reason}"),
+            other => format!("{what}: {other}"),
         };
-        Self::Store { what: what.to_owned(), reason, temporary }
+        Self { reason, temporary }
     }
 }
 
@@ -137,9 +119,9 @@ impl Bucket {
     /// Prepares the requests; nothing is connected yet.
     ///
     /// # Errors
-    /// [`BucketError::Settings`].
+    /// Names the setting that cannot be used.
     pub fn new(settings: BucketSettings) -> Result<Self, BucketError> {
-        let refuse = |reason: String| BucketError::Settings(reason);
+        let refuse = |reason: String| BucketError::permanent(format!("the bucket cannot be used: {reason}"));
         let url: Url =
             settings.endpoint.parse().map_err(|e| refuse(format!("`endpoint` is not a URL: {e}")))?;
         let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
@@ -206,14 +188,15 @@ impl Bucket {
             let page = connection::read_up_to(page, MAX_PAGE).await;
             let page = page.map_err(|error| BucketError::answer(&what, error))?;
             let page: ListObjectsV2Response = ListObjectsV2::parse_response(&String::from_utf8_lossy(&page))
-                .map_err(|error| BucketError::store(&what, format!("{error}; {CHECK}")))?;
+                .map_err(|error| BucketError::permanent(format!("{what}: {error}; {CHECK}")))?;
             all.extend(page.contents.into_iter().filter_map(|object| {
                 Some((object.key.strip_prefix(&self.prefix)?.to_owned(), object.size.unwrap_or_default()))
             }));
             let Some(next) = page.next_continuation_token else { return Ok(all) };
             if tokens.len() == MAX_PAGES || !tokens.insert(next.clone()) {
-                let reason = format!("the list does not end; {CHECK}, or give the archives a `prefix`");
-                return Err(BucketError::store(&what, reason));
+                let reason =
+                    format!("{what}: the list does not end; {CHECK}, or give the archives a `prefix`");
+                return Err(BucketError::permanent(reason));
             }
             token = Some(next);
         }
@@ -243,20 +226,15 @@ async fn answer(what: &str, sent: reqwest::Result<Response>) -> Result<Response,
     let text = String::from_utf8_lossy(&text);
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     let code: String = code.map_or("", |(code, _)| code).chars().take(64).collect();
-    let said = format!("the store answered {status} {code}");
+    let said = format!("{what}: the store answered {status} {code}");
     let said = said.trim_end();
     Err(match status.as_u16() {
-        408 | 429 | 500.. => {
-            BucketError::Store { what: what.to_owned(), reason: said.to_owned(), temporary: true }
-        }
-        401 | 403 => BucketError::store(
-            what,
-            format!(
-                "{said}; check the credentials, whether they may list, put and delete under the prefix, and this \
-                 machine's clock"
-            ),
-        ),
-        _ => BucketError::store(what, format!("{said}; {CHECK}")),
+        408 | 429 | 500.. => BucketError { reason: said.to_owned(), temporary: true },
+        401 | 403 => BucketError::permanent(format!(
+            "{said}; check the credentials, whether they may list, put and delete under the prefix, and this \
+             machine's clock"
+        )),
+        _ => BucketError::permanent(format!("{said}; {CHECK}")),
     })
 }
 
@@ -304,5 +282,10 @@ impl Exporter {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BucketError> {
-    fs::read(path).map_err(|source| BucketError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|error| {
+        let path = path.display();
+        BucketError::permanent(format!(
+            "cannot read {path}: {error}; `efgs export` must be able to read the whole folder"
+        ))
+    })
 }

@@ -24,6 +24,8 @@ const KEYS: &str = "keys-";
 const BEHIND: TimeDelta = TimeDelta::hours(1);
 /// How far ahead of the last run it may be. That far ahead, keys and archives are still kept for 12 days.
 const AHEAD: TimeDelta = TimeDelta::days(2);
+/// How many missing archives an error names.
+const MAX_NAMED: usize = 10;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,12 +105,19 @@ impl Manifest {
         if missing.is_empty() {
             return Ok(());
         }
-        Err(match &self.folder {
-            Some(known) if known != absolute => {
-                ExportError::OtherFolder { folder: absolute.to_owned(), known: known.clone() }
-            }
-            _ => ExportError::Missing { folder: absolute.to_owned(), paths: missing },
-        })
+        Err(ExportError::Folder(match &self.folder {
+            Some(known) if known != absolute => format!(
+                "the archives of this state folder are in {known}, not in {absolute}: export into that folder, move \
+                 it there unchanged, or use a profile with another state folder for the other one"
+            ),
+            _ => format!(
+                "{absolute} lacks {} of its archives: restore them from a backup or the bucket, or delete the state \
+                 folder's `export` to publish all keys again. Missing: {}{}",
+                missing.len(),
+                missing[..missing.len().min(MAX_NAMED)].join(", "),
+                if missing.len() > MAX_NAMED { ", …" } else { "" }
+            ),
+        }))
     }
 
     pub(super) fn load_table(&self, folder: &Path) -> Result<Table, StateError> {
