@@ -3,11 +3,7 @@
 //! [`Audited`] is what is kept beside a stored batch, so that it can be audited again without the gateway.
 //! [`Report`] is what an auditor finds, for people (its [`Display`](fmt::Display) is a table) and as JSON.
 
-use std::{
-    fmt::{self, Write as _},
-    fs,
-    path::Path,
-};
+use std::{fmt, fs, path::Path};
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use efgs_protocol::{
@@ -258,6 +254,16 @@ impl UploadReport {
             failures: verdict.failures.iter().map(explained).collect(),
         }
     }
+
+    /// What the table says.
+    fn verdict(&self) -> &'static str {
+        match (self.failures.is_empty(), self.first_key, self.used_sha1) {
+            (false, ..) => "FAILED",
+            (true, None, _) => "own",
+            (true, Some(_), true) => "ok, SHA-1",
+            (true, Some(_), false) => "ok",
+        }
+    }
 }
 
 /// A failure, with the remedy where there is one.
@@ -288,28 +294,27 @@ impl fmt::Display for Report {
         if let Some(problem) = &self.problem {
             writeln!(f, "  {problem}")?;
         }
-        let titles = ["", "country", "keys", "uploaded", "thumbprint", "operator", "verdict", "signer"];
-        let rows: Vec<[String; 8]> =
-            self.uploads.iter().enumerate().map(|(i, upload)| upload.row(i + 1)).collect();
-        if rows.is_empty() {
+        if self.uploads.is_empty() {
             return Ok(());
         }
-        let mut widths = titles.map(str::len);
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let mut line = |cells: [&str; 8]| {
-            let mut line = String::new();
-            for (cell, width) in cells.iter().zip(widths) {
-                write!(line, "{cell:width$}  ")?;
-            }
-            writeln!(f, "{}", line.trim_end())
-        };
-        line(titles)?;
-        for row in &rows {
-            line(row.each_ref().map(String::as_str))?;
+        let width = self.uploads.len().to_string().len();
+        writeln!(
+            f,
+            "{:width$}  country  keys    uploaded              thumbprint    operator  verdict    signer",
+            ""
+        )?;
+        for (number, upload) in (1..).zip(&self.uploads) {
+            let country = upload.country.as_str();
+            let time = upload.uploaded_time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let thumbprint = upload.signer_thumbprint.to_string();
+            let operator = if upload.vouched_for { "ok" } else { "NO" };
+            let line = format!(
+                "{number:<width$}  {country:7}  {:<6}  {time:20}  {thumbprint:.12}  {operator:8}  {:9}  {}",
+                upload.amount,
+                upload.verdict(),
+                upload.signer
+            );
+            writeln!(f, "{}", line.trim_end())?;
         }
         for (position, upload) in self.uploads.iter().enumerate() {
             for failure in &upload.failures {
@@ -317,29 +322,5 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
-    }
-}
-
-impl UploadReport {
-    fn row(&self, number: usize) -> [String; 8] {
-        let own = self.first_key.is_none();
-        let verdict = match (self.failures.is_empty(), own, self.used_sha1) {
-            (false, ..) => "FAILED",
-            (true, true, _) => "own",
-            (true, false, true) => "ok, SHA-1",
-            (true, false, false) => "ok",
-        };
-        let mut thumbprint = self.signer_thumbprint.to_string();
-        thumbprint.truncate(12);
-        [
-            number.to_string(),
-            self.country.to_string(),
-            self.amount.to_string(),
-            self.uploaded_time.to_rfc3339_opts(SecondsFormat::Secs, true),
-            thumbprint,
-            if self.vouched_for { "ok" } else { "NO" }.to_owned(),
-            verdict.to_owned(),
-            self.signer.clone(),
-        ]
     }
 }

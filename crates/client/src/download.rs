@@ -203,17 +203,6 @@ impl Downloader {
         Ok(Self { options, place: Arc::new(Mutex::new(place)), told: Mutex::default() })
     }
 
-    /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.
-    ///
-    /// When the future is dropped, the batch is either stored and passed, or neither.
-    ///
-    /// # Errors
-    /// [`DownloadError::Quarantined`] when the batch does not verify; the walk stays before it. For the others
-    /// see [`DownloadError`].
-    pub async fn next(&mut self) -> Result<Option<Released>, DownloadError> {
-        self.step().await
-    }
-
     /// Stores all batches that there are, and those that come, for as long as it is let: asks every `interval`
     /// (a little more or less, so that not all countries ask at once), and at once when `wake` is notified, for
     /// example by a callback. Reasons that pass by themselves do not end it.

@@ -74,6 +74,11 @@ impl Error {
             }
         }
     }
+
+    /// Whether the gateway rejected the request with this status and code.
+    pub(crate) fn is_refusal(&self, status: u16, code: &str) -> bool {
+        matches!(self, Self::Refused(by) if by.status == status && by.code.as_deref() == Some(code))
+    }
 }
 
 impl From<reqwest::Error> for Error {
@@ -136,12 +141,12 @@ pub struct Refusal {
 impl Refusal {
     pub(crate) fn new(status: u16, retry_after: Option<RetryAfter>, body: &[u8]) -> Self {
         #[derive(Default, Deserialize)]
-        struct Body {
+        struct ErrorBody {
             code: Option<String>,
             message: Option<String>,
         }
 
-        let Body { code, message } = serde_json::from_slice(body).unwrap_or_default();
+        let ErrorBody { code, message } = serde_json::from_slice(body).unwrap_or_default();
         Self { status, code, message, retry_after }
     }
 }

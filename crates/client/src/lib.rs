@@ -64,7 +64,7 @@ use efgs_protocol::{
     wire,
 };
 use reqwest::{
-    Response, Url,
+    RequestBuilder, Response, Url,
     header::{CONTENT_TYPE, DATE, HeaderMap},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -204,16 +204,7 @@ impl Gateway {
     /// See [`Error`].
     pub async fn withdraw(&self, tag: &UploadTag) -> Result<bool, Error> {
         let endpoint = self.endpoint(wire::UPLOAD_PATH, &[segment(tag.as_str())?]);
-        let response = self.http.delete(endpoint).send().await?;
-        if response.status() == 200 {
-            return Ok(true);
-        }
-        match refusal(response).await {
-            Error::Refused(Refusal { status: 404, code: Some(code), .. }) if code == "upload-not-found" => {
-                Ok(false)
-            }
-            error => Err(error),
-        }
+        self.delete(endpoint, "upload-not-found").await
     }
 
     /// Downloads a batch (spec §5.3): the one with this tag, or without a tag the first one formed on or after
@@ -227,7 +218,7 @@ impl Gateway {
         tag: Option<&str>,
         format: Format,
     ) -> Result<Option<Download>, Error> {
-        let Answer::Batch(head, keys) = self.ask(date, tag, format, None).await? else {
+        let (Answer::Batch(head, keys), _) = self.ask(date, tag, format, None).await? else {
             return Ok(None);
         };
         let keys = keys.read().await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
@@ -250,6 +241,15 @@ impl Gateway {
         self.base.as_str()
     }
 
+    /// Deletes something; `false` when the gateway says with this code that it is not there.
+    async fn delete(&self, endpoint: Url, not_found: &str) -> Result<bool, Error> {
+        match ok(self.http.delete(endpoint)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_refusal(404, not_found) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn endpoint(&self, path: &str, more: &[&str]) -> Url {
         let mut url = self.base.clone();
         // An https URL always has a path.
@@ -264,6 +264,12 @@ impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gateway").field("url", &self.base.as_str()).finish_non_exhaustive()
     }
+}
+
+/// The answer to a request, if its status is 200.
+async fn ok(request: RequestBuilder) -> Result<Response, Error> {
+    let response = request.send().await?;
+    if response.status() == 200 { Ok(response) } else { Err(refusal(response).await) }
 }
 
 async fn refusal(response: Response) -> Error {

@@ -15,8 +15,8 @@ use super::{
     release::{Bad, Found, verify},
 };
 use crate::{
-    Error, Refusal,
-    fetch::{Answer, AuditAnswer, Body, Head},
+    Error,
+    fetch::{Answer, Body, Head},
 };
 
 /// By how much the clocks of a country and of a gateway may differ.
@@ -30,7 +30,14 @@ enum Known<T> {
 }
 
 impl Downloader {
-    pub(super) async fn step(&mut self) -> Result<Option<Released>, DownloadError> {
+    /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.
+    ///
+    /// When the future is dropped, the batch is either stored and passed, or neither.
+    ///
+    /// # Errors
+    /// [`DownloadError::Quarantined`] when the batch does not verify; the walk stays before it. For the others
+    /// see [`DownloadError`].
+    pub async fn next(&mut self) -> Result<Option<Released>, DownloadError> {
         while let Some(found) = self.find().await? {
             let bad = match self.settle(found).await? {
                 Ok(released) => return Ok(Some(released)),
@@ -180,16 +187,12 @@ impl Downloader {
 
     /// Which batch follows the last one now.
     async fn link(&self, last: &Last, cursor: &Cursor) -> Result<Known<Option<Tag>>, DownloadError> {
-        let (mut failures, etag) = (0, last.etag.as_deref());
-        let head = loop {
-            let gateway = &self.options.gateway;
-            let answer = gateway.ask(last.date, Some(last.tag.as_str()), Format::Protobuf, etag).await;
-            match self.hear(answer) {
-                Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => break head,
-                Ok(Answer::NotFound(_)) => return self.unknown(&last.tag, last.date),
-                Err(error) if is_gone(&error) => return Ok(Known::Expired),
-                Err(error) => self.wait_after(error, &mut failures).await?,
-            }
+        let etag = last.etag.as_deref();
+        let head = match self.repeating(|| self.hear(last.date, Some(&last.tag), etag)).await {
+            Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => head,
+            Ok(Answer::NotFound) => return self.unknown(&last.tag, last.date),
+            Err(error) if is_gone(&error) => return Ok(Known::Expired),
+            Err(error) => return Err(error.into()),
         };
         let answered = Tag::new(&head.batch_tag)?;
         last.tag.check_answer(&answered)?;
@@ -243,37 +246,37 @@ impl Downloader {
 
     /// Asks for a batch and reads all of it.
     async fn ask(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
-        let mut failures = 0;
-        loop {
-            match self.ask_once(date, tag).await {
-                Err(error) => self.wait_after(error, &mut failures).await?,
-                answer => return answer,
+        let ask = || async {
+            match self.hear(date, tag, None).await? {
+                Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
+                Answer::Unchanged(_) | Answer::NotFound => Ok(None),
             }
-        }
+        };
+        self.repeating(ask).await
     }
 
-    async fn ask_once(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
-        let answer = self.options.gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, None).await;
-        match self.hear(answer)? {
-            Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
-            Answer::Unchanged(_) | Answer::NotFound(_) => Ok(None),
-        }
-    }
-
-    async fn ask_audit(&self, date: NaiveDate, tag: &Tag) -> Result<AuditAnswer, Error> {
+    /// Makes a call, and repeats it while that can help.
+    async fn repeating<T, F>(&self, call: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let mut failures = 0;
         loop {
-            match self.options.gateway.ask_audit(date, tag.as_str()).await {
-                Err(error) => self.wait_after(error, &mut failures).await?,
+            let error = match call().await {
+                Err(error) => error,
                 answer => return answer,
-            }
+            };
+            let (error, wait) = self.options.retry.after(error, &mut failures, &self.options.clock)?;
+            self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
+            time::sleep(wait).await;
         }
     }
 
     /// Asks for the audit of a batch, verifies it, and if it holds stores it.
     async fn settle(&self, found: Found) -> Result<Result<Released, Box<Bad>>, DownloadError> {
         let Found { tag, date, .. } = &found;
-        let audit = self.ask_audit(*date, tag).await?;
+        let gateway = &self.options.gateway;
+        let audit = self.repeating(|| gateway.ask_audit(*date, tag.as_str())).await?;
         let auditor = self.options.auditor.clone();
         let (today, quarantine, dry_run) = (self.today(), self.quarantine(tag, *date), self.options.dry_run);
         let outcome = self
@@ -324,11 +327,12 @@ impl Downloader {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the gateway's time in the first answer.
-    fn hear(&self, answer: Result<Answer, Error>) -> Result<Answer, Error> {
-        let answer = answer?;
+    /// Asks for a batch once, and keeps the gateway's time in the first answer.
+    async fn hear(&self, date: NaiveDate, tag: Option<&Tag>, etag: Option<&str>) -> Result<Answer, Error> {
+        let gateway = &self.options.gateway;
+        let (answer, time) = gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, etag).await?;
         let mut told = self.told();
-        *told = told.or_else(|| answer.date());
+        *told = told.or(time);
         drop(told);
         Ok(answer)
     }
@@ -354,17 +358,6 @@ impl Downloader {
         })
         .await
     }
-
-    /// Waits until a call that failed can be repeated.
-    ///
-    /// # Errors
-    /// See [`Retry::after`](crate::Retry::after).
-    async fn wait_after(&self, error: Error, failures: &mut u32) -> Result<(), Error> {
-        let (error, wait) = self.options.retry.after(error, failures, &self.options.clock)?;
-        self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
-        time::sleep(wait).await;
-        Ok(())
-    }
 }
 
 /// Whether the gateway may answer so: the batch that was asked for, after all before it, and before the next.
@@ -388,5 +381,5 @@ fn check(
 }
 
 fn is_gone(error: &Error) -> bool {
-    matches!(error, Error::Refused(Refusal { status: 410, code: Some(code), .. }) if code == "gone")
+    error.is_refusal(410, "gone")
 }
