@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -22,10 +22,10 @@ use rusty_s3::{
     Credentials, S3Action, UrlStyle,
     actions::{ListObjectsV2, ListObjectsV2Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Exporter, Period};
-use crate::connection;
+use crate::{connection, profile::DEFAULT_TIMEOUT};
 
 #[cfg(test)]
 mod tests;
@@ -41,25 +41,31 @@ const MAX_PAGES: usize = 10_000;
 /// The longest refusal that is read.
 const MAX_REFUSAL: usize = 64 << 10;
 
-/// Where a bucket is, and who writes to it.
+/// Where a bucket is, and where the secrets to write to it are: the section `[export.bucket]` of a profile.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BucketSettings {
     /// The store, such as `https://s3.example`. Plain `http` only on this machine.
     pub endpoint: String,
     /// The bucket's name.
     pub name: String,
-    /// The store's region, as it wants it in signatures.
-    pub region: String,
+    /// The store's region, as it wants it in signatures; `us-east-1` unless it is given.
+    pub region: Option<String>,
     /// What the names of all objects begin with; empty, or ending with a slash as a rule.
+    #[serde(default)]
     pub prefix: String,
-    /// Whether the bucket's name is a part of the path instead of the host name.
-    pub path_style: bool,
-    /// The certificate authorities that may have issued the store's certificate, as PEM; without them, those
+    /// Whether the bucket's name is a part of the path instead of the host name, as it is unless this is given.
+    pub path_style: Option<bool>,
+    /// The file of the certificate authorities that may have issued the store's certificate; without it, those
     /// that the system trusts.
-    pub ca_pem: Option<String>,
-    /// The access key and its secret.
-    pub credentials: (String, String),
-    /// How long one request may take.
-    pub timeout: Duration,
+    pub ca: Option<PathBuf>,
+    /// The file of the access key; without it, the environment has it.
+    pub access_key_file: Option<PathBuf>,
+    /// The file of its secret.
+    pub secret_key_file: Option<PathBuf>,
+    /// How long one request may take; a minute unless it is given.
+    #[serde(default, with = "humantime_serde")]
+    pub timeout: Option<Duration>,
 }
 
 /// Why a bucket cannot be used, and what to do about it. Holds neither a credential nor a signed URL.
@@ -116,11 +122,16 @@ impl fmt::Debug for Bucket {
 }
 
 impl Bucket {
-    /// Prepares the requests; nothing is connected yet.
+    /// Prepares the requests; nothing is connected yet. The secrets were read by the caller: the authorities as
+    /// PEM, the access key and its secret.
     ///
     /// # Errors
     /// Names the setting that cannot be used.
-    pub fn new(settings: BucketSettings) -> Result<Self, BucketError> {
+    pub fn new(
+        settings: &BucketSettings,
+        ca_pem: Option<&str>,
+        (access, secret): (String, String),
+    ) -> Result<Self, BucketError> {
         let refuse = |reason: String| BucketError::permanent(format!("the bucket cannot be used: {reason}"));
         let url: Url =
             settings.endpoint.parse().map_err(|e| refuse(format!("`endpoint` is not a URL: {e}")))?;
@@ -128,23 +139,22 @@ impl Bucket {
         if url.scheme() != "https" && !local {
             return Err(refuse("`endpoint` does not begin with https://".into()));
         }
-        let style = if settings.path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };
-        let bucket = rusty_s3::Bucket::new(url, style, settings.name, settings.region)
+        let style = if settings.path_style.unwrap_or(true) { UrlStyle::Path } else { UrlStyle::VirtualHost };
+        let region = settings.region.clone().unwrap_or_else(|| "us-east-1".to_owned());
+        let bucket = rusty_s3::Bucket::new(url, style, settings.name.clone(), region)
             .map_err(|e| refuse(format!("`endpoint`: {e}")))?;
-        let tls =
-            connection::public_tls(settings.ca_pem.as_deref()).map_err(|e| refuse(format!("`ca`: {e}")))?;
+        let tls = connection::public_tls(ca_pem).map_err(|e| refuse(format!("`ca`: {e}")))?;
         let http = Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
             .redirect(Policy::none())
-            .timeout(settings.timeout)
+            .timeout(settings.timeout.unwrap_or(DEFAULT_TIMEOUT))
             .user_agent(concat!("efgs-client/", env!("CARGO_PKG_VERSION")))
             .build();
-        let (access, secret) = settings.credentials;
         Ok(Self {
             bucket,
             credentials: Credentials::new(access, secret),
-            prefix: settings.prefix,
+            prefix: settings.prefix.clone(),
             http: http.map_err(|e| refuse(e.to_string()))?,
         })
     }

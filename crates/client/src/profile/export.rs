@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use efgs_protocol::{country::Country, key::ReportType};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{DEFAULT_TIMEOUT, Profile, ProfileError};
+use super::{Profile, ProfileError};
 use crate::{
     export::{Bucket, BucketSettings, ExportSettings, Period, Region},
     gaen::ExportSigner,
@@ -39,24 +39,7 @@ pub(super) struct ExportSection {
     retention_days: Option<u32>,
     #[serde(default, deserialize_with = "report_types")]
     report_types: Option<Vec<ReportType>>,
-    bucket: Option<BucketSection>,
-}
-
-/// `[export.bucket]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BucketSection {
-    endpoint: String,
-    name: String,
-    region: Option<String>,
-    #[serde(default)]
-    prefix: String,
-    path_style: Option<bool>,
-    ca: Option<PathBuf>,
-    access_key_file: Option<PathBuf>,
-    secret_key_file: Option<PathBuf>,
-    #[serde(default, with = "humantime_serde")]
-    timeout: Option<Duration>,
+    bucket: Option<BucketSettings>,
 }
 
 fn report_types<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ReportType>>, D::Error> {
@@ -130,7 +113,7 @@ impl Profile {
         })
     }
 
-    fn bucket(&self, section: &BucketSection) -> Result<Bucket, ProfileError> {
+    fn bucket(&self, section: &BucketSettings) -> Result<Bucket, ProfileError> {
         let refuse = |reason: String| ProfileError::section("export.bucket", reason);
         let text = |key: &str, path| {
             let bytes = self.read(&format!("export.bucket.{key}"), path)?;
@@ -145,23 +128,15 @@ impl Profile {
             }
             _ => variable("AWS_ACCESS_KEY_ID").zip(variable("AWS_SECRET_ACCESS_KEY")),
         };
-        let settings = BucketSettings {
-            endpoint: section.endpoint.clone(),
-            name: section.name.clone(),
-            region: section.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
-            prefix: section.prefix.clone(),
-            path_style: section.path_style.unwrap_or(true),
-            ca_pem: section.ca.as_ref().map(|path| text("ca", path)).transpose()?,
-            credentials: credentials.ok_or_else(|| {
-                refuse(
-                    "there are no credentials: set `access_key_file` and `secret_key_file`, or AWS_ACCESS_KEY_ID and \
-                     AWS_SECRET_ACCESS_KEY in the environment"
-                        .into(),
-                )
-            })?,
-            timeout: section.timeout.unwrap_or(DEFAULT_TIMEOUT),
-        };
-        Bucket::new(settings).map_err(|error| refuse(error.to_string()))
+        let credentials = credentials.ok_or_else(|| {
+            refuse(
+                "there are no credentials: set `access_key_file` and `secret_key_file`, or AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY in the environment"
+                    .into(),
+            )
+        })?;
+        let ca = section.ca.as_ref().map(|path| text("ca", path)).transpose()?;
+        Bucket::new(section, ca.as_deref(), credentials).map_err(|error| refuse(error.to_string()))
     }
 }
 

@@ -35,7 +35,7 @@ pub const EXAMPLE: &str = include_str!("example.toml");
 pub const DEFAULT_FILE: &str = "efgs-client.toml";
 
 /// How long a call of the gateway, or a request to the bucket, may take when the profile does not say.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a profile cannot be used; every text names the file or the key, and says what to do. Never holds a
 /// secret.
