@@ -10,8 +10,8 @@ use std::{
 
 use chrono::Days;
 use efgs_client::{
-    Profile,
-    download::{Downloader, Event, Options, Stored, StoredFormat, Target},
+    Format, Profile,
+    download::{Downloader, Event, Options, Stored, Target},
 };
 use efgs_gateway::{
     clock::Clock,
@@ -96,7 +96,7 @@ impl<'a> Backend<'a> {
         options.clock = self.case.clock.clone();
         let events = self.events.clone();
         options.on_event = Box::new(move |event| events.lock().unwrap().push(event.clone()));
-        let target = Target::Folder { path: self.folder(), format: StoredFormat::Protobuf };
+        let target = Target::Folder { path: self.folder(), format: Format::Protobuf };
         Downloader::open(options, target).unwrap()
     }
 

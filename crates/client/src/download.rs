@@ -7,9 +7,9 @@
 //!
 //! ```no_run
 //! # async fn example(profile: efgs_client::Profile) -> Result<(), Box<dyn std::error::Error>> {
-//! use efgs_client::download::{Downloader, Options, StoredFormat, Target};
+//! use efgs_client::{Format, download::{Downloader, Options, Target}};
 //!
-//! let target = Target::Folder { path: "batches".into(), format: StoredFormat::Protobuf };
+//! let target = Target::Folder { path: "batches".into(), format: Format::Protobuf };
 //! let options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
 //! let mut downloader = Downloader::open(options, target)?;
 //! while let Some(batch) = downloader.next().await? {
@@ -50,7 +50,7 @@ pub(crate) use order::Tag;
 pub use error::DownloadError;
 pub use order::ChainError;
 pub use quarantine::Quarantined;
-pub use stored::{Stored, StoredError, StoredFormat};
+pub use stored::{Stored, StoredError};
 pub use target::Target;
 
 /// For how many days batches are served, counted back from today (spec §5.3).

@@ -22,8 +22,8 @@ use super::{
     stop::stoppable,
 };
 use crate::{
-    Profile,
-    download::{DownloadError, Downloader, Event, Options, Released, StoredFormat, Target},
+    Format, Profile,
+    download::{DownloadError, Downloader, Event, Options, Released, Target},
 };
 
 const EXAMPLE: &str =
@@ -55,8 +55,8 @@ pub(super) struct DownloadArgs {
     #[arg(long, value_name = "PATH")]
     into: Option<PathBuf>,
     /// The format in which keys are stored
-    #[arg(long, value_enum, default_value_t = Format::Protobuf)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = StoredAs::Protobuf)]
+    format: StoredAs,
     /// Skip this batch permanently if it does not verify, instead of stopping before it
     #[arg(long, value_name = "TAG")]
     continue_past: Option<String>,
@@ -69,7 +69,7 @@ pub(super) struct DownloadArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum StoredAs {
     /// A file per batch, in protobuf
     Protobuf,
     /// A file per batch, in JSON
@@ -78,26 +78,17 @@ enum Format {
     Ndjson,
 }
 
-/// What was done.
-#[derive(Default)]
-struct Totals {
+/// What was done, counted while it is done; printed as JSON in the end.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    event: &'static str,
     batches: AtomicU64,
     keys: AtomicU64,
     gaps: AtomicU64,
     left_out: AtomicU64,
-}
-
-/// [`Totals`] in the end, as JSON.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Summary<'a> {
-    event: &'static str,
-    batches: u64,
-    keys: u64,
-    gaps: u64,
-    left_out: u64,
     dry_run: bool,
-    target: &'a Path,
+    target: PathBuf,
 }
 
 pub(super) async fn run(context: &Context, args: DownloadArgs) -> Outcome {
@@ -122,13 +113,21 @@ pub(super) async fn download(
     let console = context.console;
     // Keys and results do not share the standard output.
     let results = args.dry_run || !matches!(target, Target::Stream(_));
-    let totals = Arc::new(Totals::default());
+    let summary = Arc::new(Summary {
+        event: "done",
+        batches: AtomicU64::default(),
+        keys: AtomicU64::default(),
+        gaps: AtomicU64::default(),
+        left_out: AtomicU64::default(),
+        dry_run: args.dry_run,
+        target: path,
+    });
     let mut options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
     options.since = args.since;
     options.continue_past = args.continue_past;
     options.dry_run = args.dry_run;
     options.retry.limit = args.retries;
-    options.on_event = Box::new(reporter(console, totals.clone(), results, args.follow));
+    options.on_event = Box::new(reporter(console, summary.clone(), results, args.follow));
     let mut downloader = Downloader::open(options, target).map_err(failure)?;
     let interval = Duration::from_secs(args.interval);
     let all = async {
@@ -146,36 +145,26 @@ pub(super) async fn download(
         },
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let Totals { batches, keys, gaps, left_out } = &*totals;
-    let summary = Summary {
-        event: "done",
-        batches: count(batches),
-        keys: count(keys),
-        gaps: count(gaps),
-        left_out: count(left_out),
-        dry_run: args.dry_run,
-        target: &path,
-    };
     let text = format!(
         "{} new batches with {} keys, all verified, {}in {}",
-        summary.batches,
-        summary.keys,
+        count(&summary.batches),
+        count(&summary.keys),
         if args.dry_run { "would be stored " } else { "" },
-        path.display()
+        summary.target.display()
     );
     if results {
-        console.result(&summary, text)?;
+        console.result(&*summary, text)?;
     } else {
         console.note(text);
     }
-    Ok(if summary.gaps + summary.left_out == 0 { Exit::Done } else { Exit::Partly })
+    Ok(if count(&summary.gaps) + count(&summary.left_out) == 0 { Exit::Done } else { Exit::Partly })
 }
 
 fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), Failure> {
     let format = match args.format {
-        Format::Protobuf => StoredFormat::Protobuf,
-        Format::Json => StoredFormat::Json,
-        Format::Ndjson => {
+        StoredAs::Protobuf => Format::Protobuf,
+        StoredAs::Json => Format::Json,
+        StoredAs::Ndjson => {
             return Ok(match args.into.clone().filter(|path| path.as_os_str() != "-") {
                 Some(path) => (Target::Lines { path: path.clone() }, path),
                 None => (Target::Stream(Box::new(io::stdout())), "the standard output".into()),
@@ -201,7 +190,7 @@ fn failure(error: DownloadError) -> Failure {
 /// Reports events as they happen: as lines of JSON, or as a progress bar and lines for people.
 fn reporter(
     console: Console,
-    totals: Arc<Totals>,
+    summary: Arc<Summary>,
     results: bool,
     follow: bool,
 ) -> impl Fn(&Event) + Send + Sync {
@@ -211,14 +200,14 @@ fn reporter(
     move |event| {
         match event {
             Event::Stored(batch) | Event::WouldStore(batch) => {
-                add(&totals.batches, 1);
-                add(&totals.keys, batch.keys as u64);
+                add(&summary.batches, 1);
+                add(&summary.keys, batch.keys as u64);
                 bar.inc(batch.keys as u64);
                 // The gateway does not say how many follow. The day shows the progress.
                 bar.set_message(format!("downloading, at {}", batch.date));
             }
-            Event::Gap { .. } => drop(add(&totals.gaps, 1)),
-            Event::Passed(_) => drop(add(&totals.left_out, 1)),
+            Event::Gap { .. } => drop(add(&summary.gaps, 1)),
+            Event::Passed(_) => drop(add(&summary.left_out, 1)),
             _ => {}
         }
         bar.suspend(|| {

@@ -6,9 +6,9 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use efgs_protocol::media::Format;
 use serde::Serialize;
 
+use super::stored;
 use crate::{
     audit::Report,
     fetch::{AuditAnswer, Body},
@@ -50,13 +50,9 @@ pub(super) fn put_aside(
     audit: &AuditAnswer,
 ) -> Result<Quarantined, StateError> {
     fs::create_dir_all(folder).map_err(StateError::io(folder))?;
-    let batch = match body.format {
-        Format::Protobuf => "batch.pb",
-        Format::Json => "batch.json",
-    };
     let json = serde_json::to_vec_pretty(report).map_err(|e| StateError::io(folder)(e.into()))?;
     for (name, content) in [
-        (batch, &body.bytes),
+        (&*format!("batch.{}", stored::extension(body.format)), &body.bytes),
         ("audit.json", &audit.bytes),
         ("report.json", &json),
         ("report.txt", &report.to_string().into_bytes()),

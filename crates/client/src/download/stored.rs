@@ -19,29 +19,11 @@ const DIGITS: usize = 10;
 /// The end of the name of the audit beside a batch.
 const AUDIT: &str = "audit.json";
 
-/// The form in which batches are kept in a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoredFormat {
-    /// The protobuf message `DiagnosisKeyBatch`, as on the wire; ends with `.pb`.
-    Protobuf,
-    /// The same in JSON; ends with `.json`.
-    Json,
-}
-
-impl StoredFormat {
-    fn extension(self) -> &'static str {
-        match self {
-            Self::Protobuf => "pb",
-            Self::Json => "json",
-        }
-    }
-
-    /// The wire format.
-    pub fn format(self) -> Format {
-        match self {
-            Self::Protobuf => Format::Protobuf,
-            Self::Json => Format::Json,
-        }
+/// The end of the name of a batch's file.
+pub(super) fn extension(format: Format) -> &'static str {
+    match format {
+        Format::Protobuf => "pb",
+        Format::Json => "json",
     }
 }
 
@@ -55,24 +37,24 @@ pub struct Stored {
     /// Its batch tag.
     pub batch_tag: String,
     /// The form of its file.
-    pub format: StoredFormat,
+    pub format: Format,
     /// Its file.
     pub path: PathBuf,
 }
 
 /// The name of a batch's file.
-pub(super) fn name(number: u64, date: NaiveDate, batch_tag: &str, format: StoredFormat) -> String {
-    format!("{number:0DIGITS$}_{date}_{batch_tag}.{}", format.extension())
+pub(super) fn name(number: u64, date: NaiveDate, batch_tag: &str, format: Format) -> String {
+    format!("{number:0DIGITS$}_{date}_{batch_tag}.{}", extension(format))
 }
 
-/// The name of the audit beside the batch in this file.
-pub(super) fn audit_name(name: &str) -> String {
-    Path::new(name).with_extension(AUDIT).to_string_lossy().into_owned()
+/// Where the audit of the batch in this file is kept.
+pub(super) fn audit_path(batch: &Path) -> PathBuf {
+    batch.with_extension(AUDIT)
 }
 
 /// Whether a file of this name is a batch or an audit of a download folder.
 pub(super) fn is_name(name: &str) -> bool {
-    let as_batch = name.replacen(AUDIT, StoredFormat::Json.extension(), 1);
+    let as_batch = name.replacen(AUDIT, extension(Format::Json), 1);
     Stored::at(Path::new(&as_batch)).is_some()
 }
 
@@ -127,10 +109,8 @@ impl Stored {
     }
 
     fn at(path: &Path) -> Option<Self> {
-        let (name, extension) = path.file_name()?.to_str()?.split_once('.')?;
-        let format = [StoredFormat::Protobuf, StoredFormat::Json]
-            .into_iter()
-            .find(|format| format.extension() == extension)?;
+        let (name, end) = path.file_name()?.to_str()?.split_once('.')?;
+        let format = Format::ALL.into_iter().find(|format| extension(*format) == end)?;
         let (number, rest) = name.split_once('_')?;
         let (date, batch_tag) = rest.split_once('_')?;
         let number = number.parse().ok().filter(|_| number.len() == DIGITS)?;
@@ -145,14 +125,14 @@ impl Stored {
     /// When the file cannot be read, or is not a batch (any more).
     pub fn keys(&self) -> Result<KeyBatch, StoredError> {
         let bytes = fs::read(&self.path).map_err(|error| StoredError::unreadable(&self.path, &error))?;
-        Body { format: self.format.format(), bytes }
+        Body { format: self.format, bytes }
             .keys()
             .map_err(|error| StoredError(format!("{} is not a batch: {error}", self.path.display())))
     }
 
     /// Where the audit of the batch is kept.
     pub fn audit_path(&self) -> PathBuf {
-        self.path.with_extension(AUDIT)
+        audit_path(&self.path)
     }
 }
 

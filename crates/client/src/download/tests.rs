@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::Format;
 use gateway::{Scene, day, keys};
 
 async fn all(downloader: &mut Downloader) -> Vec<String> {
@@ -53,7 +54,7 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
         Downloader::open(scene.options(), scene.target()),
         Err(error) if error.is_temporary() && error.to_string().contains("another efgs uses")
     ));
-    let json = || Target::Folder { path: scene.folder.path().join("json"), format: StoredFormat::Json };
+    let json = || Target::Folder { path: scene.folder.path().join("json"), format: Format::Json };
     let mut second = Downloader::open(scene.options(), json()).unwrap();
     assert_eq!(all(&mut first).await, all(&mut second).await);
     let stored = Stored::batches(&scene.folder.path().join("json")).unwrap();
@@ -62,7 +63,7 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
     drop(second);
     std::fs::rename(scene.folder.path().join("json"), scene.folder.path().join("moved")).unwrap();
     scene.add("20261124-1", 100);
-    let moved = Target::Folder { path: scene.folder.path().join("moved"), format: StoredFormat::Json };
+    let moved = Target::Folder { path: scene.folder.path().join("moved"), format: Format::Json };
     let mut moved = Downloader::open(scene.options(), moved).unwrap();
     let next = moved.next().await.unwrap().unwrap();
     assert_eq!((next.batch_tag.as_str(), next.number), ("20261124-1", 4));
@@ -80,7 +81,7 @@ async fn two_downloads_do_not_share_a_target_whatever_their_state_folders_are() 
     in_use(scene.target());
     let link = scene.folder.path().join("link");
     std::os::unix::fs::symlink(scene.batches_folder(), &link).unwrap();
-    in_use(Target::Folder { path: link, format: StoredFormat::Json });
+    in_use(Target::Folder { path: link, format: Format::Json });
     assert_eq!(all(&mut downloader).await.len(), 3);
     let path = scene.folder.path().join("keys.ndjson");
     let lines = || Target::Lines { path: path.clone() };

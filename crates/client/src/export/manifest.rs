@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -83,11 +83,8 @@ pub struct IndexFile {
 impl Manifest {
     pub(super) fn load(folder: &Path) -> Result<Self, StateError> {
         let path = folder.join(MANIFEST);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(StateError::io(&path)(error)),
-        }
+        let Some(bytes) = state::read(&path)? else { return Ok(Self::default()) };
+        serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string()))
     }
 
     /// Refuses a time that is not plausible after the last run.

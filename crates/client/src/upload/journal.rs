@@ -8,8 +8,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::{self, Write},
+    fs::File,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use efgs_protocol::batch_tag::UploadTag;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Lock, StateError, replace};
+use crate::state::{self, Lock, StateError};
 
 const NAME: &str = "upload.journal";
 /// For how long a line is kept. The gateway refuses keys older than 15 days and forgets what is older than 14.
@@ -54,10 +54,7 @@ impl Journal {
     pub(super) fn open(folder: &Path, now: DateTime<Utc>) -> Result<Self, StateError> {
         let lock = Lock::take(folder, "upload.lock")?;
         let path = folder.join(NAME);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.map_err(StateError::io(&path))?,
-        };
+        let bytes = state::read(&path)?.unwrap_or_default();
         // What stands behind the last line feed was being written when the process died.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let mut kept = Vec::with_capacity(whole);
@@ -79,7 +76,7 @@ impl Journal {
             }
         }
         if kept.len() < bytes.len() || bytes.is_empty() {
-            replace(&path, &kept)?;
+            state::replace(&path, &kept)?;
         }
         let file = File::options().append(true).open(&path).map_err(StateError::io(&path))?;
         Ok(Self { path, file, done, _lock: lock })

@@ -16,7 +16,7 @@ use efgs_protocol::{
 };
 use efgs_test_ca::{Identity, KeyKind, Participant, Pki, Request};
 
-use super::super::{Downloader, Event, Options, Target, stored::StoredFormat};
+use super::super::{Downloader, Event, Options, Target};
 use crate::{
     Format, Gateway,
     audit::Auditor,
@@ -222,7 +222,7 @@ impl Scene {
     }
 
     pub(super) fn target(&self) -> Target {
-        Target::Folder { path: self.batches_folder(), format: StoredFormat::Protobuf }
+        Target::Folder { path: self.batches_folder(), format: Format::Protobuf }
     }
 
     pub(super) fn open(&self) -> Downloader {
