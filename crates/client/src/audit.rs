@@ -1,7 +1,7 @@
 //! Auditing a batch: what the gateway says about it, and what holds of that (spec §5.7).
 //!
 //! [`Audited`] is what is kept beside a stored batch, so that it can be audited again without the gateway.
-//! [`Report`] is what an auditor finds, for people (its [`Display`](fmt::Display) is a table) and as JSON.
+//! [`AuditReport`] is what an auditor finds, for people (its [`Display`](fmt::Display) is a table) and as JSON.
 
 use std::{fmt, fs, path::Path};
 
@@ -73,7 +73,7 @@ pub enum AuditError {
 /// What an auditor finds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct AuditReport {
     /// The batch.
     pub batch_tag: String,
     /// The UTC day on which it was formed.
@@ -120,8 +120,8 @@ pub struct UploadReport {
 
 impl Auditor {
     /// Audits the keys of a batch against its audit entries.
-    pub fn audit(&self, audited: &Audited, keys: &KeyBatch) -> Report {
-        let mut report = Report::about(&audited.batch_tag, audited.date);
+    pub fn audit(&self, audited: &Audited, keys: &KeyBatch) -> AuditReport {
+        let mut report = AuditReport::about(&audited.batch_tag, audited.date);
         report.keys = keys.len();
         report.withdrawn_uploads = audited.withdrawn_uploads;
         // Names of another form tell no time.
@@ -140,7 +140,7 @@ impl Auditor {
     ///
     /// # Errors
     /// When one of the two files is missing or cannot be read.
-    pub fn audit_stored(&self, batch: &Stored) -> Result<Report, AuditError> {
+    pub fn audit_stored(&self, batch: &Stored) -> Result<AuditReport, AuditError> {
         let audited = Audited::read(&batch.audit_path())?;
         let mut report = self.audit(&audited, &batch.keys()?);
         if (audited.batch_tag.as_str(), audited.date) != (batch.batch_tag.as_str(), batch.date) {
@@ -168,13 +168,13 @@ impl Auditor {
     ///
     /// # Errors
     /// When the gateway cannot be asked, or has no such batch. What does not verify is no error here: see
-    /// [`Report::holds`].
+    /// [`AuditReport::holds`].
     pub async fn audit_online(
         &self,
         gateway: &Gateway,
         date: NaiveDate,
         tag: &str,
-    ) -> Result<Report, AuditError> {
+    ) -> Result<AuditReport, AuditError> {
         let no_batch = || AuditError::NoBatch { tag: tag.to_owned(), date };
         let asked = Tag::new(tag).map_err(|_| no_batch())?;
         let download =
@@ -207,7 +207,7 @@ impl Audited {
     }
 }
 
-impl Report {
+impl AuditReport {
     /// A report about a batch of which nothing is known yet; it does not hold.
     pub(crate) fn about(batch_tag: &str, date: NaiveDate) -> Self {
         Self {
@@ -282,7 +282,7 @@ fn escaped(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { batch_tag, date, keys, .. } = self;
         let verdict = if self.holds { "verified" } else { "DOES NOT VERIFY" };

@@ -13,7 +13,7 @@ mod receiver;
 mod tests;
 
 pub use announcement::Announcement;
-pub use receiver::{Event, Receiver, ReceiverError};
+pub use receiver::{Receiver, ReceiverError, ReceiverEvent};
 
 /// A URL that the gateway calls when there is a new batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

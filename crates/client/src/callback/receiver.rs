@@ -35,7 +35,7 @@ const MAX_HEAD: usize = 8 << 10;
 
 /// What happened at a [`Receiver`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ReceiverEvent {
     /// The gateway announced a batch, and got the answer 200.
     Announced(Announcement),
     /// Somebody was turned away, or did not come to the point.
@@ -87,8 +87,12 @@ impl Receiver {
 
     /// Answers until `stop`; then finishes what is under way, for which there are time limits. `on_event` is
     /// called before the answer and must not wait: what takes time belongs elsewhere.
-    pub async fn run(self, stop: impl Future<Output = ()>, on_event: impl Fn(Event) + Send + Sync + 'static) {
-        let on_event: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(on_event);
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        on_event: impl Fn(ReceiverEvent) + Send + Sync + 'static,
+    ) {
+        let on_event: Arc<dyn Fn(ReceiverEvent) + Send + Sync> = Arc::new(on_event);
         let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut under_way = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
@@ -117,7 +121,7 @@ impl Receiver {
                     Err(_) => Some(format!("it took longer than {}s", MAX_TIME.as_secs())),
                 };
                 if let Some(reason) = reason {
-                    on_event(Event::TurnedAway { peer, reason });
+                    on_event(ReceiverEvent::TurnedAway { peer, reason });
                 }
                 drop(place);
             });
@@ -132,7 +136,7 @@ async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
     path: Arc<str>,
-    on_event: &Arc<dyn Fn(Event) + Send + Sync>,
+    on_event: &Arc<dyn Fn(ReceiverEvent) + Send + Sync>,
 ) -> Result<(), String> {
     let stream = match timeout(MAX_HANDSHAKE, tls.accept(tcp)).await {
         Ok(accepted) => accepted.map_err(|error| error.to_string())?,
@@ -141,11 +145,11 @@ async fn serve(
     let service = service_fn(|request: Request<Incoming>| {
         let answer = match judge(&request, &path) {
             Ok(announcement) => {
-                on_event(Event::Announced(announcement));
+                on_event(ReceiverEvent::Announced(announcement));
                 answer(StatusCode::OK, "")
             }
             Err((status, reason)) => {
-                on_event(Event::TurnedAway { peer, reason: reason.to_owned() });
+                on_event(ReceiverEvent::TurnedAway { peer, reason: reason.to_owned() });
                 answer(status, reason)
             }
         };

@@ -18,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
-    output::{Console, Exit, Failure},
+    output::{Console, Exit, ExitError},
     stop::stoppable,
 };
 use crate::{
     Format, Profile,
-    download::{DownloadError, Downloader, Event, Options, Released, Target},
+    download::{DownloadError, DownloadEvent, DownloadOptions, Downloader, Released, Target},
 };
 
 const EXAMPLE: &str =
@@ -106,7 +106,7 @@ pub(super) async fn download(
 ) -> Outcome {
     if args.dry_run && args.follow {
         let text = "--dry-run runs once: use it with `efgs download`, without --follow";
-        return Err(Failure::new(Exit::Usage, text).into());
+        return Err(ExitError::new(Exit::Usage, text).into());
     }
     let profile = context.profile()?;
     let (target, path) = target(&profile, &args)?;
@@ -122,7 +122,7 @@ pub(super) async fn download(
         dry_run: args.dry_run,
         target: path,
     });
-    let mut options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
+    let mut options = DownloadOptions::new(profile.gateway()?, profile.auditor()?, profile.state());
     options.since = args.since;
     options.continue_past = args.continue_past;
     options.dry_run = args.dry_run;
@@ -160,7 +160,7 @@ pub(super) async fn download(
     Ok(if count(&summary.gaps) + count(&summary.left_out) == 0 { Exit::Done } else { Exit::Partly })
 }
 
-fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), Failure> {
+fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), ExitError> {
     let format = match args.format {
         StoredAs::Protobuf => Format::Protobuf,
         StoredAs::Json => Format::Json,
@@ -173,18 +173,18 @@ fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), F
     };
     let path = args.into.clone().unwrap_or_else(|| profile.resolve(Path::new("batches")));
     if path.as_os_str() == "-" {
-        return Err(Failure::new(Exit::Usage, "--into - needs --format ndjson: other batches are files"));
+        return Err(ExitError::new(Exit::Usage, "--into - needs --format ndjson: other batches are files"));
     }
     Ok((Target::Folder { path: path.clone(), format }, path))
 }
 
-fn failure(error: DownloadError) -> Failure {
+fn failure(error: DownloadError) -> ExitError {
     let exit = match &error {
         DownloadError::Quarantined(_) | DownloadError::Chain(_) => Exit::Unverified,
         error if error.is_temporary() => Exit::Later,
         _ => Exit::Failed,
     };
-    Failure::new(exit, error)
+    ExitError::new(exit, error)
 }
 
 /// Reports events as they happen: as lines of JSON, or as a progress bar and lines for people.
@@ -193,21 +193,21 @@ fn reporter(
     summary: Arc<Summary>,
     results: bool,
     follow: bool,
-) -> impl Fn(&Event) + Send + Sync {
+) -> impl Fn(&DownloadEvent) + Send + Sync {
     let bar = console.progress(None, "keys");
     bar.set_message("downloading");
     let add = |counter: &AtomicU64, amount: u64| counter.fetch_add(amount, Ordering::Relaxed);
     move |event| {
         match event {
-            Event::Stored(batch) | Event::WouldStore(batch) => {
+            DownloadEvent::Stored(batch) | DownloadEvent::WouldStore(batch) => {
                 add(&summary.batches, 1);
                 add(&summary.keys, batch.keys as u64);
                 bar.inc(batch.keys as u64);
                 // The gateway does not say how many follow. The day shows the progress.
                 bar.set_message(format!("downloading, at {}", batch.date));
             }
-            Event::Gap { .. } => drop(add(&summary.gaps, 1)),
-            Event::Passed(_) => drop(add(&summary.left_out, 1)),
+            DownloadEvent::Gap { .. } => drop(add(&summary.gaps, 1)),
+            DownloadEvent::Passed(_) => drop(add(&summary.left_out, 1)),
             _ => {}
         }
         bar.suspend(|| {
@@ -217,15 +217,15 @@ fn reporter(
                 drop(console.json(event));
             }
             match event {
-                Event::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
-                Event::WouldStore(batch) if !json => drop(console.say(line(batch))),
-                Event::Stored(_) | Event::WouldStore(_) | Event::CaughtUp | Event::Quarantined(_) => {}
-                Event::Gap { after, since, until } => console.warn(format_args!(
+                DownloadEvent::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
+                DownloadEvent::WouldStore(batch) if !json => drop(console.say(line(batch))),
+                DownloadEvent::Stored(_) | DownloadEvent::WouldStore(_) | DownloadEvent::CaughtUp | DownloadEvent::Quarantined(_) => {}
+                DownloadEvent::Gap { after, since, until } => console.warn(format_args!(
                     "batches formed from {since} to before {until}{} may be missing: they were not fetched in \
                      time, and the gateway no longer serves them",
                     after.as_ref().map(|tag| format!(" (after {tag})")).unwrap_or_default()
                 )),
-                Event::Passed(batch) => console.warn(format_args!(
+                DownloadEvent::Passed(batch) => console.warn(format_args!(
                     "batch {} does not verify: {}. It {}",
                     batch.batch_tag,
                     batch.reason,
@@ -234,10 +234,10 @@ fn reporter(
                         None => "would be skipped because of --continue-past".to_owned(),
                     }
                 )),
-                Event::Again { batch_tag, reason } => {
+                DownloadEvent::Again { batch_tag, reason } => {
                     console.note(format_args!("batch {batch_tag}: {reason}; fetching it once more"));
                 }
-                Event::Waiting { reason, seconds } => {
+                DownloadEvent::Waiting { reason, seconds } => {
                     console.note(format_args!("{reason}; retrying in {seconds} s"));
                 }
             }

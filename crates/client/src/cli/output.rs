@@ -45,12 +45,12 @@ impl Exit {
          nothing is lost, run it again"
     }
 
-    /// The code for an error: that of a [`Failure`], [`Exit::Later`] for a temporary one, else
+    /// The code for an error: that of a [`ExitError`], [`Exit::Later`] for a temporary one, else
     /// [`Exit::Failed`].
     pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
         let mut at = Some(error);
         while let Some(error) = at {
-            if let Some(failure) = error.downcast_ref::<Failure>() {
+            if let Some(failure) = error.downcast_ref::<ExitError>() {
                 return failure.exit;
             }
             if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_temporary) {
@@ -65,12 +65,12 @@ impl Exit {
 /// An error with an exit code of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(super) struct Failure {
+pub(super) struct ExitError {
     exit: Exit,
     message: String,
 }
 
-impl Failure {
+impl ExitError {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
         Self { exit, message: message.to_string() }
     }

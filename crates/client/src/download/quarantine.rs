@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::stored;
 use crate::{
-    audit::Report,
+    audit::AuditReport,
     fetch::{AuditAnswer, Body},
     state::{self, StateError},
 };
@@ -32,7 +32,7 @@ pub struct Quarantined {
 }
 
 impl Quarantined {
-    pub(super) fn new(report: &Report, folder: Option<PathBuf>) -> Self {
+    pub(super) fn new(report: &AuditReport, folder: Option<PathBuf>) -> Self {
         Self {
             batch_tag: report.batch_tag.clone(),
             date: report.date,
@@ -45,7 +45,7 @@ impl Quarantined {
 /// Puts a batch aside.
 pub(super) fn put_aside(
     folder: &Path,
-    report: &Report,
+    report: &AuditReport,
     body: &Body,
     audit: &AuditAnswer,
 ) -> Result<Quarantined, StateError> {

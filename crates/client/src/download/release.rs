@@ -2,9 +2,9 @@
 
 use chrono::NaiveDate;
 
-use super::{DownloadError, Place, Released, cursor::Last, order::Tag, target::Batch};
+use super::{DownloadError, Position, Released, cursor::Last, order::Tag, target::Batch};
 use crate::{
-    audit::{Audited, Auditor, Report},
+    audit::{AuditReport, Audited, Auditor},
     fetch::{AuditAnswer, Body},
 };
 
@@ -19,7 +19,7 @@ pub(super) struct Found {
 
 /// A batch that does not verify.
 pub(super) struct Bad {
-    pub(super) report: Report,
+    pub(super) report: AuditReport,
     pub(super) found: Found,
     pub(super) audit: AuditAnswer,
 }
@@ -34,7 +34,7 @@ pub(super) struct Verified {
 
 /// Verifies a batch against its audit.
 pub(super) fn verify(auditor: &Auditor, found: Found, audit: AuditAnswer) -> Result<Verified, Box<Bad>> {
-    let mut report = Report::about(found.tag.as_str(), found.date);
+    let mut report = AuditReport::about(found.tag.as_str(), found.date);
     let keys = match found.body.keys() {
         Ok(keys) => keys,
         Err(error) => {
@@ -65,7 +65,7 @@ pub(super) fn verify(auditor: &Auditor, found: Found, audit: AuditAnswer) -> Res
     Ok(Verified { batch: Batch { tag, date, keys, audited }, uploads, etag, next })
 }
 
-impl Place {
+impl Position {
     /// Stores a verified batch and goes past it.
     pub(super) fn release(
         &mut self,

@@ -7,7 +7,7 @@ use efgs_protocol::media::Format;
 use tokio::time;
 
 use super::{
-    ChainError, DownloadError, Downloader, Event, Quarantined, Released,
+    ChainError, DownloadError, DownloadEvent, Downloader, Quarantined, Released,
     cursor::{Cursor, Last},
     oldest,
     order::Tag,
@@ -44,7 +44,7 @@ impl Downloader {
                 Err(bad) => bad,
             };
             let reason = bad.report.first_failure().unwrap_or_default();
-            self.tell(&Event::Again { batch_tag: bad.report.batch_tag.clone(), reason });
+            self.tell(&DownloadEvent::Again { batch_tag: bad.report.batch_tag.clone(), reason });
             time::sleep(self.options.settle).await;
             let found = match self.fetch(&bad.found.tag, bad.found.date).await? {
                 Known::Here(found) => found,
@@ -57,10 +57,10 @@ impl Downloader {
             let skip = self.options.continue_past.as_deref() == Some(bad.found.tag.as_str());
             let quarantined = self.put_aside(bad, skip).await?;
             if !skip {
-                self.tell(&Event::Quarantined(quarantined.clone()));
+                self.tell(&DownloadEvent::Quarantined(quarantined.clone()));
                 return Err(DownloadError::Quarantined(quarantined));
             }
-            self.tell(&Event::Passed(quarantined));
+            self.tell(&DownloadEvent::Passed(quarantined));
         }
         Ok(None)
     }
@@ -71,7 +71,7 @@ impl Downloader {
         let today = self.today();
         *self.told() = None;
         let (mut cursor, next) =
-            self.with_place(|place| Ok((place.cursor.clone(), place.next.clone()))).await?;
+            self.with_position(|position| Ok((position.cursor.clone(), position.next.clone()))).await?;
         // Once, this machine's clock was ahead.
         cursor.complete_on = cursor.complete_on.filter(|day| *day <= today);
         let Some(last) = &cursor.last else {
@@ -162,7 +162,7 @@ impl Downloader {
             };
             if gone && report_gap {
                 let after = cursor.last.as_ref().map(|last| last.tag.as_str().to_owned());
-                self.tell(&Event::Gap { after, since: from, until: day });
+                self.tell(&DownloadEvent::Gap { after, since: from, until: day });
                 gone = false;
             }
             let Some((head, body)) = answer else { continue };
@@ -204,8 +204,8 @@ impl Downloader {
         if head.etag != last.etag {
             // The batch has lost an upload since. What matters here is the link.
             let expected = last.tag.clone();
-            self.with_place(move |place| {
-                if let Some(last) = &mut place.cursor.last
+            self.with_position(move |position| {
+                if let Some(last) = &mut position.cursor.last
                     && last.tag == expected
                 {
                     last.etag = head.etag;
@@ -219,7 +219,7 @@ impl Downloader {
 
     /// A batch that was named.
     async fn fetch(&self, tag: &Tag, date: NaiveDate) -> Result<Known<Found>, DownloadError> {
-        let cursor = self.with_place(|place| Ok(place.cursor.clone())).await?;
+        let cursor = self.with_position(|position| Ok(position.cursor.clone())).await?;
         match self.ask(date, Some(tag)).await {
             Ok(Some((head, body))) => {
                 let (tag, next) = check(&head, Some(tag), &cursor, self.today())?;
@@ -267,7 +267,7 @@ impl Downloader {
                 answer => return answer,
             };
             let (error, wait) = self.options.retry.after(error, &mut failures, &self.options.clock)?;
-            self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
+            self.tell(&DownloadEvent::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
             time::sleep(wait).await;
         }
     }
@@ -280,9 +280,9 @@ impl Downloader {
         let auditor = self.options.auditor.clone();
         let (today, quarantine, dry_run) = (self.today(), self.quarantine(tag, *date), self.options.dry_run);
         let outcome = self
-            .with_place(move |place| {
+            .with_position(move |position| {
                 let outcome = verify(&auditor, found, audit)
-                    .map(|verified| place.release(verified, today))
+                    .map(|verified| position.release(verified, today))
                     .map_or_else(|bad| Ok(Err(bad)), |released| released.map(Ok))?;
                 if outcome.is_ok() && !dry_run {
                     quarantine::resolve(&quarantine)?;
@@ -291,7 +291,7 @@ impl Downloader {
             })
             .await?;
         if let Ok(released) = &outcome {
-            let event = if dry_run { Event::WouldStore } else { Event::Stored };
+            let event = if dry_run { DownloadEvent::WouldStore } else { DownloadEvent::Stored };
             self.tell(&event(released.clone()));
         }
         Ok(outcome)
@@ -304,19 +304,19 @@ impl Downloader {
     async fn put_aside(&self, bad: Box<Bad>, skip: bool) -> Result<Quarantined, DownloadError> {
         let folder = self.quarantine(&bad.found.tag, bad.found.date);
         let (today, dry_run) = (self.today(), self.options.dry_run);
-        self.with_place(move |place| {
+        self.with_position(move |position| {
             let Bad { report, found, audit } = *bad;
             let quarantined = match dry_run {
                 true => Quarantined::new(&report, None),
                 false => quarantine::put_aside(&folder, &report, &found.body, &audit)?,
             };
             if skip {
-                let mut cursor = place.cursor.clone();
+                let mut cursor = position.cursor.clone();
                 cursor.pass(Last { tag: found.tag, date: found.date, etag: found.etag }, today);
                 if !dry_run {
-                    cursor.save(&place.cursor_path)?;
+                    cursor.save(&position.cursor_path)?;
                 }
-                (place.cursor, place.next) = (cursor, found.next);
+                (position.cursor, position.next) = (cursor, found.next);
             }
             Ok(quarantined)
         })
@@ -346,14 +346,14 @@ impl Downloader {
         }
         let today = self.today();
         let certain = (self.options.clock.now().min(told) - SKEW).date_naive();
-        self.with_place(move |place| {
-            if place.cursor.complete_on.is_some_and(|day| day >= certain && day <= today) {
+        self.with_position(move |position| {
+            if position.cursor.complete_on.is_some_and(|day| day >= certain && day <= today) {
                 return Ok(());
             }
-            let mut cursor = place.cursor.clone();
+            let mut cursor = position.cursor.clone();
             cursor.complete_on = Some(certain);
-            cursor.save(&place.cursor_path)?;
-            place.cursor = cursor;
+            cursor.save(&position.cursor_path)?;
+            position.cursor = cursor;
             Ok(())
         })
         .await

@@ -38,11 +38,11 @@ pub(super) fn read_batch(
     budget: &Budget,
     each: &mut Each<'_>,
 ) -> Result<(), SourceProblem> {
-    let mut reading = Reading { budget, each, broken_off: false };
+    let mut visitor = BatchVisitor { budget, each, broken_off: false };
     let mut json = serde_json::Deserializer::from_reader(stream);
-    let read = json.deserialize_map(&mut reading).and_then(|()| json.end());
+    let read = json.deserialize_map(&mut visitor).and_then(|()| json.end());
     match read {
-        Err(_) if reading.broken_off => Ok(()),
+        Err(_) if visitor.broken_off => Ok(()),
         Err(error) if error.is_io() => Err(SourceProblem::Read(error.into())),
         // The parser's own words quote what it finds, which may be key data.
         Err(error) => Err(SourceProblem::Malformed(format!(
@@ -56,13 +56,13 @@ pub(super) fn read_batch(
 }
 
 /// Takes the object of a batch, and the list of keys in it.
-struct Reading<'r, 'e> {
+struct BatchVisitor<'r, 'e> {
     budget: &'r Budget,
     each: &'r mut Each<'e>,
     broken_off: bool,
 }
 
-impl<'de> Visitor<'de> for &mut Reading<'_, '_> {
+impl<'de> Visitor<'de> for &mut BatchVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,7 +97,7 @@ impl<'de> Visitor<'de> for &mut Reading<'_, '_> {
 }
 
 /// The list of keys.
-impl<'de> DeserializeSeed<'de> for &mut Reading<'_, '_> {
+impl<'de> DeserializeSeed<'de> for &mut BatchVisitor<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {

@@ -28,7 +28,7 @@ const RENEWED_DAYS: i64 = KEPT_DAYS / 2;
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "lowercase", tag = "event")]
-enum Event {
+enum Step {
     Sending { tag: String, keys: usize },
     Stored { tag: String },
     Done { piece: String },
@@ -38,7 +38,7 @@ enum Event {
 struct Line {
     at: DateTime<Utc>,
     #[serde(flatten)]
-    event: Event,
+    event: Step,
 }
 
 pub(super) struct Journal {
@@ -71,7 +71,7 @@ impl Journal {
                 continue;
             }
             kept.extend_from_slice(line);
-            if let Event::Done { piece } = event {
+            if let Step::Done { piece } = event {
                 done.insert(piece, at);
             }
         }
@@ -98,17 +98,17 @@ impl Journal {
         keys: usize,
         at: DateTime<Utc>,
     ) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Sending { tag: tag.to_string(), keys } })
+        self.append(&Line { at, event: Step::Sending { tag: tag.to_string(), keys } })
     }
 
     /// An upload was answered 201.
     pub(super) fn stored(&mut self, tag: &UploadTag, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Stored { tag: tag.to_string() } })
+        self.append(&Line { at, event: Step::Stored { tag: tag.to_string() } })
     }
 
     /// The gateway has every key of a piece.
     pub(super) fn done(&mut self, piece: &str, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Done { piece: piece.to_owned() } })?;
+        self.append(&Line { at, event: Step::Done { piece: piece.to_owned() } })?;
         self.done.insert(piece.to_owned(), at);
         Ok(())
     }

@@ -19,8 +19,8 @@ use efgs_protocol::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counts, Event, FileReport, InvalidEntry, MAX_KEYS_READ, MAX_LISTED, Options, Progress, Report,
-    UploadError, digest, journal::Journal,
+    Counts, FileReport, InvalidEntry, MAX_KEYS_READ, MAX_LISTED, Progress, RunReport, UploadError,
+    UploadEvent, UploadOptions, digest, journal::Journal,
 };
 use crate::{
     source::{Source, SourceProblem},
@@ -40,7 +40,7 @@ pub(super) struct Reading {
     pub(super) state: PathBuf,
     /// The URL of the gateway: what another gateway has says nothing about this one.
     pub(super) gateway: String,
-    pub(super) options: Options,
+    pub(super) options: UploadOptions,
     pub(super) now: DateTime<Utc>,
     pub(super) stop: CancellationToken,
     pub(super) progress: Arc<Progress>,
@@ -49,7 +49,7 @@ pub(super) struct Reading {
 /// What is going to be sent.
 pub(super) struct Prepared {
     pub(super) journal: Journal,
-    pub(super) report: Report,
+    pub(super) report: RunReport,
     /// The bodies of all pieces, one after another, in protobuf. It has no name and ends with the process.
     pub(super) spool: File,
     pub(super) pieces: Vec<Piece>,
@@ -86,7 +86,7 @@ enum Unsendable {
 struct Preparing {
     reading: Reading,
     journal: Journal,
-    report: Report,
+    report: RunReport,
     spool: BufWriter<File>,
     spooled: u64,
     pieces: Vec<Piece>,
@@ -103,7 +103,7 @@ impl Reading {
         let spool = tempfile::tempfile_in(&self.state).map_err(StateError::io(&self.state))?;
         let mut preparing = Preparing {
             journal,
-            report: Report { dry_run: self.options.dry_run, ..Report::default() },
+            report: RunReport { dry_run: self.options.dry_run, ..RunReport::default() },
             spool: BufWriter::new(spool),
             spooled: 0,
             pieces: Vec::new(),
@@ -163,7 +163,7 @@ impl Preparing {
                 return Ok(());
             }
         };
-        let Options { max_keys, max_bytes, .. } = self.reading.options;
+        let UploadOptions { max_keys, max_bytes, .. } = self.reading.options;
         let bytes = KEY_BYTES + COUNTRY_BYTES * key.visited_countries().len();
         let full = self.group.keys.len() >= max_keys || self.group.bytes + bytes > max_bytes;
         if full && !self.group.keys.is_empty() {
@@ -194,7 +194,7 @@ impl Preparing {
             return Err(UploadError::Stopped);
         }
         let progress = self.reading.progress.clone();
-        progress(Event::Read { file: &self.file().name, keys: keys.len() as u64 });
+        progress(UploadEvent::Read { file: &self.file().name, keys: keys.len() as u64 });
         let canonical = CanonicalKeys::of(&keys);
         let new: Vec<usize> = canonical
             .payload_hashes()
