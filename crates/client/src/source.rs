@@ -12,7 +12,6 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::File,
     io::{self, BufReader, Cursor, Read},
     ops::ControlFlow,
@@ -139,12 +138,6 @@ impl Source {
             let problem = if stop.is_cancelled() { SourceProblem::Stopped } else { problem };
             SourceError { name: self.name, keys, problem }
         })
-    }
-}
-
-impl fmt::Debug for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

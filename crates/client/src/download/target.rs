@@ -12,19 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chrono::NaiveDate;
-use efgs_protocol::{key::KeyBatch, media::Format, wire};
+use efgs_protocol::{media::Format, wire};
 
 use super::{
     DownloadError, Stored,
     cursor::{Cursor, Last},
     order::{Passed, Tag},
+    release::Verified,
     stored,
 };
-use crate::{
-    audit::Audited,
-    state::{self, Lock, Replacement, StateError},
-};
+use crate::state::{self, Lock, Replacement, StateError};
 
 /// Locked while a download works with the folder: another one may have another state folder, or another name
 /// for the same folder.
@@ -64,14 +61,6 @@ pub(super) enum Open {
     Stream(Box<dyn Write + Send>),
     /// A dry run's: nothing is stored.
     Nothing,
-}
-
-/// A verified batch on its way into the target.
-pub(super) struct Batch {
-    pub(super) tag: Tag,
-    pub(super) date: NaiveDate,
-    pub(super) keys: KeyBatch,
-    pub(super) audited: Audited,
 }
 
 impl Target {
@@ -153,14 +142,15 @@ impl Open {
     /// something else in the gateway's bytes than the verification did.
     pub(super) fn store(
         &mut self,
-        batch: &Batch,
+        batch: &Verified,
         next: &mut Cursor,
         cursor_path: &Path,
     ) -> Result<Option<PathBuf>, DownloadError> {
         next.number += 1;
         match self {
             Self::Folder { path: folder, format, .. } => {
-                let path = folder.join(stored::name(next.number, batch.date, batch.tag.as_str(), *format));
+                let path =
+                    folder.join(stored::name(next.number, batch.last.date, batch.last.tag.as_str(), *format));
                 let body = match batch.keys.is_empty() && *format == Format::Protobuf {
                     true => Vec::new(),
                     false => wire::encode(*format, &batch.keys),
@@ -224,9 +214,9 @@ fn length(path: &Path, cursor: Option<&Cursor>) -> Result<Option<u64>, DownloadE
 }
 
 /// One line for each key: its JSON with the batch's tag and date in front.
-fn write_lines(batch: &Batch, out: &mut impl Write) -> io::Result<()> {
+fn write_lines(batch: &Verified, out: &mut impl Write) -> io::Result<()> {
     // A tag has no character that JSON would escape.
-    let front = format!("{{\"batchTag\":\"{}\",\"date\":\"{}\",", batch.tag.as_str(), batch.date);
+    let front = format!("{{\"batchTag\":\"{}\",\"date\":\"{}\",", batch.last.tag.as_str(), batch.last.date);
     let mut key_json = Vec::new();
     for key in batch.keys.iter() {
         key_json.clear();

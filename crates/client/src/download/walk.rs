@@ -22,12 +22,8 @@ use crate::{
 /// By how much the clocks of a country and of a gateway may differ.
 const SKEW: TimeDelta = TimeDelta::hours(1);
 
-/// What the gateway knows of a batch.
-enum Known<T> {
-    Here(T),
-    /// It is too old.
-    Expired,
-}
+/// What the gateway says of a batch; nothing when it is too old.
+type Known<T> = Option<T>;
 
 impl Downloader {
     /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.
@@ -46,15 +42,13 @@ impl Downloader {
             let reason = bad.report.first_failure().unwrap_or_default();
             self.tell(&DownloadEvent::Again { batch_tag: bad.report.batch_tag.clone(), reason });
             time::sleep(self.options.settle).await;
-            let found = match self.fetch(&bad.found.tag, bad.found.date).await? {
-                Known::Here(found) => found,
-                Known::Expired => continue,
-            };
+            let Last { tag, date, .. } = &bad.found.last;
+            let Some(found) = self.fetch(tag, *date).await? else { continue };
             let bad = match self.settle(found).await? {
                 Ok(released) => return Ok(Some(released)),
                 Err(bad) => bad,
             };
-            let skip = self.options.continue_past.as_deref() == Some(bad.found.tag.as_str());
+            let skip = self.options.continue_past.as_deref() == Some(bad.found.last.tag.as_str());
             let quarantined = self.put_aside(bad, skip).await?;
             if !skip {
                 self.tell(&DownloadEvent::Quarantined(quarantined.clone()));
@@ -81,64 +75,51 @@ impl Downloader {
         if let Some(since) = self.options.since.filter(|since| *since > last.date) {
             return self.first(since, today, &cursor, true).await;
         }
+        let found = match self.following(last, next, today, &cursor).await? {
+            Some(found) => found,
+            // What follows is not served any more: it goes on behind a gap.
+            None => {
+                let complete = last.date.max(cursor.complete_on.unwrap_or_default());
+                self.first(complete, today, &cursor, true).await?
+            }
+        };
+        if found.is_none() {
+            self.at_the_end().await?;
+        }
+        Ok(found)
+    }
+
+    /// The batch that is linked to the last one as `next` or by now, or the first one of a later day.
+    async fn following(
+        &self,
+        last: &Last,
+        next: Option<Tag>,
+        today: NaiveDate,
+        cursor: &Cursor,
+    ) -> Result<Known<Option<Found>>, DownloadError> {
         let next = match next {
             Some(next) => Some(next),
-            None => match self.link(last, &cursor).await? {
-                Known::Here(next) => next,
-                Known::Expired => return self.after_gap(last, today, &cursor).await,
+            None => match self.link(last, cursor).await? {
+                Some(link) => link,
+                None => return Ok(None),
             },
         };
-        let found = match next {
-            Some(next) => match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
-                Known::Here(found) => Some(found),
-                Known::Expired => return self.after_gap(last, today, &cursor).await,
-            },
-            // A chain may end at midnight, and go on with the first batch of another day.
-            None => self.on_a_later_day(last, today, &cursor).await?,
-        };
-        if found.is_none() {
-            self.at_the_end().await?;
+        if let Some(next) = next {
+            return Ok(self.fetch(&next, next.date().unwrap_or(last.date)).await?.map(Some));
         }
-        Ok(found)
-    }
-
-    /// The first batch of a day after that of the last one, when none is linked to it.
-    async fn on_a_later_day(
-        &self,
-        last: &Last,
-        today: NaiveDate,
-        cursor: &Cursor,
-    ) -> Result<Option<Found>, DownloadError> {
+        // A chain may end at midnight, and go on with the first batch of another day.
         let from = last.date.succ_opt().unwrap_or(last.date).max(cursor.complete_on.unwrap_or_default());
         if from > today {
-            return Ok(None);
+            return Ok(Some(None));
         }
-        let Some(found) = self.first(from, today, cursor, true).await? else { return Ok(None) };
+        let Some(found) = self.first(from, today, cursor, true).await? else { return Ok(Some(None)) };
         // It may not be the first one: others may have been formed since the link was read.
         match self.link(last, cursor).await? {
-            Known::Here(Some(next)) if !next.may_be(&found.tag) => {
-                match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
-                    Known::Here(found) => Ok(Some(found)),
-                    Known::Expired => self.after_gap(last, today, cursor).await,
-                }
+            Some(Some(next)) if !next.may_be(&found.last.tag) => {
+                Ok(self.fetch(&next, next.date().unwrap_or(last.date)).await?.map(Some))
             }
-            _ => Ok(Some(found)),
+            _ => Ok(Some(Some(found))),
         }
-    }
-
-    /// Goes on when what follows the cursor is not served any more.
-    async fn after_gap(
-        &self,
-        last: &Last,
-        today: NaiveDate,
-        cursor: &Cursor,
-    ) -> Result<Option<Found>, DownloadError> {
-        let complete = last.date.max(cursor.complete_on.unwrap_or_default());
-        let found = self.first(complete, today, cursor, true).await?;
-        if found.is_none() {
-            self.at_the_end().await?;
-        }
-        Ok(found)
     }
 
     /// The first batch formed on or after a day. Days are asked one by one, because a chain may end with each.
@@ -180,7 +161,7 @@ impl Downloader {
                 ))
                 .into());
             }
-            return Ok(Some(Found { tag, date, etag: head.etag, next, body }));
+            return Ok(Some(Found { last: Last { tag, date, etag: head.etag }, next, body }));
         }
         Ok(None)
     }
@@ -191,7 +172,7 @@ impl Downloader {
         let head = match self.repeating(|| self.hear(last.date, Some(&last.tag), etag)).await {
             Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => head,
             Ok(Answer::NotFound) => return self.unknown(&last.tag, last.date),
-            Err(error) if is_gone(&error) => return Ok(Known::Expired),
+            Err(error) if is_gone(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let answered = Tag::new(&head.batch_tag)?;
@@ -214,7 +195,7 @@ impl Downloader {
             })
             .await?;
         }
-        Ok(Known::Here(next))
+        Ok(Some(next))
     }
 
     /// A batch that was named.
@@ -223,10 +204,10 @@ impl Downloader {
         match self.ask(date, Some(tag)).await {
             Ok(Some((head, body))) => {
                 let (tag, next) = check(&head, Some(tag), &cursor, self.today())?;
-                Ok(Known::Here(Found { tag, date, etag: head.etag, next, body }))
+                Ok(Some(Found { last: Last { tag, date, etag: head.etag }, next, body }))
             }
             Ok(None) => self.unknown(tag, date),
-            Err(error) if is_gone(&error) => Ok(Known::Expired),
+            Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -234,7 +215,7 @@ impl Downloader {
     /// A batch that the gateway does not know is either too old, or it should know it.
     fn unknown<T>(&self, tag: &Tag, date: NaiveDate) -> Result<Known<T>, DownloadError> {
         if date < oldest(self.today()) {
-            return Ok(Known::Expired);
+            return Ok(None);
         }
         let tag = tag.as_str();
         Err(ChainError(format!(
@@ -274,7 +255,7 @@ impl Downloader {
 
     /// Asks for the audit of a batch, verifies it, and if it holds stores it.
     async fn settle(&self, found: Found) -> Result<Result<Released, Box<Bad>>, DownloadError> {
-        let Found { tag, date, .. } = &found;
+        let Last { tag, date, .. } = &found.last;
         let gateway = &self.options.gateway;
         let audit = self.repeating(|| gateway.ask_audit(*date, tag.as_str())).await?;
         let auditor = self.options.auditor.clone();
@@ -302,7 +283,7 @@ impl Downloader {
     }
 
     async fn put_aside(&self, bad: Box<Bad>, skip: bool) -> Result<Quarantined, DownloadError> {
-        let folder = self.quarantine(&bad.found.tag, bad.found.date);
+        let folder = self.quarantine(&bad.found.last.tag, bad.found.last.date);
         let (today, dry_run) = (self.today(), self.options.dry_run);
         self.with_position(move |position| {
             let Bad { report, found, audit } = *bad;
@@ -312,7 +293,7 @@ impl Downloader {
             };
             if skip {
                 let mut cursor = position.cursor.clone();
-                cursor.pass(Last { tag: found.tag, date: found.date, etag: found.etag }, today);
+                cursor.pass(found.last, today);
                 if !dry_run {
                     cursor.save(&position.cursor_path)?;
                 }

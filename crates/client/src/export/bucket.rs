@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -113,12 +113,6 @@ pub struct Bucket {
     credentials: Credentials,
     prefix: String,
     http: Client,
-}
-
-impl fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bucket").field("name", &self.bucket.name()).finish_non_exhaustive()
-    }
 }
 
 impl Bucket {
