@@ -61,13 +61,8 @@ pub enum AuditError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// There is no such batch.
-    #[error("the gateway has no batch {tag} on or after {date}")]
-    NoBatch {
-        /// The batch.
-        tag: String,
-        /// The date that was asked for.
-        date: NaiveDate,
-    },
+    #[error("the gateway has no batch {0} on or after {1}")]
+    NoBatch(String, NaiveDate),
 }
 
 /// What an auditor finds.
@@ -175,7 +170,7 @@ impl Auditor {
         date: NaiveDate,
         tag: &str,
     ) -> Result<AuditReport, AuditError> {
-        let no_batch = || AuditError::NoBatch { tag: tag.to_owned(), date };
+        let no_batch = || AuditError::NoBatch(tag.to_owned(), date);
         let asked = Tag::new(tag).map_err(|_| no_batch())?;
         let download =
             gateway.download(date, Some(tag), crate::Format::Protobuf).await?.ok_or_else(no_batch)?;

@@ -4,10 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use reqwest::{Client, Response, StatusCode, Url, redirect::Policy};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    version::{TLS12, TLS13},
 };
 use rustls_platform_verifier::BuilderVerifierExt as _;
 
@@ -50,13 +49,17 @@ pub(crate) fn client(settings: &Settings) -> Result<Client, SettingsError> {
 }
 
 /// With a provider of our own, so that nothing depends on which one the program has made the default.
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {
+    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+}
+
 pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
     let roots = roots(&settings.server_ca_pem).map_err(SettingsError::ServerCa)?;
     let chain = certificates(&settings.certificate_pem).map_err(SettingsError::Certificate)?;
     let key = PrivateKeyDer::from_pem_slice(settings.private_key_pem.as_bytes())
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))?;
-    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&TLS13, &TLS12])
+    builder()
         .map_err(|e| SettingsError::Client(e.to_string()))?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
@@ -66,9 +69,7 @@ pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
 /// For a server that asks for no certificate: one whose own comes from these authorities, as PEM, or otherwise from
 /// those that the system trusts.
 pub(crate) fn public_tls(ca_pem: Option<&str>) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
+    let builder = builder().map_err(|e| e.to_string())?;
     let builder = match ca_pem {
         Some(pem) => builder.with_root_certificates(roots(pem)?),
         None => builder.with_platform_verifier().map_err(|e| e.to_string())?,

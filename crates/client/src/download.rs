@@ -41,7 +41,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time};
 
-use crate::{Gateway, Retry, audit::Auditor, state::Lock};
+use crate::{Gateway, Retry, audit::Auditor, hex, state::Lock};
 use cursor::Cursor;
 use target::Open;
 
@@ -254,7 +254,7 @@ impl Downloader {
 
 /// The folder of a target in the state: readable, and different for each target.
 fn folder_name(target: &str) -> String {
-    let hash: String = Sha256::digest(target).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&Sha256::digest(target)[..6]);
     let last = target.rsplit(['/', '\\']).next().unwrap_or_default();
     let readable: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
     format!("{readable}_{hash}")

@@ -20,7 +20,7 @@ pub(crate) const MAX_BATCH: usize = 64 << 20;
 /// What a gateway answers when it is asked for a batch.
 pub(crate) enum Answer {
     /// The batch, with its keys still to be read.
-    Batch(Head, Unread),
+    Batch(Head, Response),
     /// The caller has its bytes; the head is as it is now.
     Unchanged(Head),
     /// There is no such batch, or none yet.
@@ -33,9 +33,6 @@ pub(crate) struct Head {
     pub(crate) next_batch_tag: Option<String>,
     pub(crate) etag: Option<String>,
 }
-
-/// The keys of a batch, on their way.
-pub(crate) struct Unread(Response);
 
 /// A batch's keys, as they came.
 pub(crate) struct Body {
@@ -61,16 +58,14 @@ impl Head {
     }
 }
 
-impl Unread {
-    /// Reads the keys to their last byte.
-    pub(crate) async fn read(self) -> Result<Body, Error> {
-        let media = MediaType::from_content_type(header(self.0.headers(), CONTENT_TYPE.as_str())?)
-            .map_err(|e| Error::Unexpected(e.to_string()))?;
-        Ok(Body { format: media.format, bytes: connection::read_up_to(self.0, MAX_BATCH).await? })
-    }
-}
-
 impl Body {
+    /// Reads the keys to their last byte.
+    pub(crate) async fn read(response: Response) -> Result<Self, Error> {
+        let media = MediaType::from_content_type(header(response.headers(), CONTENT_TYPE.as_str())?)
+            .map_err(|e| Error::Unexpected(e.to_string()))?;
+        Ok(Self { format: media.format, bytes: connection::read_up_to(response, MAX_BATCH).await? })
+    }
+
     /// The keys; possibly none.
     pub(crate) fn keys(&self) -> Result<KeyBatch, DecodeError> {
         match wire::decode(self.format, &self.bytes, usize::MAX) {
@@ -102,7 +97,7 @@ impl Gateway {
         let response = request.send().await?;
         let time = server_time(response.headers());
         match response.status().as_u16() {
-            200 => Ok((Answer::Batch(Head::of(&response)?, Unread(response)), time)),
+            200 => Ok((Answer::Batch(Head::of(&response)?, response), time)),
             304 if etag.is_some() => Ok((Answer::Unchanged(Head::of(&response)?), time)),
             // Not every 404: a wrong address must not look like a day without keys.
             _ => match refusal(response).await {

@@ -70,7 +70,7 @@ use reqwest::{
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use fetch::{Answer, Head};
+use fetch::{Answer, Body, Head};
 
 pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
@@ -218,10 +218,10 @@ impl Gateway {
         tag: Option<&str>,
         format: Format,
     ) -> Result<Option<Download>, Error> {
-        let (Answer::Batch(head, keys), _) = self.ask(date, tag, format, None).await? else {
+        let (Answer::Batch(head, response), _) = self.ask(date, tag, format, None).await? else {
             return Ok(None);
         };
-        let keys = keys.read().await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
+        let keys = Body::read(response).await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
         let Head { batch_tag, next_batch_tag, .. } = head;
         Ok(Some(Download { batch_tag, next_batch_tag, keys }))
     }
@@ -272,6 +272,11 @@ async fn refusal(response: Response) -> Error {
     // Whatever happens to the body, the status is what counts.
     let body = connection::read(response).await.unwrap_or_default();
     Error::Refused(Refusal::new(status, retry_after, &body))
+}
+
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A name as one segment of a path.

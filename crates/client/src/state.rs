@@ -13,26 +13,16 @@ pub enum StateError {
     #[error("another efgs uses {}: wait until it ends, or use another state folder", .0.display())]
     InUse(PathBuf),
     /// A file or the folder cannot be made, read or written.
-    #[error("cannot use {}: {reason}", path.display())]
-    Io {
-        /// Which one.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
-    /// A file is not as the commands leave it.
-    #[error("{} is damaged: {reason}", path.display())]
-    Damaged {
-        /// Which one.
-        path: PathBuf,
-        /// Where, and what to do.
-        reason: String,
-    },
+    #[error("cannot use {}: {}", .0.display(), .1)]
+    Io(PathBuf, io::Error),
+    /// A file is not as the commands leave it; where, and what to do.
+    #[error("{} is damaged: {}", .0.display(), .1)]
+    Damaged(PathBuf, String),
 }
 
 impl StateError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        |reason| Self::Io { path: path.to_owned(), reason }
+        |reason| Self::Io(path.to_owned(), reason)
     }
 }
 

@@ -55,7 +55,7 @@ pub use report::{
 };
 
 use crate::{
-    Error, Gateway, Retry,
+    Error, Gateway, Retry, hex,
     source::{GaenDefaults, Source, SourceError},
     state::StateError,
 };
@@ -231,5 +231,5 @@ fn digest(parts: &[&[u8]]) -> String {
     for part in parts {
         sha256.update(part);
     }
-    sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256.finalize())
 }

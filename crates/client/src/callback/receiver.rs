@@ -11,7 +11,6 @@ use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, pem::PemObject},
-    version::{TLS12, TLS13},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -189,7 +188,7 @@ fn config(identity: &Identity, gateway: Vec<Certificate>) -> Result<ServerConfig
     let key = identity.private_key_pem().map_err(|e| unusable(e.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| unusable(e.to_string()))?;
     ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&TLS13, &TLS12])
+        .with_safe_default_protocol_versions()
         .map_err(|e| unusable(e.to_string()))?
         .with_client_cert_verifier(Arc::new(Pinned::new(gateway, provider)))
         .with_single_cert(chain, key)

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fmt::Display,
     io::{IsTerminal as _, Write},
+    iter,
     time::Duration,
 };
 
@@ -48,17 +49,11 @@ impl Exit {
     /// The code for an error: that of a [`ExitError`], [`Exit::Later`] for a temporary one, else
     /// [`Exit::Failed`].
     pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
-        let mut at = Some(error);
-        while let Some(error) = at {
-            if let Some(failure) = error.downcast_ref::<ExitError>() {
-                return failure.exit;
-            }
-            if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_temporary) {
-                return Self::Later;
-            }
-            at = error.source();
-        }
-        Self::Failed
+        let of_cause = |error: &(dyn Error + 'static)| match error.downcast_ref::<ExitError>() {
+            Some(error) => Some(error.exit),
+            None => error.downcast_ref().is_some_and(crate::Error::is_temporary).then_some(Self::Later),
+        };
+        iter::successors(Some(error), |&error| error.source()).find_map(of_cause).unwrap_or(Self::Failed)
     }
 }
 

@@ -229,7 +229,7 @@ impl Downloader {
     async fn ask(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
         let ask = || async {
             match self.hear(date, tag, None).await? {
-                Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
+                Answer::Batch(head, response) => Ok(Some((head, Body::read(response).await?))),
                 Answer::Unchanged(_) | Answer::NotFound => Ok(None),
             }
         };

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ExportError, Period, Regions, Table};
-use crate::state::{self, StateError};
+use crate::{
+    hex,
+    state::{self, StateError},
+};
 
 /// The name of the manifest in the state folder.
 const MANIFEST: &str = "export.json";
@@ -184,7 +187,7 @@ impl Manifest {
 fn damaged(path: PathBuf, what: &str) -> StateError {
     let reason =
         format!("{what}; restore the folder's backup, or delete the folder to publish all keys again");
-    StateError::Damaged { path, reason }
+    StateError::Damaged(path, reason)
 }
 
 /// The name of an index.
@@ -220,8 +223,4 @@ struct Day<'a> {
 #[expect(clippy::expect_used, reason = "only maps with other keys than texts cannot be written as JSON")]
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).expect("texts as keys")
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

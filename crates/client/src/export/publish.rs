@@ -13,13 +13,12 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ExportError, Exporter, Intake, Period, PublishedFile,
-    manifest::{IndexFile, hex},
-    regions::RegionSet,
+    ExportError, Exporter, Intake, Period, PublishedFile, manifest::IndexFile, regions::RegionSet,
     table::Record,
 };
 use crate::{
     gaen::{self, ExportHeader, Section, TemporaryExposureKey},
+    hex,
     state::{self, StateError},
 };
 
@@ -327,7 +326,7 @@ fn padding_secret(folder: &Path, dry_run: bool) -> Result<[u8; 32], ExportError>
     if let Some(bytes) = state::read(&path)? {
         return bytes.try_into().map_err(|_| {
             let reason = "it has not 32 bytes; put back its backup, or delete it".into();
-            StateError::Damaged { path, reason }.into()
+            StateError::Damaged(path, reason).into()
         });
     }
     let mut secret = [0; 32];

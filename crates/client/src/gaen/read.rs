@@ -32,12 +32,9 @@ pub enum ReadError {
     /// No zip archive, or one that cannot be unpacked.
     #[error("it is not a zip archive that can be unpacked: {0}")]
     Archive(String),
-    /// An entry is missing.
-    #[error("the archive has no entry {0}: it is not a key export file")]
-    Missing(&'static str),
-    /// `export.bin` does not begin with its header.
-    #[error("export.bin does not begin with \"EK Export v1\" and four spaces")]
-    Header,
+    /// It is another archive than an export file: an entry is missing, or is not what it should be.
+    #[error("{0}")]
+    NoExport(String),
     /// An entry is longer than any real one.
     #[error("{entry} has more than {limit} bytes")]
     TooLong {
@@ -45,14 +42,6 @@ pub enum ReadError {
         entry: &'static str,
         /// How many bytes are read at most.
         limit: u64,
-    },
-    /// `export.bin` is not the message that it should be.
-    #[error("export.bin cannot be read: {what} before byte {at}")]
-    Malformed {
-        /// What is wrong.
-        what: &'static str,
-        /// Where, in the unpacked entry.
-        at: u64,
     },
     /// One key is none. The keys behind it can still be read.
     #[error("key {index}: the key data has {found} bytes instead of 16")]
@@ -62,9 +51,6 @@ pub enum ReadError {
         /// The number of bytes found.
         found: usize,
     },
-    /// `export.sig` is not the message that it should be.
-    #[error("export.sig cannot be read: it is not a list of signatures")]
-    Signatures,
     /// No signature is one of the given key.
     #[error("none of the {signatures} signatures in export.sig is the given key's over this export.bin")]
     NotVerified {
@@ -91,7 +77,9 @@ impl<R: Read + Seek> ExportFile<R> {
         let mut signatures = unpack(&mut archive, SIGNATURE_ENTRY, MAX_SIGNATURE_BYTES)?;
         signatures.read_to_end(&mut bytes).map_err(|error| unpack_error(error, SIGNATURE_ENTRY))?;
         drop(signatures);
-        let signatures = SignatureList::decode(&*bytes).map_err(|_| ReadError::Signatures)?;
+        let signatures = SignatureList::decode(&*bytes).map_err(|_| {
+            ReadError::NoExport("export.sig cannot be read: it is not a list of signatures".into())
+        })?;
         Ok(Self { archive, signatures })
     }
 
@@ -128,7 +116,8 @@ impl<R: Read + Seek> ExportFile<R> {
         let mut header = Vec::new();
         export.by_ref().take(HEADER.len() as u64).read_to_end(&mut header).map_err(export_error)?;
         if header != HEADER {
-            return Err(ReadError::Header);
+            let what = "export.bin does not begin with \"EK Export v1\" and four spaces";
+            return Err(ReadError::NoExport(what.into()));
         }
         Ok(Keys {
             export,
@@ -171,7 +160,7 @@ impl<R: Read> Keys<'_, R> {
     /// before the keys, but the format does not promise that.
     ///
     /// # Errors
-    /// [`ReadError::Malformed`].
+    /// [`ReadError::NoExport`].
     pub fn header(&self) -> Result<ExportHeader, ReadError> {
         ExportHeader::decode(&*self.header).map_err(|_| self.malformed("a header field of another type"))
     }
@@ -237,7 +226,7 @@ impl<R: Read> Keys<'_, R> {
     }
 
     fn malformed(&self, what: &'static str) -> ReadError {
-        ReadError::Malformed { what, at: self.position }
+        malformed(what, self.position)
     }
 }
 
@@ -264,9 +253,13 @@ fn append<R: Read>(
     let read = export.take(length).read_to_end(to).map_err(export_error)? as u64;
     *position += read;
     if read < length {
-        return Err(ReadError::Malformed { what: "a field that is cut off", at: *position });
+        return Err(malformed("a field that is cut off", *position));
     }
     Ok(())
+}
+
+fn malformed(what: &str, at: u64) -> ReadError {
+    ReadError::NoExport(format!("export.bin cannot be read: {what} before byte {at}"))
 }
 
 /// The bytes of an entry. Reading fails when it unpacks to more than its declared size, or when its check sum is
@@ -291,7 +284,9 @@ fn unpack<'a, R: Read + Seek>(
 
 fn archive_error(error: ZipError, entry: &'static str) -> ReadError {
     match error {
-        ZipError::FileNotFound => ReadError::Missing(entry),
+        ZipError::FileNotFound => {
+            ReadError::NoExport(format!("the archive has no entry {entry}: it is not a key export file"))
+        }
         ZipError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => ReadError::Io(error),
         other => ReadError::Archive(other.to_string()),
     }

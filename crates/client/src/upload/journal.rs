@@ -14,7 +14,6 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use efgs_protocol::batch_tag::UploadTag;
 use serde::{Deserialize, Serialize};
 
 use crate::state::{self, Lock, StateError};
@@ -28,9 +27,12 @@ const RENEWED_DAYS: i64 = KEPT_DAYS / 2;
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "lowercase", tag = "event")]
-enum Step {
+pub(super) enum Step {
+    /// An upload is going to be sent.
     Sending { tag: String, keys: usize },
+    /// It was answered 201.
     Stored { tag: String },
+    /// The gateway has every key of a piece: see [`Journal::done`].
     Done { piece: String },
 }
 
@@ -60,12 +62,12 @@ impl Journal {
         let mut kept = Vec::with_capacity(whole);
         let mut done = HashMap::new();
         for (number, line) in (1..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n')) {
-            let Line { at, event } = serde_json::from_slice(line).map_err(|_| StateError::Damaged {
-                path: path.clone(),
-                reason: format!(
+            let Line { at, event } = serde_json::from_slice(line).map_err(|_| {
+                let reason = format!(
                     "line {number} is not an entry; move the file away: its uploads are then sent again, and the \
                      gateway stores nothing twice"
-                ),
+                );
+                StateError::Damaged(path.clone(), reason)
             })?;
             if now - at > TimeDelta::days(KEPT_DAYS) {
                 continue;
@@ -91,31 +93,17 @@ impl Journal {
         Ok(true)
     }
 
-    /// An upload is going to be sent.
-    pub(super) fn sending(
-        &mut self,
-        tag: &UploadTag,
-        keys: usize,
-        at: DateTime<Utc>,
-    ) -> Result<(), StateError> {
-        self.append(&Line { at, event: Step::Sending { tag: tag.to_string(), keys } })
-    }
-
-    /// An upload was answered 201.
-    pub(super) fn stored(&mut self, tag: &UploadTag, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Step::Stored { tag: tag.to_string() } })
-    }
-
     /// The gateway has every key of a piece.
     pub(super) fn done(&mut self, piece: &str, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Step::Done { piece: piece.to_owned() } })?;
+        self.append(at, Step::Done { piece: piece.to_owned() })?;
         self.done.insert(piece.to_owned(), at);
         Ok(())
     }
 
-    fn append(&mut self, line: &Line) -> Result<(), StateError> {
-        let mut write = || {
-            let mut text = serde_json::to_vec(line)?;
+    /// Writes down a step, before anything else is done.
+    pub(super) fn append(&mut self, at: DateTime<Utc>, event: Step) -> Result<(), StateError> {
+        let write = || {
+            let mut text = serde_json::to_vec(&Line { at, event })?;
             text.push(b'\n');
             self.file.write_all(&text)?;
             self.file.sync_data()

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     FailedUpload, Progress, RunOutcome, RunReport, StoredUpload, UploadError, UploadEvent, Uploader, digest,
-    journal::Journal,
+    journal::{Journal, Step},
     prepare::{Piece, pick},
 };
 use crate::{Error, Refusal, Upload, state::StateError};
@@ -150,10 +150,10 @@ impl<'a> Sender<'a> {
                 sent.failure = Some((tag, NotStored::Interrupted));
                 return Ok(sent);
             }
-            self.journal().sending(&tag, keys.len(), self.now())?;
+            self.note(Step::Sending { tag: tag.to_string(), keys: keys.len() })?;
             let rest = match self.call(&tag, &keys, &signed_bytes).await {
                 Ok(Upload::Stored) => {
-                    self.journal().stored(&tag, self.now())?;
+                    self.note(Step::Stored { tag: tag.to_string() })?;
                     sent.stored = Some(tag);
                     sent.keys = keys.len();
                     break;
@@ -177,7 +177,7 @@ impl<'a> Sender<'a> {
                 }
             }
         }
-        self.journal().done(&piece.id, self.now())?;
+        self.journal().done(&piece.id, self.uploader.clock.now())?;
         Ok(sent)
     }
 
@@ -225,8 +225,8 @@ impl<'a> Sender<'a> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> chrono::DateTime<chrono::Utc> {
-        self.uploader.clock.now()
+    fn note(&self, step: Step) -> Result<(), StateError> {
+        self.journal().append(self.uploader.clock.now(), step)
     }
 }
 
