@@ -211,16 +211,10 @@ impl Downloader {
     /// See [`Downloader::next`]. It never ends otherwise: drop the future to end it.
     pub async fn follow(&mut self, interval: Duration, wake: &Notify) -> Result<Infallible, DownloadError> {
         loop {
-            let outcome = loop {
-                match self.next().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break Ok(()),
-                    Err(error) => break Err(error),
-                }
-            };
             let wait = interval.mul_f64(rand::random_range(0.9..1.1));
-            match outcome {
-                Ok(()) => self.tell(&DownloadEvent::CaughtUp),
+            match self.next().await {
+                Ok(Some(_)) => continue,
+                Ok(None) => self.tell(&DownloadEvent::CaughtUp),
                 Err(error) if error.is_temporary() => {
                     let (reason, seconds) = (error.to_string(), wait.as_secs());
                     self.tell(&DownloadEvent::Waiting { reason, seconds });

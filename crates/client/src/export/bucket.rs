@@ -75,7 +75,7 @@ impl BucketError {
     }
 
     /// Says what to do.
-    fn store(what: &str, error: object_store::Error) -> Self {
+    fn store(what: String, error: object_store::Error) -> Self {
         let temporary = error.is_temporary();
         let reason = match &error {
             object_store::Error::NoAnswer(reason) => format!("no answer from the store: {reason}"),
@@ -115,7 +115,7 @@ impl Bucket {
     /// Names the setting that cannot be used.
     pub fn new(
         settings: &BucketSettings,
-        ca_pem: Option<&str>,
+        ca_pem: Option<String>,
         (access, secret): (String, String),
     ) -> Result<Self, BucketError> {
         let refuse = |reason: String| BucketError::permanent(format!("the bucket cannot be used: {reason}"));
@@ -131,7 +131,7 @@ impl Bucket {
             region: settings.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
             prefix: settings.prefix.clone(),
             path_style: settings.path_style.unwrap_or(true),
-            ca_pem: ca_pem.map(str::to_owned),
+            ca_pem,
             credentials: Credentials::new(access, secret),
             timeout: settings.timeout.unwrap_or(DEFAULT_TIMEOUT),
             user_agent: concat!("efgs-client/", env!("CARGO_PKG_VERSION")),
@@ -148,19 +148,19 @@ impl Bucket {
         };
         let headers = [("content-type", content), ("cache-control", cache)];
         let put = self.0.put(path, body, &headers).await;
-        put.map_err(|error| BucketError::store(&format!("putting {}", self.0.key(path)), error))
+        put.map_err(|error| BucketError::store(format!("putting {}", self.0.key(path)), error))
     }
 
     async fn delete(&self, path: &str) -> Result<(), BucketError> {
         let deleted = self.0.delete(path).await;
-        deleted.map_err(|error| BucketError::store(&format!("deleting {}", self.0.key(path)), error))
+        deleted.map_err(|error| BucketError::store(format!("deleting {}", self.0.key(path)), error))
     }
 
     /// What lies under the prefix: paths and lengths.
     async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
         let listed = self.0.list("", || {}).await;
         let listed = listed
-            .map_err(|error| BucketError::store(&format!("listing the bucket {}", self.0.name()), error))?;
+            .map_err(|error| BucketError::store(format!("listing the bucket {}", self.0.name()), error))?;
         Ok(listed.into_iter().map(|object| (object.name, object.bytes)).collect())
     }
 }

@@ -273,7 +273,7 @@ impl Exporter {
         let concerned = countries.iter().filter(|r| r.country == key.origin || visited.contains(&r.country));
         let codes = concerned.map(|region| region.code.as_str()).chain(self.settings.combined.as_deref());
         record.regions = self.manifest.regions.mask(codes);
-        self.table.push(record);
+        self.table.records.push(record);
     }
 
     /// Takes the keys of all batches in a download folder that were not taken by an earlier run. Only verified

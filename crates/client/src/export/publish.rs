@@ -142,8 +142,8 @@ impl Exporter {
         let region = self.manifest.regions.mask([code].into_iter());
         let ripe = self.ripe();
         let real: Vec<Record> =
-            self.table.records().iter().filter(|record| record.is_new_in(region, ripe)).copied().collect();
-        let revised = self.table.records().iter().filter(|record| record.revise.contains(region)).count();
+            self.table.records.iter().filter(|record| record.is_new_in(region, ripe)).copied().collect();
+        let revised = self.table.records.iter().filter(|record| record.revise.contains(region)).count();
         let missing = self.settings.minimum.saturating_sub(real.len() + revised);
         if real.is_empty() || missing == 0 || self.is_closed(code) {
             return Ok(());
@@ -156,7 +156,7 @@ impl Exporter {
             hash.update(number.to_be_bytes());
             hash.update(code);
             let [key_data, _] = *hash.finalize().as_chunks().0 else { continue };
-            self.table.push(like.imitate(key_data));
+            self.table.records.push(like.imitate(key_data));
         }
         self.table.settle(&mut Intake::default());
         Ok(())
@@ -173,7 +173,7 @@ impl Exporter {
         let ripe = self.ripe();
         let mut report =
             RegionReport { region: code, new: 0, revised: 0, padding: 0, withheld: 0, not_ended: 0 };
-        for record in self.table.records() {
+        for record in &self.table.records {
             let new = record.is_new_in(region, ripe);
             report.new += usize::from(new);
             report.padding += usize::from(new && record.padding);
@@ -190,7 +190,7 @@ impl Exporter {
         if !dry_run {
             self.write_archives(&report.region, region, keys, added)?;
         }
-        for record in self.table.records_mut() {
+        for record in &mut self.table.records {
             if record.is_new_in(region, ripe) {
                 record.published = record.published.with(region);
             }
@@ -210,7 +210,7 @@ impl Exporter {
         let batch_size = keys.div_ceil(self.settings.max_keys);
         // Files of about the same length, lest the last one has but a handful of keys.
         let each = keys.div_ceil(batch_size);
-        let records = self.table.records();
+        let records = &self.table.records;
         let new = records.iter().filter(|record| record.is_new_in(region, ripe));
         let revised = records.iter().filter(|record| record.revise.contains(region));
         let mut entries: Box<dyn Iterator<Item = (Section, TemporaryExposureKey)>> = Box::new(

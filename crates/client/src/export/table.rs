@@ -137,15 +137,11 @@ fn certainty(report: ReportType) -> u8 {
 /// The keys. Those that were pushed are in their places after [`Table::settle`].
 #[derive(Default)]
 pub(super) struct Table {
-    records: Vec<Record>,
+    pub(super) records: Vec<Record>,
     settled: usize,
 }
 
 impl Table {
-    pub(super) fn push(&mut self, record: Record) {
-        self.records.push(record);
-    }
-
     /// Brings the keys into order, each once; counts those that were known.
     pub(super) fn settle(&mut self, intake: &mut Intake) {
         if self.settled == self.records.len() {
@@ -167,14 +163,6 @@ impl Table {
     pub(super) fn forget(&mut self, before: i64) {
         self.records.retain(|record| !record.ended_before(before));
         self.settled = self.records.len();
-    }
-
-    pub(super) fn records(&self) -> &[Record] {
-        &self.records
-    }
-
-    pub(super) fn records_mut(&mut self) -> &mut [Record] {
-        &mut self.records
     }
 
     /// The length of a key in a file.

@@ -136,7 +136,7 @@ impl Profile {
             )
         })?;
         let ca = section.ca.as_ref().map(|path| text("ca", path)).transpose()?;
-        Bucket::new(section, ca.as_deref(), credentials).map_err(|error| refuse(error.to_string()))
+        Bucket::new(section, ca, credentials).map_err(|error| refuse(error.to_string()))
     }
 }
 

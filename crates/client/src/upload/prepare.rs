@@ -200,16 +200,14 @@ impl Preparing {
         // new or valid at that time, since what was left out then may have to be sent another day. The keys are
         // checked after that: what has grown too old since it was sent is no mistake.
         let mut id = self.id(&canonical);
-        if self.is_done(&id)? {
-            self.file().keys.done_before += keys.len() as u64;
+        if self.is_done(&id, keys.len())? {
             return Ok(());
         }
         self.file().keys.repeated += (keys.len() - new.len()) as u64;
         if new.len() < keys.len() {
             id = self.id(&CanonicalKeys::of(&pick(&keys, &new)));
         }
-        if self.is_done(&id)? {
-            self.file().keys.done_before += new.len() as u64;
+        if self.is_done(&id, new.len())? {
             return Ok(());
         }
         let mut valid = Vec::with_capacity(new.len());
@@ -226,11 +224,10 @@ impl Preparing {
         if valid.len() < new.len() {
             id = self.id(&CanonicalKeys::of(&chosen));
         }
-        if self.is_done(&id)? {
-            self.file().keys.done_before += chosen.len() as u64;
+        if chosen.is_empty() || self.is_done(&id, chosen.len())? {
             return Ok(());
         }
-        if chosen.is_empty() { Ok(()) } else { self.spool(id, &chosen) }
+        self.spool(id, &chosen)
     }
 
     fn spool(&mut self, id: String, keys: &KeyBatch) -> Result<(), UploadError> {
@@ -249,8 +246,11 @@ impl Preparing {
         Ok(())
     }
 
-    fn is_done(&mut self, id: &str) -> Result<bool, StateError> {
-        self.prepared.journal.is_done(id, self.reading.now)
+    /// Whether the gateway has the keys of a piece; then they are counted as done.
+    fn is_done(&mut self, id: &str, keys: usize) -> Result<bool, StateError> {
+        let done = self.prepared.journal.is_done(id, self.reading.now)?;
+        self.file().keys.done_before += if done { keys as u64 } else { 0 };
+        Ok(done)
     }
 
     fn id(&self, keys: &CanonicalKeys) -> String {
