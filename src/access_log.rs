@@ -1,13 +1,12 @@
 //! Who did what, provably (spec §8).
 //!
-//! Every request to the national side is recorded **before it is answered**. One task per instance collects
-//! what has come in while it was committing, chains it by hash, and inserts it with one commit: a record costs
-//! a share of a commit, not one of its own. When the record cannot be made durable, the answer is 503: nobody
-//! is served unseen.
+//! Every request to the national side is recorded **before it is answered**. One task per instance collects what
+//! arrives while it commits, chains it by hash, and inserts it with one commit: a record costs a share of a commit,
+//! not one of its own. When a record cannot be made durable, the answer is 503: no request is served unrecorded.
 //!
 //! Records are chained by hash, one chain per start of a gateway. At intervals a signed statement says where
 //! the chain stands; the statements of all instances form a chain themselves. [`verify`] walks both and names
-//! whatever was changed, moved, inserted or removed. `docs/access-log.md` tells how others can do the same, and
+//! whatever was changed, moved, inserted or removed. `docs/access-log.md` describes how others can do the same, and
 //! what it proves.
 
 mod retention;
@@ -27,8 +26,8 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 pub use efgs_access_log::{
-    ChainEnd, Entry, Hash, Key, KeyError, Kind, NOBODY, ORIGIN, Record, SignedStatement, Signer, Statement,
-    Tally, digest, hash, hex, tallies,
+    ChainEnd, Entry, Hash, Key, KeyError, NOBODY, ORIGIN, Record, SignedStatement, Signer, Statement,
+    StatementKind, Tally, digest, hash, hex, operation, tallies,
 };
 pub use retention::{Forgotten, RetentionError};
 pub use trail::{Facts, Trail, note, trail};
@@ -54,23 +53,23 @@ const WAITING: usize = 4096;
 
 /// An entry on its way into the log, and who waits for it.
 #[derive(Debug)]
-struct Waiting {
+struct QueuedEntry {
     entry: Entry,
     done: Option<oneshot::Sender<bool>>,
     /// Whether its request has been answered 503, because this took too long.
     refused: Arc<AtomicBool>,
 }
 
-impl Waiting {
+impl QueuedEntry {
     fn is_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
 }
 
-/// The way to the task that writes.
+/// Sends entries to the task that writes.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    sender: mpsc::Sender<Waiting>,
+    sender: mpsc::Sender<QueuedEntry>,
     patience: Duration,
 }
 
@@ -79,7 +78,7 @@ impl Queue {
     async fn write(&self, entry: Entry) -> bool {
         let (done, written) = oneshot::channel();
         let refused = Arc::<AtomicBool>::default();
-        if self.sender.try_send(Waiting { entry, done: Some(done), refused: refused.clone() }).is_err() {
+        if self.sender.try_send(QueuedEntry { entry, done: Some(done), refused: refused.clone() }).is_err() {
             return false;
         }
         let ok = matches!(tokio::time::timeout(self.patience, written).await, Ok(Ok(true)));
@@ -87,10 +86,10 @@ impl Queue {
         ok
     }
 
-    /// Leaves an entry that nobody waits for.
+    /// Sends an entry without waiting for it.
     fn leave(&self, entry: Entry) {
-        let left = self.sender.try_send(Waiting { entry, done: None, refused: Arc::default() });
-        // Without a task that writes, the gateway has stopped.
+        let left = self.sender.try_send(QueuedEntry { entry, done: None, refused: Arc::default() });
+        // If the channel is closed, the gateway has stopped.
         if let Err(mpsc::error::TrySendError::Full(lost)) = left {
             let id = lost.entry.request_id;
             tracing::warn!(request_id = id, "the access log is full: an abandoned request has no record");
@@ -105,12 +104,12 @@ pub struct AccessLog {
     clock: Clock,
     instance: Instance,
     settings: config::AccessLog,
-    /// Taken away when the gateway stops. The log ends when the last trail has let go of its copy: what still
-    /// goes on for somebody who has hung up is recorded too.
+    /// Taken when the gateway stops. The log ends when the last trail has dropped its copy, so that work for callers who
+    /// have disconnected is recorded too.
     queue: Mutex<Option<Queue>>,
-    incoming: Mutex<Option<mpsc::Receiver<Waiting>>>,
+    incoming: Mutex<Option<mpsc::Receiver<QueuedEntry>>>,
     signer: Option<Signer>,
-    /// What statements are held against.
+    /// What statements are verified against.
     evidence: Evidence,
     /// The newest statement that this instance has put into the list.
     newest: tokio::sync::Mutex<Option<Place>>,
@@ -146,23 +145,23 @@ impl AccessLog {
         })
     }
 
-    /// Where requests leave their entries; none when the gateway has stopped.
+    /// Where requests send their entries; `None` when the gateway has stopped.
     pub fn queue(&self) -> Option<Queue> {
         self.queue.lock().ok().and_then(|queue| queue.clone())
     }
 
-    /// Who signs, if anybody does.
+    /// What signs statements, if a key is configured.
     pub fn signer(&self) -> Option<&Signer> {
         self.signer.as_ref()
     }
 
-    /// What statements are held against: the keys that may have signed, and from which statement on they must have.
+    /// What statements are verified against: the keys that may have signed, and the first statement that must be signed.
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
     }
 
-    /// Puts a statement into the list, and says when what is there is not what should be there. It is recorded
-    /// nevertheless: `verify` finds the fault where it is, and what comes after it stays provable.
+    /// Appends a statement to the list, and logs when the list is not as expected. It is recorded nevertheless: `verify`
+    /// finds the fault where it is, and later statements stay provable.
     async fn append(&self, statement: &Statement) -> Result<(), StoreError> {
         let mut newest = self.newest.lock().await;
         let appended = self.store.append_statement(self.signer(), statement, *newest).await?;
@@ -191,19 +190,19 @@ impl AccessLog {
         Ok(())
     }
 
-    /// Announces this instance's chain, before its first request.
+    /// States that this instance's chain begins, before its first request.
     pub async fn begin(&self) -> Result<(), StoreError> {
         if cfg!(feature = "bench-unrecorded") {
             tracing::error!(
                 "this program was built for a benchmark and records no request: never let it serve"
             );
         }
-        self.state(Kind::Start, &ChainEnd::default()).await
+        self.state(StatementKind::Start, &ChainEnd::default()).await
     }
 
     /// Writes a statement about this instance's chain.
-    async fn state(&self, kind: Kind, end: &ChainEnd) -> Result<(), StoreError> {
-        let host = (kind == Kind::Start).then(|| self.instance.host.clone());
+    async fn state(&self, kind: StatementKind, end: &ChainEnd) -> Result<(), StoreError> {
+        let host = (kind == StatementKind::Start).then(|| self.instance.host.clone());
         let statement = Statement { host, ..Statement::new(kind, &self.instance.id, end, self.clock.now()) };
         self.append(&statement).await
     }
@@ -214,12 +213,12 @@ impl AccessLog {
         let Some(mut incoming) = incoming else { return };
         let every = self.settings.sign_every;
         let probe = PROBE.min(every);
-        // A log that cannot be written makes the gateway unready: it answers nothing but 503. So does one about which nothing
-        // is stated: nobody could tell any more whether it is as it was written.
+        // A log that cannot be written makes the gateway unready: every answer is 503. So does a log without statements:
+        // it could no longer be verified.
         let watch = health.watch("log-writer", probe);
         let signing = health.watch("log-signer", every);
         let mut writer =
-            Writer { log: &self, end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
+            LogWriter { log: &self, end: ChainEnd::default(), stated: 0, failing: false, watch, signing };
         let ticks = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         let (mut probing, mut stating) = (ticks(probe), ticks(every));
         let mut batch = Vec::with_capacity(BATCH);
@@ -230,31 +229,31 @@ impl AccessLog {
                     if received == 0 {
                         break;
                     }
-                    // Whoever waits for an entry that goes down in a panic is answered 503.
-                    whatever_happens(&writer.watch.clone(), writer.write(batch.drain(..))).await;
+                    // A request whose entry is lost in a panic is answered 503.
+                    catching_panics(&writer.watch.clone(), writer.write(batch.drain(..))).await;
                 }
-                _ = probing.tick() => whatever_happens(&writer.watch.clone(), writer.probe()).await,
-                _ = stating.tick() => whatever_happens(&writer.signing.clone(), writer.sign()).await,
+                _ = probing.tick() => catching_panics(&writer.watch.clone(), writer.probe()).await,
+                _ = stating.tick() => catching_panics(&writer.signing.clone(), writer.sign()).await,
                 () = shutdown.requested(), if !stopping => {
                     stopping = true;
                     drop(self.queue.lock().map(|mut queue| queue.take()));
                 }
             }
         }
-        whatever_happens(&writer.signing.clone(), writer.sign()).await;
+        catching_panics(&writer.signing.clone(), writer.sign()).await;
     }
 }
 
-/// Lets a panic, which is a defect and has been logged, end nothing but the work at hand: a log that nobody writes would
-/// have every request answered 503 until somebody restarts the gateway.
-async fn whatever_happens(watch: &JobWatch, work: impl Future<Output = ()>) {
+/// Catches a panic, which is a defect and has been logged. If it ended the task, every request would be answered 503
+/// until the gateway is restarted.
+async fn catching_panics(watch: &JobWatch, work: impl Future<Output = ()>) {
     if AssertUnwindSafe(work).catch_unwind().await.is_err() {
         watch.failed("a panic: please report it".into());
-        tracing::error!(job = watch.name(), "the access log goes on after a panic: please report it");
+        tracing::error!(job = watch.name(), "the access log continues after a panic: please report it");
     }
 }
 
-struct Writer<'a> {
+struct LogWriter<'a> {
     log: &'a AccessLog,
     end: ChainEnd,
     /// The last record that a statement names.
@@ -264,10 +263,10 @@ struct Writer<'a> {
     signing: JobWatch,
 }
 
-impl Writer<'_> {
-    async fn write(&mut self, batch: impl Iterator<Item = Waiting>) {
-        // Nobody must wait behind what was refused during an outage.
-        let wanted = |one: &Waiting| !(self.failing && one.is_refused());
+impl LogWriter<'_> {
+    async fn write(&mut self, batch: impl Iterator<Item = QueuedEntry>) {
+        // New requests must not wait behind those that were refused during an outage.
+        let wanted = |one: &QueuedEntry| !(self.failing && one.is_refused());
         let (entries, mut waiting): (Vec<Entry>, Vec<_>) =
             batch.filter(wanted).map(|one| (one.entry, one.done)).unzip();
         // What is still to be written, in its order; the next part is the last one.
@@ -278,7 +277,7 @@ impl Writer<'_> {
             if let Err(StoreError::Refused { reason, .. }) = &written
                 && self.log.store.try_log(&self.log.instance.id).await.is_ok()
             {
-                // It is not the log that fails, but an entry: it must harm no other one.
+                // The log works, and one entry is refused: the others are written without it.
                 if part.len() > 1 {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
@@ -296,20 +295,20 @@ impl Writer<'_> {
             let ok = written.is_ok();
             self.learn(written);
             for done in waiting.by_ref().take(part.len()).flatten() {
-                // Who does not wait any more has gone away.
+                // The request may have been dropped.
                 let _ = done.send(ok);
             }
         }
     }
 
-    /// Tries whether a log that could not be written can be written again: a gateway that is not ready may get
-    /// no request that would tell.
+    /// Tries whether a log that could not be written can be written again: a gateway that is not ready may get no
+    /// request that would show it.
     async fn probe(&mut self) {
         if self.failing {
             let tried = self.log.store.try_log(&self.log.instance.id).await;
             self.learn(tried);
         } else {
-            // There was nothing to do.
+            // Nothing to do.
             self.watch.progressed();
         }
     }
@@ -335,20 +334,20 @@ impl Writer<'_> {
         }
     }
 
-    /// Says where the chain stands, if it has moved.
+    /// States where the chain ends, if it has grown.
     async fn sign(&mut self) {
         if self.end.sequence == self.stated {
-            // There was nothing to do.
+            // Nothing to do.
             self.signing.progressed();
             return;
         }
-        match self.log.state(Kind::Head, &self.end).await {
+        match self.log.state(StatementKind::Head, &self.end).await {
             Ok(()) => {
                 self.stated = self.end.sequence;
                 self.signing.progressed();
             }
             Err(error) => {
-                tracing::warn!(%error, "the head of the access log could not be recorded; it is tried again");
+                tracing::warn!(%error, "the head of the access log could not be recorded; the task retries");
                 self.signing.failed(error.to_string());
             }
         }
@@ -377,7 +376,7 @@ mod tests {
         assert!(!waiting.await.unwrap());
         assert!(incoming.recv().await.unwrap().is_refused());
 
-        // Whoever went away was not refused: what was done is recorded.
+        // A caller who disconnected was not refused: what was done is recorded.
         let gone = tokio::time::timeout(Duration::from_secs(1), queue.write(Entry::default())).await;
         assert!(gone.is_err() && !incoming.recv().await.unwrap().is_refused());
         queue.leave(Entry::default());

@@ -22,7 +22,7 @@ use tracing::{Instrument as _, trace_span};
 
 use crate::{
     clock::Clock,
-    config::{Chain as ChainEnd, Config, TagStyle},
+    config::{ChainScope, Config, TagStyle},
     http::{Code, Error, Problem},
     store::{BatchRecord, Store, StoreError},
     telemetry,
@@ -140,9 +140,9 @@ impl Chain {
         &self,
         date: NaiveDate,
         tag: Option<BatchTag>,
-        end: ChainEnd,
+        scope: ChainScope,
     ) -> Option<Result<Link, ChainError>> {
-        match self.look(date, tag, end) {
+        match self.look(date, tag, scope) {
             Ok(link) if link.next.is_some() => Some(Ok(link)),
             Err(error @ ChainError::BeforeDate { .. }) => Some(Err(error)),
             _ => None,
@@ -150,7 +150,12 @@ impl Chain {
     }
 
     /// The batch with this tag, or the first one formed on or after `date`; with the one behind it.
-    pub fn look(&self, date: NaiveDate, tag: Option<BatchTag>, end: ChainEnd) -> Result<Link, ChainError> {
+    pub fn look(
+        &self,
+        date: NaiveDate,
+        tag: Option<BatchTag>,
+        scope: ChainScope,
+    ) -> Result<Link, ChainError> {
         let batches = self.snapshot();
         let mut at = match tag {
             None => batches.partition_point(|batch| batch.day < date),
@@ -170,11 +175,11 @@ impl Chain {
         if batch.day < date {
             return Err(ChainError::BeforeDate { formed: batch.day, date });
         }
-        if tag.is_none() && end == ChainEnd::Day && batch.day != date {
+        if tag.is_none() && scope == ChainScope::Day && batch.day != date {
             return Err(ChainError::NoneSince { date });
         }
         let next = batches[at + 1..].iter().find(|batch| served(batch));
-        let next = next.filter(|next| end == ChainEnd::SinceDate || next.day == batch.day).cloned();
+        let next = next.filter(|next| scope == ChainScope::SinceDate || next.day == batch.day).cloned();
         Ok(Link { batch, next })
     }
 
@@ -270,13 +275,13 @@ impl Chain {
         date: NaiveDate,
         tag: Option<BatchTag>,
     ) -> Result<Result<Link, ChainError>, Error> {
-        let end = self.config.participant(country).chain;
-        if let Some(answer) = self.known(date, tag, end) {
+        let scope = self.config.participant(country).chain;
+        if let Some(answer) = self.known(date, tag, scope) {
             return Ok(answer);
         }
         let chain = self.clone();
         self.workers.run(async move { chain.refresh().await }).await??;
-        Ok(self.look(date, tag, end))
+        Ok(self.look(date, tag, scope))
     }
 
     /// The name of a batch that the gateway says to a country.

@@ -6,7 +6,7 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::header, web};
 use efgs_protocol::{
     batch_tag::BatchTag,
     country::Country,
-    media::{Format, MediaError, MediaType},
+    media::{MediaError, MediaType},
     wire,
 };
 
@@ -144,11 +144,7 @@ fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
 
 /// Everything that the bytes depend on; a batch changes only by losing withdrawn uploads.
 fn etag(batch: &BatchRecord, caller: Country, media: MediaType, encoding: Encoding) -> String {
-    let format = match media.format {
-        Format::Protobuf => "protobuf",
-        Format::Json => "json",
-    };
-    let (withdrawn, encoding) = (batch.withdrawn, encoding.suffix());
+    let (format, withdrawn, encoding) = (media.format.name(), batch.withdrawn, encoding.suffix());
     format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller, media.version)
 }
 

@@ -268,7 +268,7 @@ impl Uploads {
         trail: Option<Arc<Trail>>,
     ) -> Result<Option<MultiStatus>, Error> {
         let country = caller.country;
-        let verified = {
+        let mut verified = {
             let shared = self.clone();
             let verify = move || {
                 let keys = trace_span!(target: telemetry::SPANS, "decode", bytes = body.len())
@@ -279,7 +279,17 @@ impl Uploads {
                 let Caller { country, certificate_id, thumbprint } = caller;
                 let uploader = Uploader { country, certificate_id, thumbprint };
                 let (body_bytes, at) = (body.len() as u64, shared.clock.now());
-                let upload = SignedUpload { uploader, tag, media, batch_signature, keys, body_bytes, at };
+                let keep_encoding = shared.journal.journal().is_some();
+                let upload = SignedUpload {
+                    uploader,
+                    tag,
+                    media,
+                    batch_signature,
+                    keys,
+                    body_bytes,
+                    at,
+                    keep_encoding,
+                };
                 Ok::<_, UploadError>(upload.verify(&registry, policy, &shared.keyring)?)
             };
             self.workers.compute(country, Kind::Uploads, verify).await??
@@ -307,7 +317,7 @@ impl Uploads {
         };
         match outcome {
             UploadOutcome::Stored(id) => {
-                self.journal.upload(&verified, id).await?;
+                self.journal.upload(&mut verified, id).await?;
                 count("stored");
                 metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
                     .increment(verified.keys().len() as u64);
@@ -316,7 +326,7 @@ impl Uploads {
                 Ok(None)
             }
             UploadOutcome::Repeated(id) => {
-                self.journal.ensure_upload(&verified, id).await?;
+                self.journal.ensure_upload(&self.workers, &verified, id).await?;
                 count("repeated");
                 tracing::info!(%country, tag = %verified.tag(), "an upload was sent again");
                 Ok(None)

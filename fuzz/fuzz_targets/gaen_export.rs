@@ -50,9 +50,9 @@ fn read(
     file: &[u8],
     mut each: impl FnMut(Section, efgs_client::gaen::TemporaryExposureKey),
 ) -> Option<ExportHeader> {
-    let export = ExportFile::open(Cursor::new(file)).ok()?;
+    let mut export = ExportFile::open(Cursor::new(file)).ok()?;
     let _ = export.signature_infos().count();
-    let mut keys = export.into_keys().ok()?;
+    let mut keys = export.keys().ok()?;
     let mut whole = true;
     for entry in keys.by_ref() {
         match entry {

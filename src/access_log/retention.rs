@@ -1,18 +1,18 @@
-//! Forgetting old records without breaking the proof.
+//! Deleting old records without breaking the proof.
 //!
 //! Before the first records of a chain are deleted, a statement says up to which one, and with which hash it
 //! ends there; what is left is verified from that point. The same is done for the list of statements itself.
 //!
-//! What is deleted can be verified no more, so it is verified before: nothing is signed away that is not as it was
-//! written, unless the operator wants it so, and then the statement says that too.
+//! What is deleted can no longer be verified, so it is verified first: signing a cut over tampered records would
+//! legitimise them. The operator can force it with a reason, which the statement then contains.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    AccessLog, ChainEnd, Kind, Statement,
-    verify::{Finding, Report, past},
+    AccessLog, ChainEnd, Statement, StatementKind,
+    verify::{Finding, VerificationReport, past},
 };
 use crate::{
     health::{Health, JobWatch, Severity},
@@ -20,7 +20,7 @@ use crate::{
     store::{Job, Lease, StoreError},
 };
 
-/// What a run deleted.
+/// How much a run deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// Records of requests.
@@ -29,10 +29,10 @@ pub struct Forgotten {
     pub statements: u64,
 }
 
-/// Why what is old was not deleted.
+/// Why old records or statements were not deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum RetentionError {
-    /// The database did not do it.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// It is not as it was written. Everything else was deleted.
@@ -53,8 +53,8 @@ impl AccessLog {
     /// The job, until the gateway stops.
     pub async fn run_retention(self: Arc<Self>, every: Duration, health: Arc<Health>, shutdown: Shutdown) {
         let pace = Duration::from_secs(60).min(every);
-        // Old records that stay, because somebody has changed them, disturb nobody: whoever can write to the database
-        // must not be able to make the gateways unready by that.
+        // Old records that stay because they were changed must not make the gateways unready: otherwise write access to
+        // the database would suffice to stop them.
         let watch = health.watch_with(Job::AccessLog.name(), every, Severity::Attention);
         jobs::repeat(watch.clone(), pace, shutdown, std::future::pending, || self.turn(every, &watch)).await;
     }
@@ -91,12 +91,12 @@ impl AccessLog {
     async fn forget(&self, lease: &Lease, although: Option<&str>) -> Result<Forgotten, RetentionError> {
         let Some(before) = self.horizon() else { return Ok(Forgotten::default()) };
         let (store, evidence) = (&self.store, self.evidence());
-        let (mut done, mut all) = (Forgotten::default(), Report::default());
+        let (mut done, mut all) = (Forgotten::default(), VerificationReport::default());
         // Chains before statements: each chain begins with one.
         let instances = store.logged_instances().await?;
         let past = past::walk(store, evidence, before).await?;
         for instance in &instances {
-            let mut report = Report::default();
+            let mut report = VerificationReport::default();
             let Some(old) = past.records(store, evidence, instance, before, &mut report).await? else {
                 continue;
             };
@@ -105,9 +105,9 @@ impl AccessLog {
             if !sound && although.is_none() {
                 continue;
             }
-            // A run that was cut off has said it already.
+            // An interrupted run may have stated it already.
             if !sound || !old.said {
-                let statement = Statement::new(Kind::Cut, instance, &old.end, self.clock.now());
+                let statement = Statement::new(StatementKind::Cut, instance, &old.end, self.clock.now());
                 let although = although.filter(|_| !sound).map(str::to_owned);
                 self.append(&Statement { although, ..statement }).await?;
             }
@@ -120,7 +120,7 @@ impl AccessLog {
         }
         done.statements = self.trim(lease, &past, &mut all, although).await?;
         if done != Forgotten::default() {
-            tracing::info!(records = done.records, statements = done.statements, %before, "what was too old of the access log was deleted");
+            tracing::info!(records = done.records, statements = done.statements, %before, "old parts of the access log were deleted");
         }
         match all.findings.into_iter().next() {
             Some(first) if although.is_none() => Err(RetentionError::Unsound { faults: all.faults, first }),
@@ -132,16 +132,16 @@ impl AccessLog {
     async fn trim(
         &self,
         lease: &Lease,
-        past: &past::Past,
-        all: &mut Report,
+        past: &past::OldStatements,
+        all: &mut VerificationReport,
         although: Option<&str>,
     ) -> Result<u64, RetentionError> {
         let store = &self.store;
         let mut live: HashSet<String> = store.logged_instances().await?.into_iter().collect();
-        // A chain without records goes on as long as its gateway runs, however long nobody has asked it anything.
+        // A chain without records is live as long as its gateway runs, even if it gets no requests.
         live.extend(store.instances().await?.into_iter().map(|known| known.instance.id));
         live.insert(self.instance.id.clone());
-        let mut report = Report::default();
+        let mut report = VerificationReport::default();
         let first = past.statements(store, self.evidence(), &live, &mut report).await?;
         let Some(first) = first else { return Ok(0) };
         let sound = report.faults == 0;
@@ -149,7 +149,8 @@ impl AccessLog {
         if !sound && although.is_none() {
             return Ok(0);
         }
-        let statement = Statement::new(Kind::Trim, &self.instance.id, &ChainEnd::default(), self.clock.now());
+        let statement =
+            Statement::new(StatementKind::Trim, &self.instance.id, &ChainEnd::default(), self.clock.now());
         let although = although.filter(|_| !sound).map(str::to_owned);
         self.append(&Statement { sequence: first, although, ..statement }).await?;
         let mut deleted = 0;

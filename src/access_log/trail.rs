@@ -1,4 +1,4 @@
-//! A request on its way through the gateway, and what the handlers note of it.
+//! A request in progress, and what the handlers note about it.
 
 use std::{
     borrow::Cow,
@@ -16,7 +16,7 @@ use efgs_protocol::{certificate::Thumbprint, country::Country};
 
 use super::{Entry, Queue};
 
-/// What handlers tell the access log.
+/// What handlers note about a request.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The country that was let in.
@@ -33,9 +33,8 @@ pub struct Facts {
     pub request_bytes: u64,
 }
 
-/// A request under way. Whatever becomes of it, it leaves a record: also when its sender goes away and nobody
-/// waits for the answer any more. Work that goes on nevertheless holds the trail until its end, so that the
-/// record tells what was done.
+/// A request in progress. It always leaves a record, also when its sender disconnects before the answer. Work that
+/// continues after that holds the trail until its end, so that the record says what was done.
 #[derive(Debug)]
 pub struct Trail {
     queue: Option<Queue>,
@@ -61,7 +60,7 @@ impl Trail {
         (operation, path): (&'static str, Option<&'static str>),
     ) -> Self {
         const METHODS: [&str; 8] = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE"];
-        // Other words are not for us to keep.
+        // Other methods are not recorded literally.
         let method = METHODS.into_iter().find(|known| *known == method).unwrap_or("OTHER");
         Self {
             queue,
@@ -76,7 +75,7 @@ impl Trail {
         }
     }
 
-    /// Adds to what is known.
+    /// Notes facts.
     pub fn note(&self, note: impl FnOnce(&mut Facts)) {
         if let Ok(mut facts) = self.facts.lock() {
             note(&mut facts);
@@ -132,14 +131,14 @@ impl Drop for Trail {
     }
 }
 
-/// Tells the access log something of this request.
+/// Notes something about this request.
 pub fn note(request: &HttpRequest, note: impl FnOnce(&mut Facts)) {
     if let Some(trail) = trail(request) {
         trail.note(note);
     }
 }
 
-/// What the access log will say of this request; whoever works for it beyond its answer holds this.
+/// The trail of this request; work that continues after its answer holds it.
 pub fn trail(request: &HttpRequest) -> Option<Arc<Trail>> {
     request.extensions().get::<Arc<Trail>>().cloned()
 }

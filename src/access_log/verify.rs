@@ -13,7 +13,7 @@ use std::collections::{VecDeque, btree_map::Entry};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-pub use self::kept::Kept;
+pub use self::kept::KeptStatements;
 use super::{self as access_log, Hash, Key, ORIGIN, Record, SignedStatement, Statement, hash};
 use crate::store::{Store, StoreError, StoredRecord, StoredStatement};
 
@@ -25,7 +25,7 @@ const COMPARED: usize = 64;
 
 const PAGE: u32 = 1000;
 
-/// Something that is not as it was written.
+/// A record or statement that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Whose chain of records; none for the list of statements.
@@ -46,7 +46,7 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Something that the operator had forgotten although it was not as it was written.
+/// A deletion that the operator forced although records or statements were not as they were written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Forced {
     /// The statement that says so.
@@ -73,7 +73,7 @@ pub struct Uncovered {
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct VerificationReport {
     /// Records that were read.
     pub records: u64,
     /// Instances that have records or statements.
@@ -87,9 +87,9 @@ pub struct Report {
     /// Records behind the last statement about their chain. Their gateway has not made one yet, or was killed: nothing
     /// proves that they are its own.
     pub uncovered: Vec<Uncovered>,
-    /// What was forgotten although it was not as it was written.
+    /// Deletions that the operator forced.
     pub forced: Vec<Forced>,
-    /// How much is not as it was written.
+    /// Number of faults.
     pub faults: u64,
     /// The first of them.
     pub findings: Vec<Finding>,
@@ -101,11 +101,11 @@ pub struct Evidence {
     /// Keys that may have signed.
     pub keys: Vec<Key>,
     /// Statements that were kept elsewhere.
-    pub kept: Kept,
-    /// The first statement that must be signed, if there are keys. Those before it are from a time without a key, and
-    /// only somebody who remembers that time can say so: the database cannot, because signatures can be removed.
+    pub kept: KeptStatements,
+    /// The first statement that must be signed, if there are keys. Those before it are from a time without a key. Only
+    /// the operator can say so: the database cannot prove it, because signatures can be removed.
     pub signed_from: i64,
-    /// What was stated at this time or later must not have been forgotten yet.
+    /// What was stated at this time or later must not have been deleted yet.
     pub forgotten_before: Option<DateTime<Utc>>,
 }
 
@@ -125,14 +125,14 @@ impl Evidence {
         list::read(row).filter(|_| self.verifies(&row.signed) || !self.demands(row.number))
     }
 
-    /// Whether a statement of this time is too young to have been forgotten.
+    /// Whether a statement is too young to have been deleted.
     fn is_young(&self, statement: &Statement) -> bool {
         let at = statement.at.parse::<DateTime<Utc>>().ok();
         at.zip(self.forgotten_before).is_some_and(|(at, before)| at >= before)
     }
 }
 
-impl Report {
+impl VerificationReport {
     fn fault(&mut self, instance: Option<&str>, sequence: i64, what: impl Into<String>) {
         self.faults += 1;
         if self.findings.len() < MOST {
@@ -154,7 +154,7 @@ impl Report {
 
 /// What the statements say of a chain.
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct StatedChain {
     /// The last record that is named; 0 when none is.
     last: i64,
     /// The last record that is forgotten, and its hash.
@@ -163,16 +163,16 @@ struct Known {
     young: Option<(i64, i64)>,
 }
 
-impl Known {
+impl StatedChain {
     fn note_young(&mut self, sequence: i64, number: i64) {
         let young = (sequence, number);
         self.young = Some(self.young.map_or(young, |known| known.min(young)));
     }
 }
 
-/// Walks through everything.
-pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreError> {
-    let mut report = Report::default();
+/// Verifies all statements and all records.
+pub async fn verify(store: &Store, evidence: &Evidence) -> Result<VerificationReport, StoreError> {
+    let mut report = VerificationReport::default();
     let mut known = list::walk(store, evidence, &mut report).await?;
     for instance in store.logged_instances().await? {
         if let Entry::Vacant(unknown) = known.entry(instance) {
@@ -182,30 +182,53 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<Report, StoreE
                     "no statement names this chain: its records were inserted, or its statements removed";
                 report.fault(Some(&instance), 0, what);
             }
-            unknown.insert(Known::default());
+            unknown.insert(StatedChain::default());
         }
     }
     report.chains = known.len() as u64;
     let mut changed = Vec::new();
     for (instance, known) in known {
         let (report, changed) = (&mut report, &mut changed);
-        Walk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }.run().await?;
+        ChainWalk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }
+            .run()
+            .await?;
     }
     moved(&changed, &mut report);
     Ok(report)
 }
 
+/// Statements in the order of their numbers, read in pages.
+struct Statements<'a> {
+    store: &'a Store,
+    page: VecDeque<StoredStatement>,
+    /// The number from which the next page is read; `None` after the last page.
+    from: Option<i64>,
+}
+
+impl<'a> Statements<'a> {
+    fn new(store: &'a Store, from: i64) -> Self {
+        Self { store, page: VecDeque::new(), from: Some(from) }
+    }
+
+    async fn next(&mut self) -> Result<Option<StoredStatement>, StoreError> {
+        if let Some(from) = self.from.filter(|_| self.page.is_empty()) {
+            self.page = self.store.statements_from(from, PAGE).await?.into();
+            // The greatest number has no successor.
+            self.from = self.page.back().and_then(|last| last.number.checked_add(1));
+        }
+        Ok(self.page.pop_front())
+    }
+}
+
 /// Whether a chain is named now: it may have begun after the statements were read.
 async fn begun_meanwhile(store: &Store, instance: &str) -> Result<bool, StoreError> {
-    let mut from = 1;
-    loop {
-        let page = store.statements_from(from, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(false) };
-        from = last.number.saturating_add(1);
-        if page.iter().any(|statement| statement.instance == instance) {
+    let mut statements = Statements::new(store, 1);
+    while let Some(statement) = statements.next().await? {
+        if statement.instance == instance {
             return Ok(true);
         }
     }
+    Ok(false)
 }
 
 /// The last record of a chain that is forgotten, and its hash.
@@ -219,7 +242,7 @@ async fn newest_cut(
     Ok(cut.map(|cut| (cut.sequence, parse(&cut.hash))))
 }
 
-fn missing(report: &mut Report, instance: Option<&str>, from: i64, to: i64) {
+fn missing(report: &mut VerificationReport, instance: Option<&str>, from: i64, to: i64) {
     let of = if instance.is_some() { "record" } else { "statement" };
     let what = match to - from {
         0 => format!("the {of} is missing"),
@@ -235,34 +258,34 @@ fn parse(text: &str) -> Hash {
 }
 
 /// A walk along one chain of records.
-struct Walk<'a> {
+struct ChainWalk<'a> {
     store: &'a Store,
     evidence: &'a Evidence,
     instance: &'a str,
-    known: Known,
+    known: StatedChain,
     /// The last record to look at.
     end: i64,
-    report: &'a mut Report,
+    report: &'a mut VerificationReport,
     changed: &'a mut Vec<Record>,
 }
 
 /// The record before the one at hand.
-struct Before {
+struct PreviousRecord {
     sequence: i64,
     hash: Hash,
     /// Whether its hash can be relied on.
     intact: bool,
 }
 
-impl Walk<'_> {
+impl ChainWalk<'_> {
     async fn run(mut self) -> Result<(), StoreError> {
-        let mut before: Option<Before> = None;
+        let mut before: Option<PreviousRecord> = None;
         let mut heads = Heads { page: VecDeque::new(), from: i64::MIN, after: i64::MIN, done: false };
         let mut from = Some(i64::MIN);
         let end = self.end;
         while let Some(first) = from.filter(|from| *from <= end) {
             let page = self.store.records_of(self.instance, first, PAGE).await?;
-            // Nothing is behind the greatest of all numbers.
+            // The greatest number has no successor.
             from = page.last().and_then(|last| last.sequence.checked_add(1));
             for row in page.into_iter().take_while(|row| row.sequence <= end) {
                 self.report.records += 1;
@@ -287,7 +310,7 @@ impl Walk<'_> {
     /// Looks whether records are missing between one and the next.
     async fn gap(&mut self, before: Option<i64>, next: i64) -> Result<(), StoreError> {
         let cut = self.known.cut.map_or(0, |(sequence, _)| sequence);
-        // What the retention is about to delete begins anywhere.
+        // The records that are left can begin at any number while the retention deletes.
         let from = before.unwrap_or(cut).saturating_add(1);
         if from >= next {
             return Ok(());
@@ -312,9 +335,9 @@ impl Walk<'_> {
     async fn step(
         &mut self,
         row: StoredRecord,
-        before: Option<Before>,
+        before: Option<PreviousRecord>,
         heads: &mut Heads,
-    ) -> Result<Before, StoreError> {
+    ) -> Result<PreviousRecord, StoreError> {
         let sequence = row.sequence;
         self.gap(before.as_ref().map(|before| before.sequence), sequence).await?;
         let (cut, cut_hash) = self.known.cut.unwrap_or((0, ORIGIN));
@@ -330,7 +353,7 @@ impl Walk<'_> {
         let stated = heads.at(self.store, self.instance, sequence).await?;
         let Some(record) = row.record else {
             self.report.fault(Some(self.instance), sequence, "the record was changed");
-            return Ok(Before { sequence, hash: ORIGIN, intact: false });
+            return Ok(PreviousRecord { sequence, hash: ORIGIN, intact: false });
         };
         let intact = record.is_intact();
         if !intact {
@@ -356,7 +379,7 @@ impl Walk<'_> {
         if !intact && self.changed.len() < COMPARED {
             self.changed.push(record);
         }
-        Ok(Before { sequence, hash, intact })
+        Ok(PreviousRecord { sequence, hash, intact })
     }
 
     /// Whether the retention has taken a record in the meantime.
@@ -399,7 +422,7 @@ impl Heads {
             if !self.page.is_empty() || self.done {
                 return Ok(found);
             }
-            // Those of records that are not there are of no use here.
+            // Heads of missing records are skipped.
             let from = self.from.max(sequence);
             let after = if from == self.from { self.after } else { i64::MIN };
             let rows = store.heads_of(instance, from, after, PAGE).await?;
@@ -416,8 +439,8 @@ impl Heads {
     }
 }
 
-/// Of the changed records, those whose content belongs to another place.
-fn moved(changed: &[Record], report: &mut Report) {
+/// Finds changed records whose content belongs to another number or chain.
+fn moved(changed: &[Record], report: &mut VerificationReport) {
     let fits = |entry: &access_log::Entry, previous: &Hash, target: &Record, expected: &Hash| {
         hash(previous, &target.instance, target.sequence, entry) == *expected
     };

@@ -1,7 +1,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use actix_web::test::TestRequest;
-use efgs_protocol::{batch_tag::ObjectId, media::SUPPORTED};
+use efgs_protocol::{
+    batch_tag::ObjectId,
+    media::{Format, SUPPORTED},
+};
 
 use super::*;
 

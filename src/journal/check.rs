@@ -1,4 +1,4 @@
-//! Whether all of a journal is there.
+//! Whether a journal is complete.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,16 +6,16 @@ use chrono::NaiveDate;
 
 use super::{
     read::Contents,
-    segment::{Header, Segment},
+    segment::{Header, ReadSegment},
 };
 use crate::store::PendingBatch;
 
 /// The segments of each instance, by their numbers.
 #[derive(Default)]
-pub(super) struct Chains(HashMap<u64, BTreeMap<u64, Link>>);
+pub(super) struct Chains(HashMap<u64, BTreeMap<u64, SegmentLink>>);
 
-/// What joins a segment with those beside it.
-struct Link {
+/// What connects a segment with the one before it and the one after it.
+struct SegmentLink {
     name: String,
     header: Header,
     after_day: Option<NaiveDate>,
@@ -24,8 +24,8 @@ struct Link {
 }
 
 impl Chains {
-    pub(super) fn take(&mut self, segment: &Segment) {
-        let link = Link {
+    pub(super) fn take(&mut self, segment: &ReadSegment) {
+        let link = SegmentLink {
             name: segment.name.clone(),
             header: segment.header.clone(),
             after_day: segment.after_day,
@@ -36,7 +36,7 @@ impl Chains {
     }
 
     /// Each segment must follow the one that it says it follows, unless that one's day is before `kept_since`: it may
-    /// have been forgotten.
+    /// have been deleted.
     pub(super) fn check(&self, kept_since: NaiveDate) -> Vec<String> {
         let mut problems = Vec::new();
         for chain in self.0.values() {
@@ -56,8 +56,8 @@ impl Chains {
                             ));
                         }
                     }
-                    // It may go on behind that: what was written and could not be brought to the disk in time does not
-                    // count, though it is genuine. What is wrong with that one has been said.
+                    // That file may have more frames behind that hash: frames that did not reach the disk in time do not
+                    // count, although they are genuine. Damage to that file is reported with it.
                     Some(before) if !before.hashes.contains(&previous) && !before.damaged => problems.push(format!(
                         "{}: it was cut or exchanged: its end is not what {} (number {number}) was written after",
                         before.name, link.name

@@ -32,7 +32,7 @@ pub(super) struct Listed {
 impl Medium {
     pub(super) fn open(config: &config::Journal) -> Result<Self, ConfigError> {
         match &config.folder {
-            // Made here it would lie on another disk whenever its own is not mounted.
+            // If it were created here, it would be on the wrong disk whenever its own is not mounted.
             Some(folder) if !folder.is_dir() => Err(ConfigError::Invalid(format!(
                 "`journal.folder`: there is no folder {}: create it, or mount its disk",
                 folder.display()
@@ -140,7 +140,7 @@ fn list_folder(folder: &Path, only: Option<&str>) -> io::Result<Vec<Listed>> {
     Ok(all)
 }
 
-/// What is in a folder; nothing when there is none: before the first record, or when another instance has just
+/// The entries of a folder; none when it does not exist: before the first record, or when another instance has just
 /// deleted the last file of a day.
 fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
     match fs::read_dir(folder) {
@@ -149,8 +149,7 @@ fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
     }
 }
 
-/// The way to a disk that may hang, as one that dies or is behind a network does: nobody waits for it longer than
-/// `limit`.
+/// Access to a disk that may hang, because it fails or is behind a network. No caller waits longer than `limit`.
 #[derive(Debug)]
 pub(super) struct Disk {
     limit: Duration,
@@ -222,7 +221,7 @@ impl Appending {
         let named = self.path.clone();
         disk.within(&named, move || {
             let mut append = || {
-                // What is written to a file that somebody has deleted is gone.
+                // What is written to a deleted file is lost.
                 if self.file.metadata()?.nlink() == 0 {
                     return Err(io::Error::other("the file was deleted while it was written"));
                 }
@@ -270,15 +269,15 @@ fn failed(path: &Path, error: &io::Error) -> JournalError {
     JournalError::Write(format!("{}: {error}", path.display()))
 }
 
-/// Works in a thread of its own: the end of the program waits for those of the runtime, and a disk may hang.
+/// Works in a thread of its own: at its end the program waits for the runtime's threads, and a disk may hang.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
 ) -> Result<T, JournalError> {
     let (done, outcome) = oneshot::channel();
-    // Whoever asked may wait no longer.
+    // The caller may have stopped waiting.
     let thread = thread::Builder::new().name("journal".into()).spawn(move || drop(done.send(work())));
     thread.map_err(|error| JournalError::Write(error.to_string()))?;
-    outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread broke".into())))
+    outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread panicked".into())))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! The journal: accepted uploads, batches, withdrawals and certificates, on a disk or in an S3-compatible store
 //! outside the database, so that an empty database can be filled from it with the same batches, tags and order.
 //!
-//! **Never more than the database has**: a record is written after the transaction that it tells of. **Never less
-//! than anybody was told**: an upload is answered 201, a batch is served, and a withdrawal is answered 200 only
-//! when the journal has them; a table of the database (`store/journal.rs`) says what is still missing, and the
-//! job here makes up for it. When the journal cannot be written, uploads are refused with 503 and no batch is
-//! formed; downloads go on.
+//! **Never more than the database has**: a record is written after the transaction that it describes. **Never less
+//! than a caller was told**: an upload is answered 201, a batch is served, and a withdrawal is answered 200 only
+//! when the journal has them. Tables of the database (`store/journal.rs`) list what the journal lacks, and the job
+//! here writes it. While the journal cannot be written, uploads are refused with 503 and no batch is formed.
+//! Downloads continue.
 
 use std::{
     sync::{
@@ -50,8 +50,8 @@ pub use read::{Contents, Progress, SegmentInfo};
 pub use replay::{Replayed, replay};
 
 use medium::{Appending, Disk, Medium};
-use record::{CertificateRecord, Event, Group, Record};
-use segment::{FIRST, Header, Writing};
+use record::{CertificateRecord, Event, Group, JournalRecord};
+use segment::{FIRST, Header, SegmentWriter};
 
 /// A file is closed when it has grown beyond this, so that one can be read at once.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -65,20 +65,20 @@ pub enum JournalError {
     /// It cannot be read.
     #[error("the journal cannot be read: {0}")]
     Read(String),
-    /// The database did not do its part.
+    /// The database failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
-    /// What it holds is not right; every text names the place.
+    /// Its contents are damaged or incomplete; every text names the file.
     #[error("{0}")]
     Contents(String),
-    /// What is too old is still there.
+    /// Files that are too old could not be deleted.
     #[error("files of the journal that are too old are not deleted: {0}")]
     Prune(String),
 }
 
 impl Problem for JournalError {
     fn code(&self) -> Code {
-        // What was asked for is done when it is asked for again.
+        // The job here writes what is missing; a retry then succeeds.
         Code::Unavailable
     }
 }
@@ -89,7 +89,7 @@ impl From<StoreError> for JournalError {
     }
 }
 
-/// What the journal is written from, and what it is held against when it is read.
+/// What the journal is written from, and compared with when it is read.
 #[derive(Clone, Debug)]
 pub struct Sources {
     /// `[journal]`, if it is configured.
@@ -107,8 +107,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The first day whose files must be there. That is a day more than the batches are: the last uploads of a day
-    /// are in a batch of the next one.
+    /// The first day whose files must exist. Files are kept a day longer than batches, because the last uploads of a day
+    /// are in a batch of the next day.
     fn kept_since(&self) -> NaiveDate {
         self.chain.oldest().pred_opt().unwrap_or(NaiveDate::MIN)
     }
@@ -122,8 +122,8 @@ pub struct Journal {
     timeout: Duration,
     medium: Medium,
     instance: u64,
-    waiting: Mutex<Vec<Entry>>,
-    writer: tokio::sync::Mutex<Writer>,
+    waiting: Mutex<Vec<WaitingRecords>>,
+    writer: tokio::sync::Mutex<WriterState>,
     disk: Disk,
     failing: Mutex<Option<JournalError>>,
     keeping: Mutex<Option<String>>,
@@ -132,42 +132,42 @@ pub struct Journal {
     last_write: AtomicI64,
 }
 
-/// What somebody waits for to be written.
+/// Records that wait to be written, and the caller that waits for them.
 #[derive(Debug)]
-struct Entry {
-    records: Vec<Record>,
+struct WaitingRecords {
+    records: Vec<JournalRecord>,
     marks: Journaled,
     done: oneshot::Sender<Result<(), JournalError>>,
 }
 
 #[derive(Debug)]
-struct Writer {
+struct WriterState {
     /// Of the newest segment.
     number: u64,
     /// The last one that was written.
-    last: Option<Last>,
-    open: Option<Open>,
+    last: Option<LastSegment>,
+    open: Option<OpenSegment>,
     /// The certificates that the journal has of this instance, and since when.
     certificates: Option<(NaiveDate, Option<Arc<Registry>>)>,
     pruned: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Last {
+struct LastSegment {
     number: u64,
     day: NaiveDate,
     hash: [u8; 32],
 }
 
 /// A file that is written to.
-struct Open {
+struct OpenSegment {
     day: NaiveDate,
     file: Appending,
-    writing: Writing,
+    writing: SegmentWriter,
     bytes: u64,
 }
 
-impl std::fmt::Debug for Open {
+impl std::fmt::Debug for OpenSegment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Open").field("day", &self.day).field("bytes", &self.bytes).finish_non_exhaustive()
     }
@@ -187,7 +187,7 @@ impl Journal {
             instance: u64::from_str_radix(&instance.id, 16)
                 .unwrap_or_else(|_| u64::from_ne_bytes(random::bytes())),
             waiting: Mutex::default(),
-            writer: tokio::sync::Mutex::new(Writer {
+            writer: tokio::sync::Mutex::new(WriterState {
                 number: 0,
                 last: None,
                 open: None,
@@ -217,11 +217,11 @@ impl Journal {
         lock(&self.keeping).clone()
     }
 
-    /// Writes records and notes in the database that they are written; returns when both is done. Whoever comes
-    /// while others write is written together with all who wait.
-    async fn append(&self, records: Vec<Record>, marks: Journaled) -> Result<(), JournalError> {
+    /// Writes records, then notes that in the database; returns when both is done. What arrives during a write is
+    /// written as one group after it.
+    async fn append(&self, records: Vec<JournalRecord>, marks: Journaled) -> Result<(), JournalError> {
         let (done, outcome) = oneshot::channel();
-        lock(&self.waiting).push(Entry { records, marks, done });
+        lock(&self.waiting).push(WaitingRecords { records, marks, done });
         {
             let mut writer = self.writer.lock().await;
             let mut group = std::mem::take(&mut *lock(&self.waiting));
@@ -229,12 +229,12 @@ impl Journal {
                 let result = self.write(&mut writer, &mut group).await;
                 self.note(&result);
                 for entry in group {
-                    // Nobody waits any more.
+                    // The caller may have stopped waiting.
                     drop(entry.done.send(result.clone()));
                 }
             }
         }
-        outcome.await.unwrap_or_else(|_| Err(JournalError::Write("a thread broke while it wrote".into())))
+        outcome.await.unwrap_or_else(|_| Err(JournalError::Write("the write was abandoned".into())))
     }
 
     fn note(&self, result: &Result<(), JournalError>) {
@@ -242,10 +242,10 @@ impl Journal {
         match result {
             Ok(()) => {
                 if failing.take().is_some() {
-                    tracing::info!("the journal is written again");
+                    tracing::info!("the journal can be written again");
                 }
             }
-            // The database has its own messages, and says nothing of the journal's state.
+            // A failure of the database is reported elsewhere and says nothing about the journal.
             Err(error) if !matches!(error, JournalError::Write(_)) => {}
             Err(error) => {
                 metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
@@ -256,16 +256,20 @@ impl Journal {
         }
     }
 
-    async fn write(&self, writer: &mut Writer, entries: &mut [Entry]) -> Result<(), JournalError> {
+    async fn write(
+        &self,
+        writer: &mut WriterState,
+        entries: &mut [WaitingRecords],
+    ) -> Result<(), JournalError> {
         let today = self.sources.clock.now().date_naive();
         if writer.open.as_ref().is_some_and(|open| open.day != today || open.bytes > SEGMENT_BYTES) {
             self.finish(writer).await?;
         }
         if matches!(self.medium, Medium::Folder(_)) && writer.open.is_none() {
-            // A new file begins with them: those before it may have been lost with what made the last attempt fail.
+            // A new file begins with the certificates: the failure before it may have lost the earlier ones.
             writer.certificates = None;
         }
-        // Before its rows are read: what changes later is written later.
+        // Taken before its rows are read, so that a later change is written later.
         let registry = self.sources.trust.registry().ok();
         let mut records = self.certificates(writer, today).await?;
         let mut marks = Journaled::default();
@@ -287,9 +291,13 @@ impl Journal {
         Ok(self.sources.store.journaled(&marks).await?)
     }
 
-    /// The certificates, if they have changed since this instance last wrote them, or that was on another day (the
-    /// day's files can be forgotten). A registry that is read again and has not changed is the same one.
-    async fn certificates(&self, writer: &mut Writer, today: NaiveDate) -> Result<Vec<Record>, JournalError> {
+    /// The certificates, if they have changed since this instance last wrote them, or if that was on another day, whose
+    /// files may be deleted. A registry that is read again and has not changed is the same object.
+    async fn certificates(
+        &self,
+        writer: &mut WriterState,
+        today: NaiveDate,
+    ) -> Result<Vec<JournalRecord>, JournalError> {
         if let Some((day, known)) = &writer.certificates
             && *day == today
             && match (known, self.sources.trust.registry()) {
@@ -301,12 +309,12 @@ impl Journal {
             return Ok(Vec::new());
         }
         writer.certificates = None;
-        let at = self.sources.clock.now();
+        let at = self.sources.clock.now().timestamp_micros();
         let rows = self.sources.store.certificates().await?;
-        Ok(rows.iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
+        Ok(rows.into_iter().map(|row| Event::Certificate(CertificateRecord::new(row, at)).into()).collect())
     }
 
-    fn header(&self, writer: &mut Writer, day: NaiveDate) -> Header {
+    fn header(&self, writer: &mut WriterState, day: NaiveDate) -> Header {
         writer.number += 1;
         let (after, previous) = writer.last.map_or((0, FIRST), |last| (last.number, last.hash));
         Header { instance: self.instance, number: writer.number, day, after, previous }
@@ -314,13 +322,13 @@ impl Journal {
 
     async fn write_file(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         folder: &std::path::Path,
         today: NaiveDate,
-        records: Vec<Record>,
+        records: Vec<JournalRecord>,
     ) -> Result<usize, JournalError> {
         let mut group = Group { records, after_day: 0 };
-        // A failure leaves none open: the next attempt begins a new file.
+        // After a failure no file is open, and the next attempt begins a new one.
         let mut open = match writer.open.take() {
             Some(open) => open,
             None => {
@@ -330,27 +338,42 @@ impl Journal {
                 let bytes = header.to_bytes();
                 let size = bytes.len() as u64;
                 let file = Appending::create(&self.disk, folder.join(header.name()), bytes).await?;
-                let writing = Writing::new(&header);
-                writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
-                Open { day: today, file, writing, bytes: size }
+                let writing = SegmentWriter::new(&header);
+                writer.last = Some(LastSegment { number: writer.number, day: today, hash: writing.hash() });
+                OpenSegment { day: today, file, writing, bytes: size }
             }
         };
-        let group = group.encode_to_vec();
-        let frame = open
-            .writing
-            .seal(&group, &self.sources.keyring)
-            .map_err(|e| JournalError::Write(e.to_string()))?;
-        open.file = open.file.append(&self.disk, frame.clone()).await?;
-        open.writing.written(&frame);
-        open.bytes += frame.len() as u64;
-        writer.last = Some(Last { number: writer.number, day: open.day, hash: open.writing.hash() });
+        let frame;
+        (open.writing, frame) = self.seal(open.writing, group).await?;
+        let bytes = frame.len();
+        open.file = open.file.append(&self.disk, frame).await?;
+        open.bytes += bytes as u64;
+        writer.last = Some(LastSegment { number: writer.number, day: open.day, hash: open.writing.hash() });
         writer.open = Some(open);
-        Ok(frame.len())
+        Ok(bytes)
     }
 
-    /// A file that has vanished before its time took with it what only the database has now: all of that is written
-    /// again, and the next file follows none.
-    async fn replace_lost(&self, writer: &mut Writer, folder: &std::path::Path) -> Result<(), JournalError> {
+    /// Encodes and encrypts a group of records on a thread of its own: with uploads in it that takes milliseconds. As only
+    /// one group is written at a time, it is never more than one thread.
+    async fn seal(
+        &self,
+        mut writing: SegmentWriter,
+        group: Group,
+    ) -> Result<(SegmentWriter, Vec<u8>), JournalError> {
+        let keyring = self.sources.keyring.clone();
+        let seal = move || writing.seal(&group.encode_to_vec(), &keyring).map(|frame| (writing, frame));
+        let sealed =
+            tokio::task::spawn_blocking(seal).await.map_err(|e| JournalError::Write(e.to_string()))?;
+        sealed.map_err(|e| JournalError::Write(e.to_string()))
+    }
+
+    /// If this instance's last file was deleted too early, the journal has lost records that the database has. Then
+    /// everything in the database is written again, and the next file has no predecessor.
+    async fn replace_lost(
+        &self,
+        writer: &mut WriterState,
+        folder: &std::path::Path,
+    ) -> Result<(), JournalError> {
         let Some(last) = writer.last.filter(|last| last.day >= self.sources.kept_since()) else {
             return Ok(());
         };
@@ -362,7 +385,7 @@ impl Journal {
         tracing::error!(
             name,
             rows,
-            "a file of the journal has vanished: everything that the database holds is written to the journal again"
+            "a file of the journal is missing: everything that the database holds is written to the journal again"
         );
         writer.last = None;
         Ok(())
@@ -370,27 +393,24 @@ impl Journal {
 
     async fn write_object(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         bucket: &s3::Bucket,
         today: NaiveDate,
-        records: Vec<Record>,
+        records: Vec<JournalRecord>,
     ) -> Result<usize, JournalError> {
-        let group = Group { records, after_day: after_day(writer) }.encode_to_vec();
+        let group = Group { records, after_day: after_day(writer) };
         let header = self.header(writer, today);
-        let mut writing = Writing::new(&header);
-        let frame =
-            writing.seal(&group, &self.sources.keyring).map_err(|e| JournalError::Write(e.to_string()))?;
+        let (writing, frame) = self.seal(SegmentWriter::new(&header), group).await?;
         let mut object = header.to_bytes();
         object.extend_from_slice(&frame);
         let bytes = object.len();
         bucket.put(&header.name(), object).await?;
-        writing.written(&frame);
-        writer.last = Some(Last { number: writer.number, day: today, hash: writing.hash() });
+        writer.last = Some(LastSegment { number: writer.number, day: today, hash: writing.hash() });
         Ok(bytes)
     }
 
     /// Closes the open file.
-    async fn finish(&self, writer: &mut Writer) -> Result<(), JournalError> {
+    async fn finish(&self, writer: &mut WriterState) -> Result<(), JournalError> {
         if let (Medium::Folder(folder), Some(open)) = (&self.medium, &writer.open) {
             let day = open.day;
             let end = vec![Event::End(record::EndRecord {}).into()];
@@ -410,7 +430,7 @@ impl Journal {
 }
 
 /// [`Group::after_day`] of the first group of a new segment.
-fn after_day(writer: &Writer) -> i32 {
+fn after_day(writer: &WriterState) -> i32 {
     writer.last.map_or(0, |last| last.day.num_days_from_ce())
 }
 

@@ -1,23 +1,27 @@
-//! Making up for what is not in the journal yet.
+//! Writing what is in the database and not yet in the journal.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use efgs_protocol::wire;
 
 use super::{
     Journal, JournalError, lock,
-    record::{Event, UploadRecord},
+    record::{Event, UploadRecord, WithdrawalRecord},
 };
 use crate::{
     health::{Health, JobWatch},
-    intake::{EncryptionError, VerifiedUpload},
+    http,
+    intake::{EncryptionError, Keyring, VerifiedUpload},
     jobs::{self, Shutdown, Steps},
+    limits::Kind,
     store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
+    workers::Workers,
 };
 
-/// An upload that is not in the journal after this long has been left behind by its instance.
+/// An upload that is not in the journal after this time was left behind by its instance.
 const LEFT_BEHIND: TimeDelta = TimeDelta::seconds(10);
-/// Uploads that are read at once to make up for it.
+/// Uploads that were left behind and are read at once.
 const UPLOADS: u64 = 8;
 /// Batches and withdrawals that are read at once.
 const ROWS: u64 = 200;
@@ -31,7 +35,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(super) struct Unreadable {
     /// When all that waited was last tried.
     tried: Option<DateTime<Utc>>,
-    /// By their numbers: which one, why, and what helps.
+    /// By their numbers: which upload it is, why it cannot be read, and what helps.
     uploads: BTreeMap<i64, String>,
 }
 
@@ -50,13 +54,11 @@ impl Recording {
         self.0.as_deref()
     }
 
-    /// Writes an upload that has just been stored; its sender is answered afterwards. Does nothing without a journal.
-    pub async fn upload(&self, upload: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+    /// Writes an upload that has just been stored, before its sender is answered. Does nothing without a journal.
+    pub async fn upload(&self, upload: &mut VerifiedUpload, id: i64) -> Result<(), JournalError> {
         let Some(journal) = &self.0 else { return Ok(()) };
-        let payloads = upload.keys().iter().map(|key| {
-            let (payload_hash, payload) = (key.payload_hash.to_vec(), key.payload.clone());
-            (key.position, StoredPayload { upload_id: id, payload_hash, payload })
-        });
+        let keys = upload.take_encoding();
+        let keys = keys.ok_or_else(|| JournalError::Write("the upload's encoding was not kept".into()))?;
         let row = JournalUpload {
             id,
             country: upload.country().to_string(),
@@ -73,32 +75,39 @@ impl Recording {
             signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
             uploaded_at: upload.uploaded_at(),
         };
-        let record = UploadRecord::new(row, payloads.collect(), &journal.sources.keyring)
-            .map_err(|e| JournalError::Write(e.to_string()))?;
-        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-        journal.append(vec![Event::Upload(record).into()], marks).await
+        journal.append_upload(id, UploadRecord::new(row, keys)).await
     }
 
-    /// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. What is
-    /// written is what the database has, whose keys may stand in another order under another signature; if that cannot be
-    /// read, it is mended with the keys in hand.
-    pub async fn ensure_upload(&self, sent: &VerifiedUpload, id: i64) -> Result<(), JournalError> {
+    /// Writes an upload that was stored by an earlier request and has been sent again, unless the journal has it. It
+    /// writes what the database has, whose keys may be in another order under another signature. If that cannot be
+    /// read, the keys that were sent replace it. Keys are decrypted within the country's limits on computation.
+    pub async fn ensure_upload(
+        &self,
+        workers: &Workers,
+        sent: &VerifiedUpload,
+        id: i64,
+    ) -> Result<(), http::Error> {
         let Some(journal) = &self.0 else { return Ok(()) };
-        let Some(row) = journal.sources.store.unjournaled_upload(id).await? else { return Ok(()) };
-        let record = match journal.read(row.clone()).await? {
+        let store = &journal.sources.store;
+        let Some(row) = store.unjournaled_upload(id).await? else { return Ok(()) };
+        let read = async |row| workers.compute(sent.country(), Kind::Uploads, journal.read(row).await?).await;
+        let record = match read(row.clone()).await? {
             Ok(record) => record,
             Err(reason) => {
-                tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
-                journal.sources.store.mend_payloads(id, sent).await?;
-                journal.read(row).await?.map_err(JournalError::Contents)?
+                tracing::warn!(
+                    upload = id,
+                    reason,
+                    "the stored keys of an upload are replaced by those sent again"
+                );
+                store.mend_payloads(id, sent).await?;
+                read(row).await?.map_err(JournalError::Contents)?
             }
         };
-        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
-        journal.append(vec![Event::Upload(record).into()], marks).await
+        Ok(journal.append_upload(id, record).await?)
     }
 
-    /// Before batches are formed: an error when the journal could not be written at the last attempt. The journal's own job
-    /// tries again; nobody else waits for a disk that is known to hang.
+    /// Before batches are formed: an error when the journal could not be written at the last attempt. Only the journal's
+    /// own job retries, so that nothing else waits for a disk that hangs.
     pub fn ready_for_batches(&self) -> Result<(), JournalError> {
         self.0.as_ref().and_then(|journal| journal.failing()).map_or(Ok(()), Err)
     }
@@ -127,8 +136,9 @@ impl Recording {
                 ..Journaled::default()
             };
             let records = batches.into_iter().map(|batch| Event::Batch(batch.into()).into());
-            let records =
-                records.chain(withdrawals.into_iter().map(|row| Event::Withdrawal(row.into()).into()));
+            let records = records.chain(
+                withdrawals.into_iter().map(|row| Event::Withdrawal(WithdrawalRecord::new(row)).into()),
+            );
             journal.append(records.collect(), marks).await?;
         }
     }
@@ -138,7 +148,7 @@ impl Recording {
         let Some(journal) = &self.0 else { return };
         let watch = health.watch(Job::Journal.name(), self.interval(PACE));
         let turn = async || match journal.turn(&self, &watch).await {
-            // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away.
+            // It is logged, `ready` warns of it, and downloads continue: the instance stays ready.
             Err(JournalError::Write(_)) => Ok(()),
             other => other,
         };
@@ -153,27 +163,57 @@ impl Recording {
     }
 }
 
+/// Decrypts the keys of an upload; returns them as a `DiagnosisKeyBatch`.
+fn open(mut payloads: Vec<StoredPayload>, keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
+    let mut keys = Vec::new();
+    for StoredPayload { payload_hash, payload, .. } in &mut payloads {
+        wire::append_protobuf_field(keyring.open(payload_hash, payload)?, &mut keys);
+    }
+    Ok(keys)
+}
+
 impl Journal {
-    /// Reads an upload from the database for the journal, or says which one it is, why it cannot be read and what helps.
-    async fn read(&self, row: JournalUpload) -> Result<Result<UploadRecord, String>, StoreError> {
-        let (id, country, tag) = (row.id, row.country.clone(), row.tag.clone());
-        let (payloads, amount) = (self.sources.store.payloads(&[id]).await?, row.amount);
-        let what = format!("upload {id}, {tag} of {country}");
-        let helps = format!(
-            "when {country} sends it again under the same tag, it is mended; or withdraw it: `efgs-gateway upload withdraw \
-             --config FILE --country {country} --tag {tag} --reason TEXT`"
-        );
-        if payloads.len() != amount as usize {
-            let there = payloads.len();
-            return Ok(Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}")));
-        }
-        Ok(match UploadRecord::new(row, (0..).zip(payloads).collect(), &self.sources.keyring) {
-            Ok(record) => Ok(record),
-            Err(error @ EncryptionError::UnknownKey(_)) => {
-                Err(format!("{what}: {error}: add it there; or {helps}"))
+    /// Writes one upload.
+    async fn append_upload(&self, id: i64, record: UploadRecord) -> Result<(), JournalError> {
+        let marks = Journaled { uploads: vec![id], ..Journaled::default() };
+        self.append(vec![Event::Upload(record).into()], marks).await
+    }
+
+    /// Reads the keys of an upload from the database. The function that is returned decrypts them, which takes long. It
+    /// gives the record, or says which upload it is, why it cannot be read, and what helps.
+    async fn read(
+        &self,
+        row: JournalUpload,
+    ) -> Result<impl FnOnce() -> Result<UploadRecord, String> + Send + 'static, StoreError> {
+        let payloads = self.sources.store.payloads(&[row.id]).await?;
+        let keyring = self.sources.keyring.clone();
+        Ok(move || {
+            let JournalUpload { id, country, tag, amount, .. } = &row;
+            let what = format!("upload {id}, {tag} of {country}");
+            let helps = format!(
+                "when {country} sends it again under the same tag, it is fixed; or withdraw it: `efgs-gateway upload \
+                 withdraw --config FILE --country {country} --tag {tag} --reason TEXT`"
+            );
+            if payloads.len() != *amount as usize {
+                let there = payloads.len();
+                return Err(format!("{what}: {there} of its {amount} keys are in the database; {helps}"));
             }
-            Err(error) => Err(format!("{what}: {error}; {helps}")),
+            match open(payloads, &keyring) {
+                Ok(keys) => Ok(UploadRecord::new(row, keys)),
+                Err(error @ EncryptionError::UnknownKey(_)) => {
+                    Err(format!("{what}: {error}: add it there; or {helps}"))
+                }
+                Err(error) => Err(format!("{what}: {error}; {helps}")),
+            }
         })
+    }
+
+    async fn read_on_own_thread(
+        &self,
+        row: JournalUpload,
+    ) -> Result<Result<UploadRecord, String>, JournalError> {
+        let read = tokio::task::spawn_blocking(self.read(row).await?);
+        read.await.map_err(|e| JournalError::Read(e.to_string()))
     }
 
     /// How many uploads wait for the journal and cannot be read.
@@ -181,7 +221,7 @@ impl Journal {
         lock(&self.unreadable).uploads.len()
     }
 
-    /// What the operator should know although uploads are accepted.
+    /// Warnings for the operator while uploads are accepted.
     pub fn warnings(&self) -> Vec<String> {
         let unreadable = lock(&self.unreadable);
         let of_uploads = unreadable.uploads.values().next().map(|first| {
@@ -193,11 +233,11 @@ impl Journal {
         self.keeping().into_iter().chain(of_uploads).collect()
     }
 
-    /// Writes uploads that were left behind. Those that cannot be read keep waiting, so that they get into no batch, and
-    /// keep no others from the journal.
+    /// Writes uploads that were left behind. Those that cannot be read keep waiting: they get into no batch, and do not
+    /// delay other uploads.
     async fn missing_uploads(&self, steps: &Steps<'_>) -> Result<(), JournalError> {
         let now = self.sources.clock.now();
-        // Each look reads all keys of each.
+        // Each attempt reads all keys of each of them.
         let known = {
             let unreadable = lock(&self.unreadable);
             let fresh = unreadable.tried.is_some_and(|tried| now - tried < AGAIN);
@@ -215,13 +255,13 @@ impl Journal {
                 let id = row.id;
                 let reason = match known.get(&id) {
                     Some(reason) => reason.clone(),
-                    None => match self.read(row).await? {
+                    None => match self.read_on_own_thread(row).await? {
                         Ok(record) => {
                             records.push(Event::Upload(record).into());
                             marks.uploads.push(id);
                             continue;
                         }
-                        // It expired meanwhile, or was withdrawn because it could not be read.
+                        // It has expired, or was withdrawn because it could not be read.
                         Err(_) if !self.sources.store.is_wanted(id, self.sources.chain.oldest()).await? => {
                             marks.uploads.push(id);
                             continue;

@@ -1,4 +1,4 @@
-//! Deleting what the journal need not have any more.
+//! Deleting files that are older than the retention.
 
 use chrono::{NaiveDate, TimeDelta};
 
@@ -9,8 +9,7 @@ use crate::health::JobWatch;
 const PRUNE: TimeDelta = TimeDelta::hours(1);
 
 impl Journal {
-    /// Deletes what is older than the retention. A day more is kept: the last uploads of a day are in a batch of
-    /// the next one.
+    /// Deletes what is older than the retention and a day, at most once per [`PRUNE`].
     pub(super) async fn prune(&self, watch: &JobWatch) -> Result<(), JournalError> {
         let now = self.sources.clock.now();
         {
@@ -26,7 +25,7 @@ impl Journal {
         kept.map_or(Ok(()), Err)
     }
 
-    /// Each request to a store has its own limit.
+    /// Limits the time for a disk. A request to an S3-compatible store has its own limit.
     async fn patiently<T>(
         &self,
         work: impl Future<Output = Result<T, JournalError>>,
@@ -37,7 +36,7 @@ impl Journal {
         }
     }
 
-    /// Deletes the files of earlier days: all that can be, whatever becomes of the others.
+    /// Deletes the files of earlier days. A file that cannot be deleted does not stop the others from being deleted.
     async fn delete_before(&self, day: NaiveDate, watch: &JobWatch) -> Result<(), JournalError> {
         let prune = |error: JournalError| JournalError::Prune(error.to_string());
         let mut kept = Vec::new();
@@ -48,7 +47,7 @@ impl Journal {
             }
             let files = self.patiently(self.medium.list(Some(&name), || watch.progressed())).await;
             for listed in files.map_err(prune)? {
-                // A store has an object for every group of records, and answers for each.
+                // A store has one object per group of records, and one request deletes one of them.
                 watch.progressed();
                 match self.patiently(self.medium.delete(&listed.name)).await {
                     Ok(()) => {

@@ -24,8 +24,8 @@ use super::{
     JournalError, Sources,
     check::Chains,
     medium::{Listed, Medium},
-    record::{CertificateRecord, Event, UploadRecord},
-    segment::{self, Segment},
+    record::{CertificateRecord, Event},
+    segment::{self, ReadSegment},
 };
 use crate::{
     intake::{Keyring, SignedUpload, StoredCertificate, Uploader, VerifiedUpload},
@@ -38,7 +38,7 @@ const AHEAD: u32 = 64 << 20;
 /// Segments that are read, and uploads that are verified (and stored), at once.
 const AT_ONCE: usize = 4;
 
-/// What tells an upload from every other: its number can come again after it has expired.
+/// Identifies an upload: number and content hash, because a number can be used again after the upload has expired.
 pub(super) type UploadKey = (i64, Vec<u8>);
 
 /// One file or object of a journal.
@@ -59,7 +59,7 @@ pub struct SegmentInfo {
     pub encryption_keys: Vec<u32>,
     /// Whether it was closed; one that is being written, or whose instance was killed, was not.
     pub closed: bool,
-    /// Bytes at its end that were not written completely when the instance was killed; nobody was told of them.
+    /// Bytes at its end that were not written completely when the instance was killed; they were not acknowledged.
     pub torn_bytes: usize,
 }
 
@@ -79,9 +79,9 @@ pub struct Progress {
 pub struct Contents {
     /// Its files or objects, in the order of their names.
     pub segments: Vec<SegmentInfo>,
-    /// What is wrong with it, each with its place.
+    /// What is wrong with it, each with the name of the file.
     pub problems: Vec<String>,
-    /// What is only worth knowing.
+    /// What an operator may want to know, but need not act on.
     pub notes: Vec<String>,
     pub(super) certificates: BTreeMap<i64, (i64, StoredCertificate)>,
     pub(super) batches: BTreeMap<ObjectId, PendingBatch>,
@@ -89,7 +89,7 @@ pub struct Contents {
     pub(super) uploads: HashMap<UploadKey, UploadFacts>,
 }
 
-/// What there is to know of each upload; a journal has very many.
+/// What a survey keeps of each upload; a journal has very many.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UploadFacts {
     pub(super) amount: u32,
@@ -107,12 +107,12 @@ pub(super) fn medium(sources: &Sources, from: Option<&Path>) -> Result<Medium, J
     }
 }
 
-/// Reads every segment, in the order of the names, and says what cannot be read.
+/// Reads every segment in the order of the names; hands over what it has, or why it cannot be read.
 async fn segments(
     sources: &Sources,
     medium: &Medium,
     listed: &[Listed],
-    mut take: impl AsyncFnMut(&Listed, Result<Option<Segment>, String>) -> Result<(), JournalError>,
+    mut take: impl AsyncFnMut(&Listed, Result<Option<ReadSegment>, String>) -> Result<(), JournalError>,
 ) -> Result<(), JournalError> {
     let read = async |listed: &Listed| {
         let bytes = medium.read(listed).await?;
@@ -138,7 +138,7 @@ pub(super) fn read_ahead<'a, T>(
     stream::iter(listed)
         .then(move |listed| {
             let (room, size) = (room.clone(), u32::try_from(listed.bytes).unwrap_or(bytes).min(bytes));
-            // Nobody closes it.
+            // The semaphore is never closed.
             async move { (listed, room.acquire_many_owned(size).await.ok()) }
         })
         .map(move |(listed, memory)| async move { (listed, read(listed).await, memory) })
@@ -161,7 +161,7 @@ impl Contents {
             match segment {
                 Ok(None) => contents.notes.push(format!(
                     "{}: it ends before its header does: the instance was killed or the disk was full when the file was \
-                     made; nobody was told of anything in it",
+                     made; nothing in it was acknowledged",
                     listed.name
                 )),
                 Ok(Some(segment)) => {
@@ -178,8 +178,8 @@ impl Contents {
         Ok(contents)
     }
 
-    fn take(&mut self, listed: &Listed, segment: Segment) {
-        let Segment { name, events, ended, torn, keys: encryption_keys, problems, .. } = segment;
+    fn take(&mut self, listed: &Listed, segment: ReadSegment) {
+        let ReadSegment { name, events, ended, torn, keys: encryption_keys, problems, .. } = segment;
         let mut info = SegmentInfo {
             name,
             bytes: listed.bytes,
@@ -193,7 +193,7 @@ impl Contents {
         if torn > 0 {
             self.notes.push(format!(
                 "{}: the last {torn} bytes were not written completely: the instance was killed or the disk was full; \
-                 nobody was told of them",
+                 they were not acknowledged",
                 info.name
             ));
         }
@@ -273,10 +273,13 @@ impl Contents {
             Progress { of: self.uploads.keys().filter(|key| wanted(key)).count(), ..Progress::default() };
         let problems = &mut self.problems;
         segments(sources, &medium, &listed, async |listed, segment| {
-            // What cannot be read has been said.
+            // The survey has reported what cannot be read.
             let Ok(Some(segment)) = segment else { return Ok(()) };
             let uploads = segment.events.into_iter().filter_map(|event| match event {
-                Event::Upload(upload) => Some((upload.row()?, upload)),
+                Event::Upload(mut upload) => {
+                    let keys = std::mem::take(&mut upload.keys);
+                    Some((upload.row()?, keys))
+                }
                 _ => None,
             });
             let new: Vec<_> = uploads
@@ -286,12 +289,11 @@ impl Contents {
                 })
                 .collect();
             let mut verifying = stream::iter(new)
-                .map(async |(row, record)| {
+                .map(async |(row, keys)| {
                     let (keyring, registry) = (sources.keyring.clone(), registry.clone());
                     let what = format!("{}: the upload {:?} of {}", listed.name, row.tag, row.country);
                     let (id, amount) = (row.id, row.amount);
-                    let verify =
-                        tokio::task::spawn_blocking(move || verify(row, record, &registry, &keyring));
+                    let verify = tokio::task::spawn_blocking(move || verify(row, &keys, &registry, &keyring));
                     let problem = match verify.await.map_err(|e| JournalError::Read(e.to_string()))? {
                         Ok(verified) => take(verified, id).await?,
                         Err(reason) => Some(reason),
@@ -340,7 +342,7 @@ impl Contents {
 /// From a record to an upload that can be stored, through the checks that it passed when it came.
 fn verify(
     row: JournalUpload,
-    record: UploadRecord,
+    encoding: &[u8],
     registry: &Registry,
     keyring: &Keyring,
 ) -> Result<VerifiedUpload, String> {
@@ -359,15 +361,11 @@ fn verify(
     registered(row.uploader_certificate_id, CertificateType::Authentication)?;
     registered(row.signing_certificate_id, CertificateType::Signing)?;
     let signing_thumbprint = thumbprint(&row.signing_thumbprint)?;
-    let keys = wire::decode(Format::Protobuf, &record.keys, usize::MAX).map_err(|e| e.to_string())?;
+    let keys = wire::decode(Format::Protobuf, encoding, usize::MAX).map_err(|e| e.to_string())?;
     if keys.len() != row.amount as usize {
         return Err(format!("it has {} keys instead of {}", keys.len(), row.amount));
     }
-    let format = match row.format.as_str() {
-        "protobuf" => Format::Protobuf,
-        "json" => Format::Json,
-        other => return Err(format!("its format {other:?} is not known")),
-    };
+    let format = row.format.parse().map_err(|_| format!("its format {:?} is not known", row.format))?;
     let upload = SignedUpload {
         uploader: Uploader {
             country: Country::new(&row.country).map_err(|e| e.to_string())?,
@@ -378,9 +376,10 @@ fn verify(
         media: MediaType { format, version: Version { major: row.format_major, minor: row.format_minor } },
         batch_signature: row.batch_signature,
         keys,
-        // As protobuf, whatever it came as: what the journal has of it.
-        body_bytes: record.keys.len() as u64,
+        // The journal has the keys as protobuf, in whatever format they were uploaded.
+        body_bytes: encoding.len() as u64,
         at: row.uploaded_at,
+        keep_encoding: false,
     };
     // Whether the country might sign with SHA-1 was decided when the upload came.
     let verified =

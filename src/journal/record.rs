@@ -4,27 +4,27 @@
 use std::fmt;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
-use efgs_protocol::{batch_tag::ObjectId, wire};
+use efgs_protocol::batch_tag::ObjectId;
 use prost::Message;
 
 use crate::{
-    intake::{EncryptionError, Keyring, StoredCertificate},
-    store::{JournalUpload, PendingBatch, PendingWithdrawal, StoredPayload},
+    intake::StoredCertificate,
+    store::{JournalUpload, PendingBatch, PendingWithdrawal},
 };
 
 /// What is written at once: one frame.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Group {
     #[prost(message, repeated, tag = "1")]
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<JournalRecord>,
     /// In the first group of a segment the day of the one before it, in days since the beginning of year 1; else 0. It
-    /// tells whether that one must still be there.
+    /// decides whether that one must still exist.
     #[prost(int32, tag = "2")]
     pub(super) after_day: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Record {
+pub(super) struct JournalRecord {
     #[prost(oneof = "Event", tags = "1, 2, 3, 4, 5")]
     pub(super) event: Option<Event>,
 }
@@ -170,63 +170,65 @@ pub(super) struct CertificateRecord {
     pub(super) read_at: i64,
 }
 
-impl From<Event> for Record {
+impl From<Event> for JournalRecord {
     fn from(event: Event) -> Self {
         Self { event: Some(event) }
     }
 }
 
-impl UploadRecord {
-    /// With the keys as they are stored: encrypted, in whatever order, each with its place.
-    pub(super) fn new(
-        row: JournalUpload,
-        mut payloads: Vec<(u32, StoredPayload)>,
-        keyring: &Keyring,
-    ) -> Result<Self, EncryptionError> {
-        payloads.sort_unstable_by_key(|(position, _)| *position);
-        let mut keys = Vec::with_capacity(payloads.len() * 64);
-        for (_, row) in &mut payloads {
-            wire::append_protobuf_field(keyring.open(&row.payload_hash, &mut row.payload)?, &mut keys);
-        }
-        Ok(Self {
-            id: row.id,
-            country: row.country,
-            tag: row.tag,
-            format: row.format,
-            format_major: row.format_major.into(),
-            format_minor: row.format_minor.into(),
-            content_hash: row.content_hash,
-            batch_signature: row.batch_signature,
-            uploader_certificate_id: row.uploader_certificate_id,
-            uploader_thumbprint: row.uploader_thumbprint,
-            signing_certificate_id: row.signing_certificate_id,
-            signing_thumbprint: row.signing_thumbprint,
-            uploaded_at: row.uploaded_at.timestamp_micros(),
-            amount: row.amount,
-            keys,
-        })
-    }
+/// Makes records from rows and rows from records. The fields have the same names: `same` have one type in both, `times`
+/// and `optional_times` are microseconds in the record, `numbers` are smaller in the row, and `beside` are not in the row.
+macro_rules! record_of_row {
+    (
+        $record:ident, $row:ident, same: $($same:ident)*, times: $($time:ident)*, optional_times: $($optional:ident)*,
+        numbers: $($number:ident)*, beside: $($beside:ident: $type:ty)*
+    ) => {
+        impl $record {
+            /// The record of a row, and what is beside it.
+            pub(super) fn new(row: $row $(, $beside: $type)*) -> Self {
+                Self {
+                    $($same: row.$same,)*
+                    $($time: row.$time.timestamp_micros(),)*
+                    $($optional: row.$optional.map(|time| time.timestamp_micros()),)*
+                    $($number: row.$number.into(),)*
+                    $($beside,)*
+                }
+            }
 
-    /// The row without the keys; `None` when a value is out of its range.
-    pub(super) fn row(&self) -> Option<JournalUpload> {
-        Some(JournalUpload {
-            id: self.id,
-            country: self.country.clone(),
-            tag: self.tag.clone(),
-            format: self.format.clone(),
-            format_major: u16::try_from(self.format_major).ok()?,
-            format_minor: u16::try_from(self.format_minor).ok()?,
-            amount: self.amount,
-            content_hash: self.content_hash.clone(),
-            batch_signature: self.batch_signature.clone(),
-            uploader_certificate_id: self.uploader_certificate_id,
-            uploader_thumbprint: self.uploader_thumbprint.clone(),
-            signing_certificate_id: self.signing_certificate_id,
-            signing_thumbprint: self.signing_thumbprint.clone(),
-            uploaded_at: time(self.uploaded_at)?,
-        })
-    }
+            /// The row; `None` when a value is out of its range.
+            pub(super) fn row(self) -> Option<$row> {
+                Some($row {
+                    $($same: self.$same,)*
+                    $($time: time(self.$time)?,)*
+                    $($optional: match self.$optional {
+                        Some(micros) => Some(time(micros)?),
+                        None => None,
+                    },)*
+                    $($number: self.$number.try_into().ok()?,)*
+                })
+            }
+        }
+    };
 }
+
+record_of_row!(
+    UploadRecord, JournalUpload,
+    same: id country tag format amount content_hash batch_signature uploader_certificate_id uploader_thumbprint
+        signing_certificate_id signing_thumbprint,
+    times: uploaded_at, optional_times: , numbers: format_major format_minor, beside: keys: Vec<u8>
+);
+
+record_of_row!(
+    WithdrawalRecord, PendingWithdrawal,
+    same: upload_id country tag amount by reason,
+    times: at, optional_times: , numbers: , beside:
+);
+
+record_of_row!(
+    CertificateRecord, StoredCertificate,
+    same: id thumbprint kind country pem operator_signature registration_signature waived waived_by waived_because,
+    times: imported_at, optional_times: revoked_at, numbers: , beside: read_at: i64
+);
 
 impl From<PendingBatch> for BatchRecord {
     fn from(batch: PendingBatch) -> Self {
@@ -254,78 +256,6 @@ impl BatchRecord {
             amount: self.amount,
             formed_at: time(self.formed_at)?,
             uploads: self.uploads.into_iter().map(|upload| (upload.id, upload.content_hash)).collect(),
-        })
-    }
-}
-
-impl From<PendingWithdrawal> for WithdrawalRecord {
-    fn from(row: PendingWithdrawal) -> Self {
-        Self {
-            upload_id: row.upload_id,
-            country: row.country,
-            tag: row.tag,
-            amount: row.amount,
-            at: row.at.timestamp_micros(),
-            by: row.by,
-            reason: row.reason,
-        }
-    }
-}
-
-impl WithdrawalRecord {
-    /// The withdrawal's row; `None` when a value is out of its range.
-    pub(super) fn row(self) -> Option<PendingWithdrawal> {
-        Some(PendingWithdrawal {
-            upload_id: self.upload_id,
-            country: self.country,
-            tag: self.tag,
-            amount: self.amount,
-            at: time(self.at)?,
-            by: self.by,
-            reason: self.reason,
-        })
-    }
-}
-
-impl CertificateRecord {
-    /// A row as it was read at `read_at`.
-    pub(super) fn new(row: &StoredCertificate, read_at: DateTime<Utc>) -> Self {
-        let row = row.clone();
-        Self {
-            id: row.id,
-            thumbprint: row.thumbprint,
-            kind: row.kind,
-            country: row.country,
-            pem: row.pem,
-            operator_signature: row.operator_signature,
-            registration_signature: row.registration_signature,
-            waived: row.waived,
-            waived_by: row.waived_by,
-            waived_because: row.waived_because,
-            imported_at: row.imported_at.timestamp_micros(),
-            revoked_at: row.revoked_at.map(|t| t.timestamp_micros()),
-            read_at: read_at.timestamp_micros(),
-        }
-    }
-
-    /// The certificate's row; `None` when a value is out of its range.
-    pub(super) fn row(self) -> Option<StoredCertificate> {
-        Some(StoredCertificate {
-            id: self.id,
-            thumbprint: self.thumbprint,
-            kind: self.kind,
-            country: self.country,
-            pem: self.pem,
-            operator_signature: self.operator_signature,
-            registration_signature: self.registration_signature,
-            waived: self.waived,
-            waived_by: self.waived_by,
-            waived_because: self.waived_because,
-            imported_at: time(self.imported_at)?,
-            revoked_at: match self.revoked_at {
-                Some(at) => Some(time(at)?),
-                None => None,
-            },
         })
     }
 }

@@ -38,8 +38,8 @@ pub struct Replayed {
 }
 
 /// Fills the empty database with what the journal has and what has not expired: each upload is verified as when it
-/// came, and gets the number that it had. All batches appear at the end, at once. When it was cut off, calling it
-/// again goes on.
+/// came, and gets the number that it had. All batches appear at the end, at once. When it was interrupted, calling it
+/// again continues.
 ///
 /// With `accept_losses` what is damaged or missing is left out, and the rest is brought back.
 pub async fn replay(
@@ -66,12 +66,12 @@ pub async fn replay(
     let batches: Vec<PendingBatch> = contents.batches.values().filter(|batch| kept(batch)).cloned().collect();
     // What is in a batch that has expired has expired.
     let mut expired: HashSet<&UploadKey> = HashSet::new();
-    let mut placed: HashMap<UploadKey, Option<ObjectId>> = HashMap::new();
+    let mut batch_of: HashMap<UploadKey, Option<ObjectId>> = HashMap::new();
     for batch in contents.batches.values() {
         for upload in &batch.uploads {
             if batch.day < oldest {
                 expired.insert(upload);
-            } else if let Some(Some(other)) = placed.insert(upload.clone(), Some(batch.id)) {
+            } else if let Some(Some(other)) = batch_of.insert(upload.clone(), Some(batch.id)) {
                 let (id, problem) = (batch.id, &mut contents.problems);
                 problem.push(format!("the upload {} is in two batches, {other} and {id}", upload.0));
             }
@@ -79,7 +79,7 @@ pub async fn replay(
     }
     for (key, upload) in &contents.uploads {
         if upload.uploaded_at.date_naive() >= oldest && !expired.contains(key) {
-            placed.entry(key.clone()).or_insert(None);
+            batch_of.entry(key.clone()).or_insert(None);
         }
     }
     let certificates: Vec<StoredCertificate> =
@@ -89,15 +89,16 @@ pub async fn replay(
     refuse_losses(&contents.problems, accept_losses)?;
     sources.store.begin_replay(&certificates).await?;
     let take = async |upload: VerifiedUpload, id: i64| {
-        let place = placed.get(&(id, upload.content_hash().to_vec())).copied().flatten();
-        Ok(match sources.store.restore_upload(&upload, id, place).await? {
+        let batch = batch_of.get(&(id, upload.content_hash().to_vec())).copied().flatten();
+        Ok(match sources.store.restore_upload(&upload, id, batch).await? {
             Restored::Stored | Restored::AlreadyThere => None,
             Restored::Conflict => {
                 Some("its tag, its number or one of its keys is taken by another upload".to_owned())
             }
         })
     };
-    let done = contents.verify_uploads(sources, from, |key| placed.contains_key(key), take, progress).await?;
+    let done =
+        contents.verify_uploads(sources, from, |key| batch_of.contains_key(key), take, progress).await?;
     refuse_losses(&contents.problems, accept_losses)?;
     let to_journal = from.is_some() && sources.settings.is_some();
     sources.store.finish_replay(&batches, &withdrawals, to_journal).await?;

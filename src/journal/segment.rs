@@ -3,8 +3,8 @@
 //! A **segment** is a header and frames. The header says which instance wrote it, its number among that
 //! instance's segments, its day, and the number and hash of the segment before. A frame is `length (4 bytes) ‖ check (4
 //! bytes) ‖ key id ‖ nonce ‖ ciphertext ‖ tag`: a group of records, encrypted with the gateway's key
-//! ([`Keyring`]), authenticated together with the header and the frame's place. So a frame that is altered, moved
-//! or missing does not open, and the others do; a missing segment is missed by its number, and a segment that
+//! ([`Keyring`]), authenticated together with the header and the frame's number. So a frame that is altered, moved
+//! or missing does not open, and the others do; a missing segment is noticed by its number, and a segment that
 //! was cut at its end by the hash in the next one. (The last one of an instance may have been cut by a crash.)
 
 use chrono::{Datelike, NaiveDate};
@@ -22,10 +22,10 @@ const PREFIX: usize = 8;
 /// How many missing frames in a row are recognised as such.
 const GAP: u64 = 64;
 
-/// Of a segment before which there is none.
+/// The `previous` of a segment that has no predecessor.
 pub(super) const FIRST: [u8; 32] = [0; 32];
 
-/// What a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// [`crate::instance::Instance::id`].
@@ -79,44 +79,40 @@ pub(super) fn name(day: NaiveDate, instance: u64, number: u64) -> String {
 }
 
 /// A segment while it is written.
-pub(super) struct Writing {
+pub(super) struct SegmentWriter {
     header_hash: [u8; 32],
     frames: u64,
     hash: Sha256,
 }
 
-impl Writing {
+impl SegmentWriter {
     pub(super) fn new(header: &Header) -> Self {
         let bytes = header.to_bytes();
         Self { header_hash: Sha256::digest(&bytes).into(), frames: 0, hash: Sha256::new_with_prefix(&bytes) }
     }
 
-    /// The next frame, as it is to be written. It counts once [`Writing::written`] says so.
-    pub(super) fn seal(&self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
+    /// The next frame, as it is to be written. When that fails, the segment cannot be continued.
+    pub(super) fn seal(&mut self, group: &[u8], keyring: &Keyring) -> Result<Vec<u8>, EncryptionError> {
         let nonce = random::bytes();
-        let sealed = keyring.seal(&place(&self.header_hash, self.frames), nonce, group)?;
+        let sealed = keyring.seal(&binding(&self.header_hash, self.frames), nonce, group)?;
         let length = (sealed.len() as u32).to_be_bytes();
         let mut frame = Vec::with_capacity(PREFIX + sealed.len());
         frame.extend_from_slice(&length);
         frame.extend_from_slice(&check(length));
         frame.extend_from_slice(&sealed);
+        self.frames += 1;
+        self.hash.update(&frame);
         Ok(frame)
     }
 
-    /// Notes that a frame has been written.
-    pub(super) fn written(&mut self, frame: &[u8]) {
-        self.frames += 1;
-        self.hash.update(frame);
-    }
-
-    /// The hash of all that has been written.
+    /// The hash of the header and all frames.
     pub(super) fn hash(&self) -> [u8; 32] {
         self.hash.clone().finalize().into()
     }
 }
 
-/// What a frame's encryption is bound to.
-fn place(header_hash: &[u8; 32], frame: u64) -> [u8; 32] {
+/// What a frame's encryption is bound to: its segment and its number.
+fn binding(header_hash: &[u8; 32], frame: u64) -> [u8; 32] {
     Sha256::new_with_prefix(b"EFGS journal frame")
         .chain_update(header_hash)
         .chain_update(frame.to_be_bytes())
@@ -124,7 +120,7 @@ fn place(header_hash: &[u8; 32], frame: u64) -> [u8; 32] {
         .into()
 }
 
-/// Tells a length that was damaged from a frame that was not written to its end.
+/// Distinguishes a damaged length from a frame that was not written completely.
 fn check(length: [u8; 4]) -> [u8; 4] {
     let hash = Sha256::digest(length);
     [hash[0], hash[1], hash[2], hash[3]]
@@ -132,7 +128,7 @@ fn check(length: [u8; 4]) -> [u8; 4] {
 
 /// A segment that has been read.
 #[derive(Debug)]
-pub(super) struct Segment {
+pub(super) struct ReadSegment {
     /// Where it was found.
     pub(super) name: String,
     pub(super) header: Header,
@@ -155,12 +151,12 @@ pub(super) struct Segment {
 
 /// Reads a segment, as far as it can be read; `None` when it ends before its header does, as after a crash right after
 /// the file was made.
-pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option<Segment>, String> {
+pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option<ReadSegment>, String> {
     if bytes.len() < HEADER && MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
         return Ok(None);
     }
     let header = Header::parse(bytes).ok_or_else(|| format!("{name}: it is not a file of the journal"))?;
-    let mut segment = Segment {
+    let mut segment = ReadSegment {
         name: name.to_owned(),
         after_day: None,
         events: Vec::new(),
@@ -177,7 +173,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
             .push(format!("{name}: it is in the wrong place: it says that it is {}", segment.header.name()));
     }
     let header_hash: [u8; 32] = Sha256::digest(&bytes[..HEADER]).into();
-    let (mut at, mut places) = (HEADER, Places::default());
+    let (mut at, mut number) = (HEADER, NextFrame::default());
     let mut hash = Sha256::new_with_prefix(&bytes[..HEADER]);
     segment.hashes.push(hash.clone().finalize().into());
     while at < bytes.len() {
@@ -191,7 +187,7 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
         }
         let length = u32::from_be_bytes(*length) as usize;
         let Some(sealed) = rest.get(PREFIX..PREFIX + length) else { break };
-        segment.take_frame(&mut places, at, sealed, &header_hash, keyring);
+        segment.take_frame(&mut number, at, sealed, &header_hash, keyring);
         hash.update(&bytes[at..at + PREFIX + length]);
         segment.hashes.push(hash.clone().finalize().into());
         at += PREFIX + length;
@@ -202,19 +198,19 @@ pub(super) fn read(name: &str, bytes: &[u8], keyring: &Keyring) -> Result<Option
     Ok(Some(segment))
 }
 
-/// Where the next frame of a segment can belong: at `next`, unless some before it are missing, or some that did not
-/// open do not belong here; nowhere before `first`.
+/// Which number the next frame of a segment can have: `next`, unless frames before it are missing, or frames that
+/// did not open do not belong here. It is at least `first`.
 #[derive(Clone, Copy, Default)]
-struct Places {
+struct NextFrame {
     first: u64,
     next: u64,
 }
 
-impl Segment {
-    /// Opens one frame, whose place is one of those.
+impl ReadSegment {
+    /// Opens one frame, which has one of those numbers.
     fn take_frame(
         &mut self,
-        places: &mut Places,
+        number: &mut NextFrame,
         at: usize,
         sealed: &[u8],
         header_hash: &[u8; 32],
@@ -225,26 +221,27 @@ impl Segment {
             self.problems.push(format!("{name}: records at byte {at}, behind its end"));
         }
         self.keys.extend(sealed.first_chunk().map(|id| u32::from_be_bytes(*id)));
-        let open = |place_: u64| {
+        let open = |number: u64| {
             let mut sealed = sealed.to_vec();
-            keyring.open(&place(header_hash, place_), &mut sealed).map(<[u8]>::to_vec)
+            keyring.open(&binding(header_hash, number), &mut sealed).map(<[u8]>::to_vec)
         };
-        let Places { first, next } = *places;
+        let NextFrame { first, next } = *number;
         let mut opened = open(next);
         if matches!(opened, Err(EncryptionError::Altered(_)))
-            && let Some((found, group)) =
-                (first..next).chain(next + 1..=next + GAP).find_map(|place| Some((place, open(place).ok()?)))
+            && let Some((found, group)) = (first..next)
+                .chain(next + 1..=next + GAP)
+                .find_map(|number| Some((number, open(number).ok()?)))
         {
             if found > next {
                 let gap = found - next;
                 self.problems.push(format!("{name}: {gap} groups of records are missing before byte {at}"));
             }
-            *places = Places { first: found + 1, next: found + 1 };
+            *number = NextFrame { first: found + 1, next: found + 1 };
             opened = Ok(group);
         } else {
-            places.next += 1;
+            number.next += 1;
             if opened.is_ok() {
-                places.first = places.next;
+                number.first = number.next;
             }
         }
         match opened.map(|group| Group::decode(group.as_slice())) {

@@ -14,7 +14,7 @@ use super::{
     medium::Listed,
     read::read_ahead,
     record::{EndRecord, Event, Group},
-    segment::{self, FIRST, Header, Segment, Writing},
+    segment::{self, FIRST, Header, ReadSegment, SegmentWriter},
 };
 use crate::{config, intake::Keyring};
 
@@ -34,20 +34,19 @@ fn header() -> Header {
 fn file(keyring: &Keyring, groups: usize) -> (Vec<u8>, Vec<usize>) {
     let header = header();
     let mut bytes = header.to_bytes();
-    let mut writing = Writing::new(&header);
+    let mut writing = SegmentWriter::new(&header);
     let mut ends = vec![bytes.len()];
     for i in 0..groups {
         let last = i + 1 == groups;
         let records = if last { vec![Event::End(EndRecord {}).into()] } else { Vec::new() };
         let frame = writing.seal(&Group { records, after_day: 0 }.encode_to_vec(), keyring).unwrap();
-        writing.written(&frame);
         bytes.extend_from_slice(&frame);
         ends.push(bytes.len());
     }
     (bytes, ends)
 }
 
-fn read(bytes: &[u8], keyring: &Keyring) -> Result<Segment, String> {
+fn read(bytes: &[u8], keyring: &Keyring) -> Result<ReadSegment, String> {
     segment::read(&header().name(), bytes, keyring).map(Option::unwrap)
 }
 

@@ -12,6 +12,7 @@ use actix_web::{
 
 use super::observe;
 use crate::{
+    access_log::operation,
     audit, callback, download,
     http::{Error, NoOperation},
     options, upload, withdrawal,
@@ -46,28 +47,28 @@ pub static OPERATIONS: [Operation; 8] = [
         handler: || web::method(Method::OPTIONS).to(options::options),
     },
     Operation {
-        name: "upload",
+        name: operation::UPLOAD,
         group: "upload",
         method: Method::POST,
         path: "/diagnosiskeys/upload",
         handler: || web::post().to(upload::upload),
     },
     Operation {
-        name: "withdraw",
+        name: operation::WITHDRAW,
         group: "upload",
         method: Method::DELETE,
         path: "/diagnosiskeys/upload/{batchTag}",
         handler: || web::delete().to(withdrawal::withdraw),
     },
     Operation {
-        name: "download",
+        name: operation::DOWNLOAD,
         group: "download",
         method: Method::GET,
         path: "/diagnosiskeys/download/{date}",
         handler: || web::get().to(download::download),
     },
     Operation {
-        name: "audit",
+        name: operation::AUDIT,
         group: "audit",
         method: Method::GET,
         path: "/diagnosiskeys/audit/download/{date}/{batchTag}",

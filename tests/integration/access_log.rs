@@ -7,7 +7,7 @@ use std::{
 
 use efgs_gateway::access_log::{
     Signer,
-    verify::{Evidence, Report, verify},
+    verify::{Evidence, VerificationReport, verify},
 };
 use efgs_protocol::wire;
 use sea_orm::QueryResult;
@@ -214,7 +214,7 @@ pub(crate) fn evidence(case: &Case) -> Evidence {
     Evidence { keys: vec![signer.public().clone()], ..Evidence::default() }
 }
 
-pub(crate) async fn look(case: &Case, evidence: &Evidence) -> Report {
+pub(crate) async fn look(case: &Case, evidence: &Evidence) -> VerificationReport {
     let app = efgs_gateway::server::App::new(case.config(), case.clock.clone(), None).unwrap();
     let report = verify(&app.store, evidence).await.unwrap();
     app.store.clone().close().await;
@@ -222,7 +222,7 @@ pub(crate) async fn look(case: &Case, evidence: &Evidence) -> Report {
 }
 
 /// Where something was found.
-pub(crate) fn places(report: &Report) -> Vec<(Option<&str>, i64)> {
+pub(crate) fn places(report: &VerificationReport) -> Vec<(Option<&str>, i64)> {
     report.findings.iter().map(|finding| (finding.instance.as_deref(), finding.sequence)).collect()
 }
 

@@ -1,8 +1,8 @@
 //! The access log proves what happened: whatever is done to it is found, and named.
 
 use efgs_gateway::access_log::{
-    Entry, Kind, ORIGIN, Record, SignedStatement, Statement, hex,
-    verify::{Evidence, Report},
+    Entry, ORIGIN, Record, SignedStatement, Statement, StatementKind, hex,
+    verify::{Evidence, VerificationReport},
 };
 use rand::seq::IndexedRandom as _;
 
@@ -301,7 +301,14 @@ pub(crate) async fn insert_record(case: &Case, record: &Record) {
 }
 
 /// Puts a statement that is not signed into the list.
-pub(crate) async fn forge(case: &Case, number: i64, kind: Kind, instance: &str, sequence: i64, hash: &str) {
+pub(crate) async fn forge(
+    case: &Case,
+    number: i64,
+    kind: StatementKind,
+    instance: &str,
+    sequence: i64,
+    hash: &str,
+) {
     let mut statement = Statement::new(kind, instance, &Default::default(), case.clock.now());
     (statement.number, statement.sequence, statement.hash) = (number, sequence, hash.to_owned());
     let (at, text) = (case.clock.now().timestamp_micros(), statement.text());
@@ -315,7 +322,7 @@ pub(crate) async fn forge(case: &Case, number: i64, kind: Kind, instance: &str, 
 }
 
 #[track_caller]
-pub(crate) fn assert_names(report: &Report, instance: Option<&str>, sequence: i64, what: &str) {
+pub(crate) fn assert_names(report: &VerificationReport, instance: Option<&str>, sequence: i64, what: &str) {
     let found = report.findings.iter().any(|finding| {
         (finding.instance.as_deref(), finding.sequence) == (instance, sequence) && finding.what.contains(what)
     });
@@ -334,7 +341,7 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
     let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
     let cut_hash = hash(6).await;
     for number in [0, newest + 1] {
-        forge(case, number, Kind::Cut, &first, 6, &cut_hash).await;
+        forge(case, number, StatementKind::Cut, &first, 6, &cut_hash).await;
         let sql = format!("DELETE FROM access_log WHERE instance = '{first}' AND sequence <= 6");
         assert_eq!(case.db.execute(&sql).await, 6);
         let report = look(case, &evidence).await;
@@ -344,13 +351,13 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
         restore(case, "access_log_head").await;
     }
     // A list that begins later.
-    forge(case, 0, Kind::Trim, &first, 3, &cut_hash).await;
+    forge(case, 0, StatementKind::Trim, &first, 3, &cut_hash).await;
     case.db.execute("DELETE FROM access_log_head WHERE number IN (1, 2)").await;
     assert_names(&look(case, &evidence).await, None, 1, "2 statements are missing, from this one to 2");
     restore(case, "access_log_head").await;
     // Without a statement before it, a trim is one of a number that has a gap behind it.
     case.db.execute("DELETE FROM access_log_head WHERE number IN (1, 2)").await;
-    forge(case, 1, Kind::Trim, &first, 3, &cut_hash).await;
+    forge(case, 1, StatementKind::Trim, &first, 3, &cut_hash).await;
     assert_names(&look(case, &evidence).await, None, 2, "the statement is missing");
     restore(case, "access_log_head").await;
 
@@ -372,7 +379,7 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
     let instance = gateway.app.instance.id.clone();
     let sql = format!("SELECT hash FROM access_log WHERE instance = '{instance}' AND sequence = 2");
     let cut_hash = hex(&case.db.column::<Vec<u8>>(&sql).await[0]);
-    forge(case, 2, Kind::Cut, &instance, 2, &cut_hash).await;
+    forge(case, 2, StatementKind::Cut, &instance, 2, &cut_hash).await;
     let sql = format!("DELETE FROM access_log WHERE instance = '{instance}' AND sequence <= 2");
     assert_eq!(case.db.execute(&sql).await, 2);
     let report = look(case, &evidence).await;

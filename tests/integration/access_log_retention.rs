@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 use efgs_gateway::{
-    access_log::{Entry, Forgotten, Kind, ORIGIN, Record, RetentionError, SignedStatement, hex},
+    access_log::{Entry, Forgotten, ORIGIN, Record, RetentionError, SignedStatement, StatementKind, hex},
     server::App,
 };
 use openssl::pkey::PKey;
@@ -145,7 +145,7 @@ async fn a_chain_that_vanished_is_not_forgotten(case: &Case) {
 async fn a_cut_that_nobody_signed_does_not_stand_for_one(case: &Case) {
     let [first, _] = logged(case).await;
     let newest = case.db.number("SELECT MAX(number) FROM access_log_head").await;
-    forge(case, newest + 1, Kind::Cut, &first, 10, &hex(&[7; 32])).await;
+    forge(case, newest + 1, StatementKind::Cut, &first, 10, &hex(&[7; 32])).await;
     let gateway = later(case, 100).await;
     assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 20);
     let cuts = format!(

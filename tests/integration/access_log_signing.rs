@@ -1,7 +1,7 @@
 //! What somebody can do who writes to the database and has no key, while gateways sign.
 
 use efgs_gateway::access_log::{
-    Entry, Kind, ORIGIN, Record, Statement, digest, hex,
+    Entry, ORIGIN, Record, Statement, StatementKind, digest, hex,
     verify::{Evidence, Uncovered},
 };
 
@@ -172,14 +172,14 @@ async fn no_name_and_no_number_hides_a_row(case: &Case) {
     for sequence in [i64::MIN, 0] {
         insert_record(case, &Record::new(&first, sequence, ORIGIN, Entry::default())).await;
         assert_names(&look(case, &evidence).await, Some(&first), sequence, "it was inserted");
-        forge(case, sequence, Kind::Cut, &first, 6, "").await;
+        forge(case, sequence, StatementKind::Cut, &first, 6, "").await;
         assert_names(&look(case, &evidence).await, None, sequence, "it was inserted");
     }
     case.db.execute("DELETE FROM access_log WHERE sequence < 1").await;
     case.db.execute("DELETE FROM access_log_head WHERE number < 1").await;
     insert_record(case, &Record::new(&first, i64::MAX, ORIGIN, Entry::default())).await;
     assert_names(&look(case, &evidence).await, Some(&first), 11, "records are missing");
-    forge(case, i64::MAX, Kind::Head, &first, i64::MAX, "").await;
+    forge(case, i64::MAX, StatementKind::Head, &first, i64::MAX, "").await;
     assert_names(&look(case, &evidence).await, None, i64::MAX, "not signed");
     forget_all(case).await;
 }

@@ -1,7 +1,7 @@
 //! What the backends of single countries do that need a setting of their own, replayed.
 
 use chrono::{Days, NaiveDate};
-use efgs_gateway::config::{Chain, TagStyle};
+use efgs_gateway::config::{ChainScope, TagStyle};
 use efgs_protocol::{key::KeyBatch, wire};
 use efgs_test_ca::Participant;
 
@@ -93,7 +93,7 @@ async fn cz_makes_up_the_name_of_a_batch_that_does_not_exist_yet(case: &Case) {
 
 async fn es_walks_seven_days_and_gets_every_key_once(case: &Case) {
     let gateway = case
-        .gateway_with(|config| config.participants.entry(country("ES")).or_default().chain = Chain::Day)
+        .gateway_with(|config| config.participants.entry(country("ES")).or_default().chain = ChainScope::Day)
         .await;
     let es = join_as(&gateway, "ES").await;
     let days = seven_days(case, &gateway).await;
@@ -105,7 +105,7 @@ async fn es_walks_seven_days_and_gets_every_key_once(case: &Case) {
 
 async fn fi_downloads_yesterday_and_audits_each_batch_with_the_same_date(case: &Case) {
     let gateway = case
-        .gateway_with(|config| config.participants.entry(country("FI")).or_default().chain = Chain::Day)
+        .gateway_with(|config| config.participants.entry(country("FI")).or_default().chain = ChainScope::Day)
         .await;
     let fi = join_as(&gateway, "FI").await;
     let days = seven_days(case, &gateway).await;

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use chrono::{Days, NaiveDate, TimeDelta};
-use efgs_gateway::config::{Chain, TagStyle};
+use efgs_gateway::config::{ChainScope, TagStyle};
 use efgs_protocol::media::Format;
 
 use crate::{
@@ -335,7 +335,7 @@ async fn the_chain_goes_on_across_midnight(case: &Case) {
 async fn a_participant_can_have_its_chain_end_at_midnight(case: &Case) {
     let gateway = case
         .gateway_with(|config| {
-            config.participants.entry(country("IE")).or_default().chain = Chain::Day;
+            config.participants.entry(country("IE")).or_default().chain = ChainScope::Day;
         })
         .await;
     let (day, names) = two_days(case, &gateway).await;

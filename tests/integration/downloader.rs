@@ -10,12 +10,12 @@ use std::{
 
 use chrono::Days;
 use efgs_client::{
-    Profile,
-    download::{Downloader, Event, Options, Stored, StoredFormat, Target},
+    Format, Profile,
+    download::{DownloadEvent, DownloadOptions, Downloader, Stored, Target},
 };
 use efgs_gateway::{
     clock::Clock,
-    config::{Chain, TagStyle},
+    config::{ChainScope, TagStyle},
 };
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -77,7 +77,7 @@ fn files(folder: &Path) -> usize {
 struct Backend<'a> {
     case: &'a Case,
     profile: Profile,
-    events: Arc<Mutex<Vec<Event>>>,
+    events: Arc<Mutex<Vec<DownloadEvent>>>,
 }
 
 impl<'a> Backend<'a> {
@@ -92,11 +92,11 @@ impl<'a> Backend<'a> {
 
     fn open(&self) -> Downloader {
         let (gateway, auditor) = (self.profile.gateway().unwrap(), self.profile.auditor().unwrap());
-        let mut options = Options::new(gateway, auditor, self.profile.state());
+        let mut options = DownloadOptions::new(gateway, auditor, self.profile.state());
         options.clock = self.case.clock.clone();
         let events = self.events.clone();
         options.on_event = Box::new(move |event| events.lock().unwrap().push(event.clone()));
-        let target = Target::Folder { path: self.folder(), format: StoredFormat::Protobuf };
+        let target = Target::Folder { path: self.folder(), format: Format::Protobuf };
         Downloader::open(options, target).unwrap()
     }
 
@@ -159,7 +159,7 @@ async fn follow_picks_up_a_new_batch_at_once(case: &Case) {
         let caught_up = async |times: usize| {
             crate::harness::until("the download is at the end of the chain", async || {
                 let events = backend.events.lock().unwrap();
-                let ends = events.iter().filter(|event| **event == Event::CaughtUp).count();
+                let ends = events.iter().filter(|event| **event == DownloadEvent::CaughtUp).count();
                 (ends == times).then_some(())
             })
             .await;
@@ -205,7 +205,7 @@ async fn day_names_and_a_chain_that_ends_with_the_day_are_followed(case: &Case) 
     let gateway = case
         .gateway_with(|config| {
             config.batching.tags = TagStyle::DaySequence;
-            config.participants.entry(country("NL")).or_default().chain = Chain::Day;
+            config.participants.entry(country("NL")).or_default().chain = ChainScope::Day;
         })
         .await;
     let backend = Backend::new(case, &gateway);
@@ -241,7 +241,7 @@ async fn batches_that_have_expired_are_a_gap(case: &Case) {
     backend.events.lock().unwrap().clear();
     assert_eq!(backend.download().await, 1);
     let after = Stored::batches(&backend.folder()).unwrap()[0].batch_tag.clone();
-    let gap = Event::Gap { after: Some(after), since: first_day, until: first_day + Days::new(6) };
+    let gap = DownloadEvent::Gap { after: Some(after), since: first_day, until: first_day + Days::new(6) };
     assert_eq!(backend.events.lock().unwrap()[0], gap);
 }
 

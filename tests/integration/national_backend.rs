@@ -8,7 +8,7 @@ use std::{
 
 use efgs_client::{
     Format, Gateway, Profile, Settings, Upload,
-    callback::{Event, Receiver},
+    callback::{Receiver, ReceiverEvent},
     doctor::{self, Check, State},
 };
 use efgs_gateway::clock::Clock;
@@ -361,7 +361,7 @@ async fn the_receiver_hears_what_the_gateway_announces(case: &Case) {
     for tag in ["1", "2"] {
         let batch = crate::callback::batch(&gateway, tag).await;
         match events.recv().await.unwrap() {
-            Event::Announced(announcement) => {
+            ReceiverEvent::Announced(announcement) => {
                 assert_eq!(announcement.batch_tag.to_string(), batch);
                 assert_eq!(announcement.date, case.today());
             }

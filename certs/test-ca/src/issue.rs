@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Days, Utc};
 use efgs_protocol::certificate::{Certificate, CertificateType};
+use efgs_protocol::random;
 use openssl::asn1::{Asn1Integer, Asn1Time};
-use openssl::bn::{BigNum, MsbOption};
+use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
@@ -243,8 +244,10 @@ fn builder(
     not_after: DateTime<Utc>,
 ) -> Result<X509Builder, ErrorStack> {
     let mut builder = X509::builder()?;
-    let mut serial = BigNum::new()?;
-    serial.rand(127, MsbOption::ONE, false)?;
+    let mut serial: [u8; 16] = random::bytes();
+    // Positive, and always of the same length.
+    serial[0] = serial[0] & 0x3f | 0x40;
+    let serial = BigNum::from_slice(&serial)?;
     builder.set_serial_number(Asn1Integer::from_bn(&serial)?.as_ref())?;
     builder.set_subject_name(subject)?;
     builder.set_pubkey(key)?;

@@ -1,12 +1,13 @@
-//! The formats of the access log: what stands in a record, how records and statements are chained, how a statement is
-//! signed, and what is counted per day. `docs/access-log.md` tells how others verify it.
+//! The formats of the access log: what a record contains, how records and statements are chained, how a statement is
+//! signed, and what is counted per day. `docs/access-log.md` describes how others verify it.
 
+pub mod operation;
 mod record;
 mod statement;
 mod tally;
 
 pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
-pub use statement::{Key, KeyError, Kind, SignedStatement, Signer, Statement, digest};
+pub use statement::{Key, KeyError, SignedStatement, Signer, Statement, StatementKind, digest};
 pub use tally::{NOBODY, Tally, tallies};
 
 /// Where a chain of records ends.
@@ -32,9 +33,9 @@ impl ChainEnd {
         Self { sequence, hash, open: Vec::new() }
     }
 
-    /// Where to go on when `found` is the end in the database. It counts only when it was written by this instance:
-    /// what others have put there is not built upon, and what is missing is not written again under its numbers, so
-    /// that either stays visible.
+    /// Where to continue when `found` is the end in the database. It counts only when this instance wrote it. If the
+    /// database disagrees with an instance's memory, the instance neither extends that state nor uses the missing numbers
+    /// again, so that the difference stays visible.
     pub fn or_what_was_written(&self, found: Self, open: &[Hash]) -> Self {
         if found.hash == self.hash || open.contains(&found.hash) {
             found

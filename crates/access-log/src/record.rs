@@ -1,4 +1,4 @@
-//! What the log says of one request, and the bytes that are hashed.
+//! The record of one request, and the bytes that are hashed.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -22,9 +22,9 @@ pub struct Entry {
     pub at: DateTime<Utc>,
     /// The answer's `x-request-id`.
     pub request_id: String,
-    /// The caller's country, if it was let in.
+    /// The caller's country, if it was admitted.
     pub country: Option<String>,
-    /// SHA-256 of the certificate that the caller showed, let in or not.
+    /// SHA-256 of the certificate that the caller showed, admitted or not.
     pub thumbprint: Option<String>,
     /// What was wanted.
     pub operation: Cow<'static, str>,
@@ -36,7 +36,7 @@ pub struct Entry {
     pub tag: Option<String>,
     /// The date that was asked for.
     pub date: Option<String>,
-    /// Of the answer; 499 when the caller went away before it.
+    /// Of the answer; 499 when the caller disconnected before it.
     pub status: u16,
     /// Code of the error.
     pub error: Option<Cow<'static, str>>,
@@ -56,7 +56,7 @@ fn as_text<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S:
     serializer.collect_str(&at.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
 }
 
-/// An entry in its place.
+/// An entry at its number in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Which start of a gateway wrote it.
@@ -80,25 +80,25 @@ struct Canonical<'a> {
     entry: &'a Entry,
 }
 
-/// The canonical bytes of an entry in its place: compact JSON, the fields in their fixed order.
+/// The canonical bytes of an entry at its number in a chain: compact JSON, the fields in their fixed order.
 fn canonical(instance: &str, sequence: i64, entry: &Entry) -> Vec<u8> {
     // These types always serialise: text keys, no floats.
     serde_json::to_vec(&Canonical { v: 1, instance, sequence, entry }).unwrap_or_default()
 }
 
-/// The hash of an entry in its place.
+/// The hash of an entry at its number in a chain.
 pub fn hash(previous: &Hash, instance: &str, sequence: i64, entry: &Entry) -> Hash {
     Sha256::new().chain_update(previous).chain_update(canonical(instance, sequence, entry)).finalize().into()
 }
 
 impl Record {
-    /// Puts an entry behind the record with the hash `previous`.
+    /// Appends an entry to the record with the hash `previous`.
     pub fn new(instance: &str, sequence: i64, previous: Hash, entry: Entry) -> Self {
         let hash = hash(&previous, instance, sequence, &entry);
         Self { instance: instance.to_owned(), sequence, entry, previous, hash }
     }
 
-    /// Whether its hash is that of its content and place.
+    /// Whether its hash is that of its content, its chain and its number.
     pub fn is_intact(&self) -> bool {
         self.hash == hash(&self.previous, &self.instance, self.sequence, &self.entry)
     }

@@ -1,7 +1,7 @@
 //! Statements about the log, and their signatures.
 //!
-//! The statements of all instances form one list without gaps, each with the hash of the one before it. So who
-//! keeps the newest one, holds all of them: a whole chain of records that vanished is still named in the list.
+//! The statements of all instances form one list without gaps, each with the hash of the one before it. So a copy of
+//! the newest one covers all of them, and a deleted chain of records is still named in the list.
 
 use std::path::Path;
 
@@ -21,18 +21,18 @@ use super::{ChainEnd, Hash, hex};
 /// What a statement says.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum StatementKind {
     /// An instance begins a chain.
     Start,
     /// The chain of an instance has this record and all before it.
     Head,
-    /// The chain's records up to this one are forgotten because of their age.
+    /// The chain's records up to this one are deleted because of their age.
     Cut,
-    /// The statements before the number `sequence` are forgotten because of their age.
+    /// The statements before the number `sequence` are deleted because of their age.
     Trim,
 }
 
-impl Kind {
+impl StatementKind {
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,12 +48,12 @@ impl Kind {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
-    /// Says what this is, so that the signature cannot be taken for another one.
+    /// Says what this is, so that the signature cannot be used for anything else.
     pub log: String,
-    /// Place in the list, from 1.
+    /// Number in the list, from 1.
     pub number: i64,
     /// What it says.
-    pub kind: Kind,
+    pub kind: StatementKind,
     /// Whose chain.
     pub instance: String,
     /// Of a start: the machine, for people.
@@ -63,7 +63,7 @@ pub struct Statement {
     pub sequence: i64,
     /// That record's hash, 64 hexadecimal digits.
     pub hash: String,
-    /// Of a cut or a trim: why the operator had something forgotten that was not as it was written.
+    /// Of a cut or a trim: why the operator forced the deletion of what was not as it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub although: Option<String>,
     /// When it was made, UTC.
@@ -75,8 +75,8 @@ pub struct Statement {
 const LOG: &str = "efgs-access-log-v1";
 
 impl Statement {
-    /// One that has no place in the list yet.
-    pub fn new(kind: Kind, instance: &str, end: &ChainEnd, at: DateTime<Utc>) -> Self {
+    /// A statement that has no number in the list yet.
+    pub fn new(kind: StatementKind, instance: &str, end: &ChainEnd, at: DateTime<Utc>) -> Self {
         Self {
             log: LOG.to_owned(),
             number: 0,
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_statement_is_read_in_one_form_only() {
         let at = DateTime::from_timestamp_micros(1_795_543_200_000_001).unwrap();
-        let statement = Statement::new(Kind::Head, "44d3d64da67d64d5", &ChainEnd::default(), at);
+        let statement = Statement::new(StatementKind::Head, "44d3d64da67d64d5", &ChainEnd::default(), at);
         let text = statement.text();
         assert!(text.contains(r#""kind":"head","instance":"44d3d64da67d64d5","sequence":0"#), "{text}");
         assert_eq!(Statement::parse(&text), Some(statement));

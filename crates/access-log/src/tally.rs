@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::Entry;
+use super::{Entry, operation};
 
-/// Stands for callers who were not let in.
+/// Stands for callers who were not admitted.
 pub const NOBODY: &str = "--";
 
 /// What a country did on a day.
@@ -20,7 +20,7 @@ pub struct Tally {
     pub upload_keys: u64,
     /// Bytes of their bodies.
     pub upload_bytes: u64,
-    /// Uploads that the country took back.
+    /// Uploads that the country withdrew.
     pub withdrawals: u64,
     /// Keys in them.
     pub withdrawn_keys: u64,
@@ -36,9 +36,9 @@ pub struct Tally {
     pub download_bytes: u64,
     /// Audits.
     pub audits: u64,
-    /// Calls to the country that it took.
+    /// Callbacks that the country accepted.
     pub callbacks_delivered: u64,
-    /// Calls that failed.
+    /// Callbacks that failed.
     pub callbacks_failed: u64,
     /// Answers 4xx.
     pub client_errors: u64,
@@ -46,7 +46,7 @@ pub struct Tally {
     pub server_errors: u64,
     /// When it last uploaded.
     pub last_upload_at: Option<DateTime<Utc>>,
-    /// When it last downloaded, or learned that it has everything.
+    /// When it last downloaded, or was told that it has everything.
     pub last_download_at: Option<DateTime<Utc>>,
 }
 
@@ -79,27 +79,27 @@ impl Tally {
         self.requests += 1;
         match (&*entry.operation, entry.status) {
             // Also when its sender did not wait for the answer: it is stored.
-            ("upload", _) if keys > 0 => {
+            (operation::UPLOAD, _) if keys > 0 => {
                 self.uploads += 1;
                 self.upload_keys += keys;
                 self.upload_bytes += entry.request_bytes;
                 self.last_upload_at = self.last_upload_at.max(Some(entry.at));
             }
-            ("withdraw", _) if keys > 0 => {
+            (operation::WITHDRAW, _) if keys > 0 => {
                 self.withdrawals += 1;
                 self.withdrawn_keys += keys;
             }
-            ("download", 200) => {
+            (operation::DOWNLOAD, 200) => {
                 self.downloads += 1;
                 self.download_keys += keys;
                 self.download_bytes += entry.response_bytes;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
-            ("download", 304) => {
+            (operation::DOWNLOAD, 304) => {
                 self.unchanged += 1;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
-            ("audit", 200) => self.audits += 1,
+            (operation::AUDIT, 200) => self.audits += 1,
             _ => {}
         }
         match entry.status {

@@ -1,13 +1,9 @@
 //! Auditing a batch: what the gateway says about it, and what holds of that (spec §5.7).
 //!
 //! [`Audited`] is what is kept beside a stored batch, so that it can be audited again without the gateway.
-//! [`Report`] is what an auditor finds, for people (its [`Display`](fmt::Display) is a table) and as JSON.
+//! [`AuditReport`] is what an auditor finds, for people (its [`Display`](fmt::Display) is a table) and as JSON.
 
-use std::{
-    fmt::{self, Write as _},
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, path::Path};
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, Utc};
 use efgs_protocol::{
@@ -55,25 +51,9 @@ pub struct Audited {
 /// Why the audit of a stored batch cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The batch cannot be read.
+    /// The batch or the audit beside it cannot be read.
     #[error(transparent)]
-    Batch(#[from] StoredError),
-    /// There is no audit beside the batch, or it cannot be read.
-    #[error("cannot read the audit {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// The file is not an audit.
-    #[error("{} is not an audit of a batch: {source}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    Stored(#[from] StoredError),
     /// The gateway did not answer, or said no.
     #[error(transparent)]
     Gateway(#[from] Error),
@@ -81,19 +61,14 @@ pub enum AuditError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// There is no such batch.
-    #[error("the gateway has no batch {tag} on or after {date}")]
-    NoBatch {
-        /// The batch.
-        tag: String,
-        /// The date that was asked for.
-        date: NaiveDate,
-    },
+    #[error("the gateway has no batch {0} on or after {1}")]
+    NoBatch(String, NaiveDate),
 }
 
 /// What an auditor finds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct AuditReport {
     /// The batch.
     pub batch_tag: String,
     /// The UTC day on which it was formed.
@@ -140,8 +115,8 @@ pub struct UploadReport {
 
 impl Auditor {
     /// Audits the keys of a batch against its audit entries.
-    pub fn audit(&self, audited: &Audited, keys: &KeyBatch) -> Report {
-        let mut report = Report::about(&audited.batch_tag, audited.date);
+    pub fn audit(&self, audited: &Audited, keys: &KeyBatch) -> AuditReport {
+        let mut report = AuditReport::about(&audited.batch_tag, audited.date);
         report.keys = keys.len();
         report.withdrawn_uploads = audited.withdrawn_uploads;
         // Names of another form tell no time.
@@ -160,7 +135,7 @@ impl Auditor {
     ///
     /// # Errors
     /// When one of the two files is missing or cannot be read.
-    pub fn audit_stored(&self, batch: &Stored) -> Result<Report, AuditError> {
+    pub fn audit_stored(&self, batch: &Stored) -> Result<AuditReport, AuditError> {
         let audited = Audited::read(&batch.audit_path())?;
         let mut report = self.audit(&audited, &batch.keys()?);
         if (audited.batch_tag.as_str(), audited.date) != (batch.batch_tag.as_str(), batch.date) {
@@ -188,22 +163,19 @@ impl Auditor {
     ///
     /// # Errors
     /// When the gateway cannot be asked, or has no such batch. What does not verify is no error here: see
-    /// [`Report::holds`].
+    /// [`AuditReport::holds`].
     pub async fn audit_online(
         &self,
         gateway: &Gateway,
         date: NaiveDate,
         tag: &str,
-    ) -> Result<Report, AuditError> {
-        let no_batch = || AuditError::NoBatch { tag: tag.to_owned(), date };
+    ) -> Result<AuditReport, AuditError> {
+        let no_batch = || AuditError::NoBatch(tag.to_owned(), date);
         let asked = Tag::new(tag).map_err(|_| no_batch())?;
         let download =
             gateway.download(date, Some(tag), crate::Format::Protobuf).await?.ok_or_else(no_batch)?;
         let answered = Tag::new(&download.batch_tag)?;
-        if !asked.may_be(&answered) {
-            let answered = download.batch_tag;
-            return Err(ChainError::OtherBatch { asked: tag.to_owned(), answered }.into());
-        }
+        asked.check_answer(&answered)?;
         let answer = gateway.ask_audit(date, tag).await?;
         let uploads = answer.entries().map_err(|e| Error::Unexpected(e.to_string()))?;
         let audited = Audited {
@@ -222,13 +194,15 @@ impl Audited {
     ///
     /// # Errors
     /// When the file is missing or not an audit.
-    pub fn read(path: &Path) -> Result<Self, AuditError> {
-        let bytes = fs::read(path).map_err(|source| AuditError::Read { path: path.to_owned(), source })?;
-        serde_json::from_slice(&bytes).map_err(|source| AuditError::Content { path: path.to_owned(), source })
+    pub fn read(path: &Path) -> Result<Self, StoredError> {
+        let shown = path.display();
+        let bytes = fs::read(path).map_err(|e| StoredError(format!("cannot read the audit {shown}: {e}")))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| StoredError(format!("{shown} is not an audit of a batch: {e}")))
     }
 }
 
-impl Report {
+impl AuditReport {
     /// A report about a batch of which nothing is known yet; it does not hold.
     pub(crate) fn about(batch_tag: &str, date: NaiveDate) -> Self {
         Self {
@@ -275,6 +249,16 @@ impl UploadReport {
             failures: verdict.failures.iter().map(explained).collect(),
         }
     }
+
+    /// What the table says.
+    fn verdict(&self) -> &'static str {
+        match (self.failures.is_empty(), self.first_key, self.used_sha1) {
+            (false, ..) => "FAILED",
+            (true, None, _) => "own",
+            (true, Some(_), true) => "ok, SHA-1",
+            (true, Some(_), false) => "ok",
+        }
+    }
 }
 
 /// A failure, with the remedy where there is one.
@@ -293,7 +277,7 @@ fn escaped(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { batch_tag, date, keys, .. } = self;
         let verdict = if self.holds { "verified" } else { "DOES NOT VERIFY" };
@@ -305,28 +289,27 @@ impl fmt::Display for Report {
         if let Some(problem) = &self.problem {
             writeln!(f, "  {problem}")?;
         }
-        let titles = ["", "country", "keys", "uploaded", "thumbprint", "operator", "verdict", "signer"];
-        let rows: Vec<[String; 8]> =
-            self.uploads.iter().enumerate().map(|(i, upload)| upload.row(i + 1)).collect();
-        if rows.is_empty() {
+        if self.uploads.is_empty() {
             return Ok(());
         }
-        let mut widths = titles.map(str::len);
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let mut line = |cells: [&str; 8]| {
-            let mut line = String::new();
-            for (cell, width) in cells.iter().zip(widths) {
-                write!(line, "{cell:width$}  ")?;
-            }
-            writeln!(f, "{}", line.trim_end())
-        };
-        line(titles)?;
-        for row in &rows {
-            line(row.each_ref().map(String::as_str))?;
+        let width = self.uploads.len().to_string().len();
+        writeln!(
+            f,
+            "{:width$}  country  keys    uploaded              thumbprint    operator  verdict    signer",
+            ""
+        )?;
+        for (number, upload) in (1..).zip(&self.uploads) {
+            let country = upload.country.as_str();
+            let time = upload.uploaded_time.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let thumbprint = upload.signer_thumbprint.to_string();
+            let operator = if upload.vouched_for { "ok" } else { "NO" };
+            let line = format!(
+                "{number:<width$}  {country:7}  {:<6}  {time:20}  {thumbprint:.12}  {operator:8}  {:9}  {}",
+                upload.amount,
+                upload.verdict(),
+                upload.signer
+            );
+            writeln!(f, "{}", line.trim_end())?;
         }
         for (position, upload) in self.uploads.iter().enumerate() {
             for failure in &upload.failures {
@@ -334,29 +317,5 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
-    }
-}
-
-impl UploadReport {
-    fn row(&self, number: usize) -> [String; 8] {
-        let own = self.first_key.is_none();
-        let verdict = match (self.failures.is_empty(), own, self.used_sha1) {
-            (false, ..) => "FAILED",
-            (true, true, _) => "own",
-            (true, false, true) => "ok, SHA-1",
-            (true, false, false) => "ok",
-        };
-        let mut thumbprint = self.signer_thumbprint.to_string();
-        thumbprint.truncate(12);
-        [
-            number.to_string(),
-            self.country.to_string(),
-            self.amount.to_string(),
-            self.uploaded_time.to_rfc3339_opts(SecondsFormat::Secs, true),
-            thumbprint,
-            if self.vouched_for { "ok" } else { "NO" }.to_owned(),
-            verdict.to_owned(),
-            self.signer.clone(),
-        ]
     }
 }

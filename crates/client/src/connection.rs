@@ -4,10 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use reqwest::{Client, Response, StatusCode, Url, redirect::Policy};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    version::{TLS12, TLS13},
 };
 
 use crate::{Error, Settings, SettingsError};
@@ -49,13 +48,17 @@ pub(crate) fn client(settings: &Settings) -> Result<Client, SettingsError> {
 }
 
 /// With a provider of our own, so that nothing depends on which one the program has made the default.
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {
+    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+}
+
 pub(crate) fn tls(settings: &Settings) -> Result<ClientConfig, SettingsError> {
     let roots = roots(&settings.server_ca_pem).map_err(SettingsError::ServerCa)?;
     let chain = certificates(&settings.certificate_pem).map_err(SettingsError::Certificate)?;
     let key = PrivateKeyDer::from_pem_slice(settings.private_key_pem.as_bytes())
         .map_err(|e| SettingsError::PrivateKey(e.to_string()))?;
-    ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&TLS13, &TLS12])
+    builder()
         .map_err(|e| SettingsError::Client(e.to_string()))?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)

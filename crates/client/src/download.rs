@@ -7,10 +7,10 @@
 //!
 //! ```no_run
 //! # async fn example(profile: efgs_client::Profile) -> Result<(), Box<dyn std::error::Error>> {
-//! use efgs_client::download::{Downloader, Options, StoredFormat, Target};
+//! use efgs_client::{Format, download::{Downloader, DownloadOptions, Target}};
 //!
-//! let target = Target::Folder { path: "batches".into(), format: StoredFormat::Protobuf };
-//! let options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
+//! let target = Target::Folder { path: "batches".into(), format: Format::Protobuf };
+//! let options = DownloadOptions::new(profile.gateway()?, profile.auditor()?, profile.state());
 //! let mut downloader = Downloader::open(options, target)?;
 //! while let Some(batch) = downloader.next().await? {
 //!     println!("{}: {} keys", batch.batch_tag, batch.keys);
@@ -41,7 +41,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::Notify, time};
 
-use crate::{Gateway, Retry, audit::Auditor, state::Lock};
+use crate::{Gateway, Retry, audit::Auditor, hex, state::Lock};
 use cursor::Cursor;
 use target::Open;
 
@@ -50,7 +50,7 @@ pub(crate) use order::Tag;
 pub use error::DownloadError;
 pub use order::ChainError;
 pub use quarantine::Quarantined;
-pub use stored::{Stored, StoredError, StoredFormat};
+pub use stored::{Stored, StoredError};
 pub use target::Target;
 
 /// For how many days batches are served, counted back from today (spec §5.3).
@@ -58,7 +58,7 @@ const RETENTION_DAYS: u64 = 14;
 
 /// How a download works.
 #[non_exhaustive]
-pub struct Options {
+pub struct DownloadOptions {
     /// The gateway.
     pub gateway: Gateway,
     /// Against what each batch is verified.
@@ -83,10 +83,10 @@ pub struct Options {
     /// Tells the day.
     pub clock: Clock,
     /// Called for each event.
-    pub on_event: Box<dyn Fn(&Event) + Send + Sync>,
+    pub on_event: Box<dyn Fn(&DownloadEvent) + Send + Sync>,
 }
 
-impl Options {
+impl DownloadOptions {
     /// The usual way.
     pub fn new(gateway: Gateway, auditor: Auditor, state: PathBuf) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl Options {
 /// What happens during a download.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-pub enum Event {
+pub enum DownloadEvent {
     /// A batch is verified and stored.
     Stored(Released),
     /// The same in a dry run, which stores nothing.
@@ -164,14 +164,14 @@ pub struct Released {
 
 /// Walks the chain of batches into a target. Only one at a time can have the same target and state.
 pub struct Downloader {
-    options: Options,
-    place: Arc<Mutex<Place>>,
+    options: DownloadOptions,
+    position: Arc<Mutex<Position>>,
     /// The gateway's time in the first answer about the next batch, if it was sent.
     told: Mutex<Option<DateTime<Utc>>>,
 }
 
 /// Where the walk is. Changed only together with what is on the disk, except in a dry run.
-struct Place {
+struct Position {
     cursor: Cursor,
     cursor_path: PathBuf,
     target: Open,
@@ -185,7 +185,7 @@ impl Downloader {
     ///
     /// # Errors
     /// When the state or the target cannot be used, or another process works with them.
-    pub fn open(options: Options, target: Target) -> Result<Self, DownloadError> {
+    pub fn open(options: DownloadOptions, target: Target) -> Result<Self, DownloadError> {
         let name = target.name()?;
         let folder = options.state.join("download").join(folder_name(&name));
         let lock = if options.dry_run { None } else { Some(Lock::take(&folder, "lock")?) };
@@ -199,19 +199,8 @@ impl Downloader {
         if !options.dry_run {
             cursor.save(&cursor_path)?;
         }
-        let place = Place { cursor, cursor_path, target, next: None, _lock: lock };
-        Ok(Self { options, place: Arc::new(Mutex::new(place)), told: Mutex::default() })
-    }
-
-    /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.
-    ///
-    /// When the future is dropped, the batch is either stored and passed, or neither.
-    ///
-    /// # Errors
-    /// [`DownloadError::Quarantined`] when the batch does not verify; the walk stays before it. For the others
-    /// see [`DownloadError`].
-    pub async fn next(&mut self) -> Result<Option<Released>, DownloadError> {
-        self.step().await
+        let position = Position { cursor, cursor_path, target, next: None, _lock: lock };
+        Ok(Self { options, position: Arc::new(Mutex::new(position)), told: Mutex::default() })
     }
 
     /// Stores all batches that there are, and those that come, for as long as it is let: asks every `interval`
@@ -231,10 +220,10 @@ impl Downloader {
             };
             let wait = interval.mul_f64(rand::random_range(0.9..1.1));
             match outcome {
-                Ok(()) => self.tell(&Event::CaughtUp),
+                Ok(()) => self.tell(&DownloadEvent::CaughtUp),
                 Err(error) if error.is_temporary() => {
                     let (reason, seconds) = (error.to_string(), wait.as_secs());
-                    self.tell(&Event::Waiting { reason, seconds });
+                    self.tell(&DownloadEvent::Waiting { reason, seconds });
                 }
                 Err(error) => return Err(error),
             }
@@ -242,7 +231,7 @@ impl Downloader {
         }
     }
 
-    fn tell(&self, event: &Event) {
+    fn tell(&self, event: &DownloadEvent) {
         (self.options.on_event)(event);
     }
 
@@ -252,20 +241,20 @@ impl Downloader {
 
     /// Works with the place on a thread that may wait for the disk. It runs to its end even when nobody waits
     /// for it any more.
-    async fn with_place<T: Send + 'static>(
+    async fn with_position<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Place) -> Result<T, DownloadError> + Send + 'static,
+        work: impl FnOnce(&mut Position) -> Result<T, DownloadError> + Send + 'static,
     ) -> Result<T, DownloadError> {
-        let place = self.place.clone();
+        let position = self.position.clone();
         // A panic leaves the place as it was: each change is made whole, last.
-        let work = move || work(&mut place.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = move || work(&mut position.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(DownloadError::Interrupted))
     }
 }
 
 /// The folder of a target in the state: readable, and different for each target.
 fn folder_name(target: &str) -> String {
-    let hash: String = Sha256::digest(target).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&Sha256::digest(target)[..6]);
     let last = target.rsplit(['/', '\\']).next().unwrap_or_default();
     let readable: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
     format!("{readable}_{hash}")

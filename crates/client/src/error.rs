@@ -1,6 +1,6 @@
 //! What can go wrong.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, iter, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::signature::SignError;
@@ -74,16 +74,18 @@ impl Error {
             }
         }
     }
+
+    /// Whether the gateway rejected the request with this status and code.
+    pub(crate) fn is_refusal(&self, status: u16, code: &str) -> bool {
+        matches!(self, Self::Refused(by) if by.status == status && by.code.as_deref() == Some(code))
+    }
 }
 
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
         // The outer layers only say that sending failed, and where to; the innermost says why.
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        let reason = cause.to_string();
+        let causes = iter::successors(Some(&error as &dyn std::error::Error), |&error| error.source());
+        let reason = causes.last().map(ToString::to_string).unwrap_or_default();
         if error.is_builder() {
             Self::Request(reason)
         } else if let Some(error) = tls(&error).filter(|error| is_for_good(error)) {
@@ -96,18 +98,14 @@ impl From<reqwest::Error> for Error {
 
 /// What TLS says in an error or in one of its causes.
 fn tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
-        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+    let inside = |error: &&'a (dyn std::error::Error + 'static)| {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             // An I/O error names as its source that of the error inside it.
-            Some(inside) => Some(inside),
+            Some(inside) => Some(inside as &(dyn std::error::Error + 'static)),
             None => error.source(),
-        };
-    }
-    None
+        }
+    };
+    iter::successors(Some(error), inside).find_map(|error| error.downcast_ref())
 }
 
 /// Whether the error is permanent: somebody must fix a certificate, ours or theirs. Only one of the alerts is
@@ -136,12 +134,12 @@ pub struct Refusal {
 impl Refusal {
     pub(crate) fn new(status: u16, retry_after: Option<RetryAfter>, body: &[u8]) -> Self {
         #[derive(Default, Deserialize)]
-        struct Body {
+        struct ErrorBody {
             code: Option<String>,
             message: Option<String>,
         }
 
-        let Body { code, message } = serde_json::from_slice(body).unwrap_or_default();
+        let ErrorBody { code, message } = serde_json::from_slice(body).unwrap_or_default();
         Self { status, code, message, retry_after }
     }
 }

@@ -12,7 +12,7 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
 };
 
-use crate::{Error, Gateway, Refusal, connection, header, refusal, server_time};
+use crate::{Error, Gateway, connection, header, ok, refusal, server_time};
 
 /// The longest body of a batch that is read. A gateway bounds a batch to 32 MiB of keys.
 pub(crate) const MAX_BATCH: usize = 64 << 20;
@@ -20,21 +20,11 @@ pub(crate) const MAX_BATCH: usize = 64 << 20;
 /// What a gateway answers when it is asked for a batch.
 pub(crate) enum Answer {
     /// The batch, with its keys still to be read.
-    Batch(Head, Unread),
+    Batch(Head, Response),
     /// The caller has its bytes; the head is as it is now.
     Unchanged(Head),
-    /// There is no such batch, or none yet. With the gateway's time, if it tells.
-    NotFound(Option<DateTime<Utc>>),
-}
-
-impl Answer {
-    /// The gateway's time when it answered, if it tells.
-    pub(crate) fn date(&self) -> Option<DateTime<Utc>> {
-        match self {
-            Self::Batch(head, _) | Self::Unchanged(head) => head.date,
-            Self::NotFound(date) => *date,
-        }
-    }
+    /// There is no such batch, or none yet.
+    NotFound,
 }
 
 /// What is said of a batch beside its keys.
@@ -42,12 +32,7 @@ pub(crate) struct Head {
     pub(crate) batch_tag: String,
     pub(crate) next_batch_tag: Option<String>,
     pub(crate) etag: Option<String>,
-    /// The gateway's time when it answered, if it tells.
-    date: Option<DateTime<Utc>>,
 }
-
-/// The keys of a batch, on their way.
-pub(crate) struct Unread(Response);
 
 /// A batch's keys, as they came.
 pub(crate) struct Body {
@@ -69,20 +54,18 @@ impl Head {
         let next = header(headers, wire::NEXT_BATCH_TAG)?;
         let next_batch_tag = Some(next).filter(|next| *next != wire::NO_NEXT_BATCH).map(str::to_owned);
         let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
-        Ok(Self { batch_tag, next_batch_tag, etag, date: server_time(headers) })
-    }
-}
-
-impl Unread {
-    /// Reads the keys to their last byte.
-    pub(crate) async fn read(self) -> Result<Body, Error> {
-        let media = MediaType::from_content_type(header(self.0.headers(), CONTENT_TYPE.as_str())?)
-            .map_err(|e| Error::Unexpected(e.to_string()))?;
-        Ok(Body { format: media.format, bytes: connection::read_up_to(self.0, MAX_BATCH).await? })
+        Ok(Self { batch_tag, next_batch_tag, etag })
     }
 }
 
 impl Body {
+    /// Reads the keys to their last byte.
+    pub(crate) async fn read(response: Response) -> Result<Self, Error> {
+        let media = MediaType::from_content_type(header(response.headers(), CONTENT_TYPE.as_str())?)
+            .map_err(|e| Error::Unexpected(e.to_string()))?;
+        Ok(Self { format: media.format, bytes: connection::read_up_to(response, MAX_BATCH).await? })
+    }
+
     /// The keys; possibly none.
     pub(crate) fn keys(&self) -> Result<KeyBatch, DecodeError> {
         match wire::decode(self.format, &self.bytes, usize::MAX) {
@@ -94,14 +77,14 @@ impl Body {
 
 impl Gateway {
     /// Asks for the batch with this tag, or without a tag for the first one formed on or after `date`; not for
-    /// its bytes when they are still those of `etag`.
+    /// its bytes when they are still those of `etag`. With the gateway's time when it answered, if it tells.
     pub(crate) async fn ask(
         &self,
         date: NaiveDate,
         tag: Option<&str>,
         format: Format,
         etag: Option<&str>,
-    ) -> Result<Answer, Error> {
+    ) -> Result<(Answer, Option<DateTime<Utc>>), Error> {
         let accept = MediaType { format, version: SUPPORTED }.to_string();
         let mut request =
             self.http.get(self.endpoint(wire::DOWNLOAD_PATH, &[&date.to_string()])).header(ACCEPT, accept);
@@ -114,15 +97,11 @@ impl Gateway {
         let response = request.send().await?;
         let time = server_time(response.headers());
         match response.status().as_u16() {
-            200 => Ok(Answer::Batch(Head::of(&response)?, Unread(response))),
-            304 if etag.is_some() => Ok(Answer::Unchanged(Head::of(&response)?)),
+            200 => Ok((Answer::Batch(Head::of(&response)?, response), time)),
+            304 if etag.is_some() => Ok((Answer::Unchanged(Head::of(&response)?), time)),
             // Not every 404: a wrong address must not look like a day without keys.
             _ => match refusal(response).await {
-                Error::Refused(Refusal { status: 404, code: Some(code), .. })
-                    if code == "batch-not-found" =>
-                {
-                    Ok(Answer::NotFound(time))
-                }
+                error if error.is_refusal(404, "batch-not-found") => Ok((Answer::NotFound, time)),
                 error => Err(error),
             },
         }
@@ -130,11 +109,8 @@ impl Gateway {
 
     /// Asks who uploaded what is in a batch.
     pub(crate) async fn ask_audit(&self, date: NaiveDate, tag: &str) -> Result<AuditAnswer, Error> {
-        let request = self.http.get(self.endpoint(wire::AUDIT_PATH, &[&date.to_string(), tag]));
-        let response = request.send().await?;
-        if response.status() != 200 {
-            return Err(refusal(response).await);
-        }
+        let endpoint = self.endpoint(wire::AUDIT_PATH, &[&date.to_string(), tag]);
+        let response = ok(self.http.get(endpoint)).await?;
         // Other gateways do not know of withdrawals.
         let withdrawn = response.headers().get(wire::WITHDRAWN_UPLOADS);
         let withdrawn = withdrawn.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);

@@ -51,7 +51,7 @@ pub mod state;
 mod tests;
 pub mod upload;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{
@@ -64,13 +64,13 @@ use efgs_protocol::{
     wire,
 };
 use reqwest::{
-    Response, Url,
+    RequestBuilder, Response, Url,
     header::{CONTENT_TYPE, DATE, HeaderMap},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use fetch::{Answer, Head};
+use fetch::{Answer, Body, Head};
 
 pub use efgs_protocol::media::Format;
 pub use error::{Error, Refusal, RetryAfter, SettingsError};
@@ -93,7 +93,7 @@ pub struct Settings {
 }
 
 /// A gateway, called as one country. Clones share their connections.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Gateway {
     http: reqwest::Client,
     base: Url,
@@ -204,16 +204,7 @@ impl Gateway {
     /// See [`Error`].
     pub async fn withdraw(&self, tag: &UploadTag) -> Result<bool, Error> {
         let endpoint = self.endpoint(wire::UPLOAD_PATH, &[segment(tag.as_str())?]);
-        let response = self.http.delete(endpoint).send().await?;
-        if response.status() == 200 {
-            return Ok(true);
-        }
-        match refusal(response).await {
-            Error::Refused(Refusal { status: 404, code: Some(code), .. }) if code == "upload-not-found" => {
-                Ok(false)
-            }
-            error => Err(error),
-        }
+        self.delete(endpoint, "upload-not-found").await
     }
 
     /// Downloads a batch (spec §5.3): the one with this tag, or without a tag the first one formed on or after
@@ -227,10 +218,10 @@ impl Gateway {
         tag: Option<&str>,
         format: Format,
     ) -> Result<Option<Download>, Error> {
-        let Answer::Batch(head, keys) = self.ask(date, tag, format, None).await? else {
+        let (Answer::Batch(head, response), _) = self.ask(date, tag, format, None).await? else {
             return Ok(None);
         };
-        let keys = keys.read().await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
+        let keys = Body::read(response).await?.keys().map_err(|e| Error::Unexpected(e.to_string()))?;
         let Head { batch_tag, next_batch_tag, .. } = head;
         Ok(Some(Download { batch_tag, next_batch_tag, keys }))
     }
@@ -250,6 +241,15 @@ impl Gateway {
         self.base.as_str()
     }
 
+    /// Deletes something; `false` when the gateway says with this code that it is not there.
+    async fn delete(&self, endpoint: Url, not_found: &str) -> Result<bool, Error> {
+        match ok(self.http.delete(endpoint)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_refusal(404, not_found) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn endpoint(&self, path: &str, more: &[&str]) -> Url {
         let mut url = self.base.clone();
         // An https URL always has a path.
@@ -260,10 +260,10 @@ impl Gateway {
     }
 }
 
-impl fmt::Debug for Gateway {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gateway").field("url", &self.base.as_str()).finish_non_exhaustive()
-    }
+/// The answer to a request, if its status is 200.
+async fn ok(request: RequestBuilder) -> Result<Response, Error> {
+    let response = request.send().await?;
+    if response.status() == 200 { Ok(response) } else { Err(refusal(response).await) }
 }
 
 async fn refusal(response: Response) -> Error {
@@ -272,6 +272,11 @@ async fn refusal(response: Response) -> Error {
     // Whatever happens to the body, the status is what counts.
     let body = connection::read(response).await.unwrap_or_default();
     Error::Refused(Refusal::new(status, retry_after, &body))
+}
+
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A name as one segment of a path.

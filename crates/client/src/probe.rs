@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use efgs_protocol::{media::MediaType, wire};
 use reqwest::{Method, header::ACCEPT};
 
-use crate::{Error, Gateway, header, refusal, server_time};
+use crate::{Error, Gateway, header, ok, server_time};
 
 /// A gateway's answer to `OPTIONS`, for which nobody has to be registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +27,7 @@ impl Gateway {
     /// See [`Error`]; [`Error::Unexpected`] when something else than a gateway answers.
     pub async fn probe(&self) -> Result<Probe, Error> {
         let started = Instant::now();
-        let response = self.http.request(Method::OPTIONS, self.endpoint(wire::ROOT_PATH, &[])).send().await?;
-        if response.status() != 200 {
-            return Err(refusal(response).await);
-        }
+        let response = ok(self.http.request(Method::OPTIONS, self.endpoint(wire::ROOT_PATH, &[]))).await?;
         let date = server_time(response.headers());
         let formats = header(response.headers(), ACCEPT.as_str())?
             .split(',')

@@ -12,7 +12,6 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     fs::File,
     io::{self, BufReader, Cursor, Read},
     ops::ControlFlow,
@@ -26,8 +25,10 @@ use efgs_protocol::{
 use serde::{Serialize, de::IgnoredAny};
 use tokio_util::sync::CancellationToken;
 
-pub use gaen::{GaenDefaults, GaenProblem};
+pub use gaen::GaenDefaults;
 use stream::{Stoppable, Stream};
+
+use crate::gaen::ReadError;
 
 /// As many bytes as are looked at to tell the formats apart.
 const START: u64 = 64 << 10;
@@ -79,9 +80,9 @@ pub enum SourceProblem {
     /// It is not what it seems to be.
     #[error("{0}")]
     Malformed(String),
-    /// A GAEN export that cannot be used.
+    /// A GAEN export that cannot be read, or whose signature does not verify.
     #[error(transparent)]
-    Gaen(#[from] GaenProblem),
+    Gaen(#[from] ReadError),
     /// Reading was stopped.
     #[error("reading was stopped")]
     Stopped,
@@ -90,10 +91,10 @@ pub enum SourceProblem {
 /// Where keys come from: a file, or anything that can be read.
 pub struct Source {
     name: String,
-    place: Place,
+    input: Input,
 }
 
-enum Place {
+enum Input {
     File(PathBuf),
     Reader(Box<dyn Read + Send>),
 }
@@ -102,12 +103,12 @@ impl Source {
     /// A file. It is opened when it is read.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { name: path.display().to_string(), place: Place::File(path) }
+        Self { name: path.display().to_string(), input: Input::File(path) }
     }
 
     /// Anything else, such as the standard input, under a name for reports.
     pub fn reader(name: impl Into<String>, reader: impl Read + Send + 'static) -> Self {
-        Self { name: name.into(), place: Place::Reader(Box::new(reader)) }
+        Self { name: name.into(), input: Input::Reader(Box::new(reader)) }
     }
 
     /// The name: the path of a file.
@@ -132,7 +133,7 @@ impl Source {
             keys += 1;
             each(key)
         };
-        let read = read(self.place, defaults, stop, &mut counting);
+        let read = read(self.input, defaults, stop, &mut counting);
         read.map_err(|problem| {
             let problem = if stop.is_cancelled() { SourceProblem::Stopped } else { problem };
             SourceError { name: self.name, keys, problem }
@@ -140,27 +141,21 @@ impl Source {
     }
 }
 
-impl fmt::Debug for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 fn read(
-    place: Place,
+    input: Input,
     defaults: &GaenDefaults,
     stop: &CancellationToken,
     each: &mut Each<'_>,
 ) -> Result<SourceFormat, SourceProblem> {
     let mut start = Vec::new();
-    let (mut reader, file): (Box<dyn Read>, _) = match place {
-        Place::File(path) => {
+    let (mut reader, file): (Box<dyn Read>, _) = match input {
+        Input::File(path) => {
             let file = File::open(path)?;
             // Pipes have names too, but no end to begin at.
             let on_disk = file.metadata()?.is_file().then(|| file.try_clone()).transpose()?;
             (Box::new(file), on_disk)
         }
-        Place::Reader(reader) => (reader, None),
+        Input::Reader(reader) => (reader, None),
     };
     reader.by_ref().take(START).read_to_end(&mut start)?;
     let format = format_of(&start).ok_or(SourceProblem::UnknownFormat)?;

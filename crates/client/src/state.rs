@@ -1,7 +1,7 @@
 //! What commands keep in the state folder.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError, rename},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -13,26 +13,16 @@ pub enum StateError {
     #[error("another efgs uses {}: wait until it ends, or use another state folder", .0.display())]
     InUse(PathBuf),
     /// A file or the folder cannot be made, read or written.
-    #[error("cannot use {}: {reason}", path.display())]
-    Io {
-        /// Which one.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
-    /// A file is not as the commands leave it.
-    #[error("{} is damaged: {reason}", path.display())]
-    Damaged {
-        /// Which one.
-        path: PathBuf,
-        /// Where, and what to do.
-        reason: String,
-    },
+    #[error("cannot use {}: {}", .0.display(), .1)]
+    Io(PathBuf, io::Error),
+    /// A file is not as the commands leave it; where, and what to do.
+    #[error("{} is damaged: {}", .0.display(), .1)]
+    Damaged(PathBuf, String),
 }
 
 impl StateError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        |reason| Self::Io { path: path.to_owned(), reason }
+        |reason| Self::Io(path.to_owned(), reason)
     }
 }
 
@@ -76,41 +66,62 @@ fn options(mode: u32) -> OpenOptions {
     options
 }
 
+/// Reads a file, if it is there.
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        bytes => bytes.map(Some).map_err(StateError::io(path)),
+    }
+}
+
 /// Replaces a file of the state as a whole: after a crash it has either the old content or the new one.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StateError> {
-    swap(path, content, PRIVATE)
+    Replacement::prepare(path, content)?.take_effect()
 }
 
 /// The same for a file that everybody may read.
 pub(crate) fn publish(path: &Path, content: &[u8]) -> Result<(), StateError> {
-    swap(path, content, PUBLIC)
+    Replacement::write(path, content, PUBLIC)?.take_effect()
 }
 
-fn swap(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
-    Replacement::write(path, content, mode)?.take_effect()
+/// The name of the file that the hidden file of this name would have become, had its process not been killed.
+pub(crate) fn name_of_unfinished(temporary: &str) -> Option<&str> {
+    temporary.strip_prefix('.')?.strip_suffix(".tmp")
 }
 
-/// [`replace`] in two steps, for what has to take effect right after something else.
+/// [`replace`] in steps, for what has to take effect right after something else. The new content waits in a hidden
+/// file beside the old one.
 pub(crate) struct Replacement {
     temporary: PathBuf,
     path: PathBuf,
 }
 
 impl Replacement {
-    /// Writes the new content beside a file of the state.
+    /// Writes the new content, for its owner alone, and waits until it is on the disk.
     pub(crate) fn prepare(path: &Path, content: &[u8]) -> Result<Self, StateError> {
         Self::write(path, content, PRIVATE)
     }
 
     fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self, StateError> {
-        let temporary = path.with_added_extension("tmp");
-        write(&temporary, content, mode)?;
+        let name = path.file_name().unwrap_or_default().display();
+        let temporary = path.with_file_name(format!(".{name}.tmp"));
+        let write = || {
+            let mut file = options(mode).truncate(true).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(StateError::io(&temporary))?;
         Ok(Self { temporary, path: path.to_owned() })
     }
 
-    /// Puts it in the file's place.
+    /// Puts it in the file's place; it stays there for certain after [`sync_folder`].
+    pub(crate) fn rename(&self) -> Result<(), StateError> {
+        fs::rename(&self.temporary, &self.path).map_err(StateError::io(&self.path))
+    }
+
+    /// Puts it in the file's place for certain.
     pub(crate) fn take_effect(self) -> Result<(), StateError> {
-        rename(&self.temporary, &self.path).map_err(StateError::io(&self.path))?;
+        self.rename()?;
         sync_folder_of(&self.path)
     }
 }
@@ -120,21 +131,6 @@ pub(crate) fn sync_folder_of(path: &Path) -> Result<(), StateError> {
     // A path without a parent is one in the working directory.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     sync_folder(folder.unwrap_or(Path::new(".")))
-}
-
-/// Writes a new file for its owner alone, and waits until it is on the disk. Its name is there for certain after
-/// [`sync_folder`].
-pub(crate) fn write_durably(path: &Path, content: &[u8]) -> Result<(), StateError> {
-    write(path, content, PRIVATE)
-}
-
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
-    let write = || {
-        let mut file = options(mode).truncate(true).open(path)?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    write().map_err(StateError::io(path))
 }
 
 /// Makes the names in a folder as durable as the files that they name.

@@ -1,7 +1,7 @@
 //! Uploads of many keys, from files to the gateway (spec §5.4).
 //!
 //! [`Uploader::run`] first reads everything: it validates each key, leaves out what repeats, and splits each file
-//! into pieces of at most [`Options::max_keys`] keys, which wait in an anonymous temporary file. Memory does not
+//! into pieces of at most [`UploadOptions::max_keys`] keys, which wait in an anonymous temporary file. Memory does not
 //! grow with the keys, apart from 16 bytes for each to notice repetitions. Only then it sends, so that a bad key
 //! at the end of the last file is noticed before the first one has left.
 //!
@@ -17,7 +17,7 @@
 //! ```no_run
 //! # async fn example(profile: efgs_client::Profile) -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
-//! use efgs_client::{source::Source, upload::{Options, Outcome, Uploader}};
+//! use efgs_client::{source::Source, upload::{UploadOptions, RunOutcome, Uploader}};
 //! use efgs_protocol::clock::Clock;
 //! use tokio_util::sync::CancellationToken;
 //!
@@ -26,11 +26,11 @@
 //!     signer: &profile.signer()?,
 //!     state: &profile.state(),
 //!     clock: Clock::system(),
-//!     options: Options::new(profile.country()),
+//!     options: UploadOptions::new(profile.country()),
 //! };
 //! let sources = vec![Source::file("outbox/1.json"), Source::reader("standard input", std::io::stdin())];
 //! let report = uploader.run(sources, &CancellationToken::new(), Arc::new(|_| {})).await?;
-//! if report.outcome != Outcome::Complete {
+//! if report.outcome != RunOutcome::Complete {
 //!     println!("{} keys are not at the gateway", report.keys.unsent);
 //! }
 //! # Ok(())
@@ -50,10 +50,12 @@ use efgs_protocol::{clock::Clock, country::Country, signature::BatchSigner};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-pub use report::{Counts, FailedUpload, FileReport, InvalidEntry, MAX_LISTED, Outcome, Report, StoredUpload};
+pub use report::{
+    Counts, FailedUpload, FileReport, InvalidEntry, MAX_LISTED, RunOutcome, RunReport, StoredUpload,
+};
 
 use crate::{
-    Error, Gateway, Retry,
+    Error, Gateway, Retry, hex,
     source::{GaenDefaults, Source, SourceError},
     state::StateError,
 };
@@ -66,7 +68,7 @@ const STOPPING: Duration = Duration::from_secs(1);
 
 /// How keys are split and sent.
 #[derive(Clone)]
-pub struct Options {
+pub struct UploadOptions {
     /// The country that uploads; the only origin that its keys may have.
     pub country: Country,
     /// The most keys in one upload: 5000 unless the gateway takes fewer.
@@ -85,7 +87,7 @@ pub struct Options {
     pub gaen: GaenDefaults,
 }
 
-impl Options {
+impl UploadOptions {
     /// The usual options of a country.
     pub fn new(country: Country) -> Self {
         Self {
@@ -104,7 +106,7 @@ impl Options {
 /// What happens during a run.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Event<'a> {
+pub enum UploadEvent<'a> {
     /// This many keys more have been read.
     Read {
         /// Of which file.
@@ -134,7 +136,7 @@ pub enum Event<'a> {
 }
 
 /// Called for each event, from any thread. It must not block.
-pub type Progress = dyn Fn(Event<'_>) + Send + Sync;
+pub type Progress = dyn Fn(UploadEvent<'_>) + Send + Sync;
 
 /// Why a run could not be made. Apart from [`UploadError::State`], nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +166,7 @@ pub struct Uploader<'a> {
     /// The time.
     pub clock: Clock,
     /// How.
-    pub options: Options,
+    pub options: UploadOptions,
 }
 
 impl Uploader<'_> {
@@ -181,7 +183,7 @@ impl Uploader<'_> {
         sources: Vec<Source>,
         stop: &CancellationToken,
         progress: Arc<Progress>,
-    ) -> Result<Report, UploadError> {
+    ) -> Result<RunReport, UploadError> {
         let now = self.clock.now();
         let reading = prepare::Reading {
             state: self.state.to_owned(),
@@ -208,16 +210,16 @@ impl Uploader<'_> {
         let report = &mut prepared.report;
         report.sum_up();
         if report.keys.invalid > 0 && !self.options.skip_invalid {
-            report.outcome = Outcome::Invalid;
+            report.outcome = RunOutcome::Invalid;
         } else if !self.options.dry_run {
-            progress(Event::Ready { keys: report.keys.unsent, uploads: prepared.pieces.len() });
+            progress(UploadEvent::Ready { keys: report.keys.unsent, uploads: prepared.pieces.len() });
             let sender = send::Sender::new(self, prepared.journal, prepared.spool, stop, &*progress);
             sender.send_all(&prepared.pieces, report).await?;
         }
         let mut report = prepared.report;
         report.sum_up();
-        if report.outcome == Outcome::Complete && (report.keys.invalid > 0 || !report.failed.is_empty()) {
-            report.outcome = Outcome::Partial;
+        if report.outcome == RunOutcome::Complete && (report.keys.invalid > 0 || !report.failed.is_empty()) {
+            report.outcome = RunOutcome::Partial;
         }
         Ok(report)
     }
@@ -229,5 +231,5 @@ fn digest(parts: &[&[u8]]) -> String {
     for part in parts {
         sha256.update(part);
     }
-    sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256.finalize())
 }

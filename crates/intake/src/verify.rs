@@ -21,6 +21,9 @@ use efgs_kit::telemetry;
 
 use crate::{EncryptionError, Inactive, Keyring, Registry, Sealer, Usage};
 
+/// Bytes of a typical key in protobuf.
+const ENCODED_KEY: usize = 64;
+
 /// Why an upload that was read is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
@@ -113,6 +116,8 @@ pub struct SignedUpload {
     pub body_bytes: u64,
     /// When it arrived.
     pub at: DateTime<Utc>,
+    /// Whether the keys' encoding is kept beside the encrypted keys, for the journal.
+    pub keep_encoding: bool,
 }
 
 /// An upload that passed every check. The only way to get one is [`SignedUpload::verify`].
@@ -131,6 +136,7 @@ pub struct VerifiedUpload {
     uploaded_at: DateTime<Utc>,
     key_id: u32,
     keys: Vec<SealedKey>,
+    encoding: Option<Vec<u8>>,
     repeats: Vec<usize>,
 }
 
@@ -142,7 +148,7 @@ impl SignedUpload {
         policy: SignaturePolicy,
         keyring: &Keyring,
     ) -> Result<VerifiedUpload, VerifyError> {
-        let Self { uploader, tag, media, batch_signature, keys, body_bytes, at } = self;
+        let Self { uploader, tag, media, batch_signature, keys, body_bytes, at, keep_encoding } = self;
         keys.validate(at)?;
         let canonical = CanonicalKeys::of(&keys);
         let signed_bytes = canonical.signed_bytes();
@@ -158,8 +164,9 @@ impl SignedUpload {
         let repeats = repeats(&hashes);
         // All with one key, also when the keys are exchanged meanwhile.
         let sealer = keyring.sealer();
+        let mut encoding = keep_encoding.then(|| Vec::with_capacity(keys.len() * ENCODED_KEY));
         let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
-            .in_scope(|| seal(&keys, &hashes, &sealer))?;
+            .in_scope(|| seal(&keys, &hashes, &sealer, encoding.as_mut()))?;
         // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
         // and cannot block each other in a circle.
         sealed.sort_unstable_by_key(|key| key.payload_hash);
@@ -177,6 +184,7 @@ impl SignedUpload {
             uploaded_at: at,
             key_id: sealer.id()?,
             keys: sealed,
+            encoding,
             repeats,
         })
     }
@@ -217,13 +225,22 @@ fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
     (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()
 }
 
-fn seal(keys: &KeyBatch, hashes: &[[u8; 32]], sealer: &Sealer) -> Result<Vec<SealedKey>, EncryptionError> {
+/// Encodes and encrypts each key, and appends what it encoded to `encoding`.
+fn seal(
+    keys: &KeyBatch,
+    hashes: &[[u8; 32]],
+    sealer: &Sealer,
+    mut encoding: Option<&mut Vec<u8>>,
+) -> Result<Vec<SealedKey>, EncryptionError> {
     let nonces = Keyring::nonces(keys.len());
     let mut plain = Vec::with_capacity(128);
     let mut sealed = Vec::with_capacity(keys.len());
     for (position, (key, (payload_hash, nonce))) in keys.iter().zip(hashes.iter().zip(nonces)).enumerate() {
         plain.clear();
         wire::encode_key(Format::Protobuf, key, &mut plain);
+        if let Some(encoding) = &mut encoding {
+            wire::append_protobuf_field(&plain, encoding);
+        }
         sealed.push(SealedKey {
             position: position as u32,
             payload_hash: *payload_hash,
@@ -258,10 +275,7 @@ impl VerifiedUpload {
 
     /// The format's name in the database.
     pub fn format_name(&self) -> &'static str {
-        match self.media.format {
-            Format::Protobuf => "protobuf",
-            Format::Json => "json",
-        }
+        self.media.format.name()
     }
 
     /// The signature, as received: auditors get it back.
@@ -307,6 +321,12 @@ impl VerifiedUpload {
     /// The keys, in the order of their hashes.
     pub fn keys(&self) -> &[SealedKey] {
         &self.keys
+    }
+
+    /// Takes out the keys in the order of the request, as a protobuf `DiagnosisKeyBatch`; `None` unless
+    /// [`SignedUpload::keep_encoding`] was set, or when it has been taken.
+    pub fn take_encoding(&mut self) -> Option<Vec<u8>> {
+        self.encoding.take()
     }
 
     /// Bytes of all payloads.

@@ -249,7 +249,7 @@ pub enum TagStyle {
 /// Where a country's chain of batches ends.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
-pub enum Chain {
+pub enum ChainScope {
     /// At the newest batch.
     #[default]
     SinceDate,
@@ -295,7 +295,7 @@ pub struct Participant {
     /// Which name of a batch this country is told, instead of `batching.tags`.
     pub tags: Option<TagStyle>,
     /// Where its chain ends.
-    pub chain: Chain,
+    pub chain: ChainScope,
     /// Accept its signatures with SHA-1; each use is logged.
     pub allow_sha1_signatures: bool,
     /// Instead of `limits.keys_per_day`.

@@ -28,8 +28,26 @@ impl Format {
         }
     }
 
+    /// Its short name: in the database, in ETags and in the journal.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Protobuf => "protobuf",
+            Self::Json => "json",
+        }
+    }
+
     fn of(essence: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.essence().eq_ignore_ascii_case(essence))
+    }
+}
+
+impl FromStr for Format {
+    type Err = MediaError;
+
+    /// Reads a [`Format::name`].
+    fn from_str(name: &str) -> Result<Self, MediaError> {
+        let unknown = || MediaError::UnknownType { found: excerpt(name.as_bytes()) };
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(unknown)
     }
 }
 

@@ -24,10 +24,14 @@ pub fn hex<const N: usize>() -> String {
     bytes::<N>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A number from 0 to 1.
+pub fn unit() -> f64 {
+    f64::from(u32::from_ne_bytes(bytes())) / f64::from(u32::MAX)
+}
+
 /// A factor from `1 - spread` to `1 + spread`, by which waiting times differ, so that many who wait do not come at once.
 pub fn jitter(spread: f64) -> f64 {
-    let unit = f64::from(u32::from_ne_bytes(bytes())) / f64::from(u32::MAX);
-    1.0 + spread * (2.0 * unit - 1.0)
+    1.0 + spread * (2.0 * unit() - 1.0)
 }
 
 #[cfg(test)]

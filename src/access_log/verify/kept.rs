@@ -3,29 +3,29 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::{
-    super::{Hash, Kind, SignedStatement, Statement, digest},
-    Evidence, Known, MOST, Report,
+    super::{Hash, SignedStatement, Statement, StatementKind, digest},
+    Evidence, MOST, StatedChain, VerificationReport,
 };
 
 /// Statements that were kept elsewhere: of each only what is compared, about 60 bytes.
 #[derive(Clone, Debug, Default)]
-pub struct Kept {
+pub struct KeptStatements {
     /// By their number: the hash, and whether it is too young to be forgotten.
     statements: BTreeMap<i64, (Hash, bool)>,
     /// Of each chain the first record that a young one names, and the number of that statement.
     young: BTreeMap<String, (i64, i64)>,
-    /// What is wrong with them by themselves.
+    /// What is wrong with them, regardless of the database.
     faults: Vec<(i64, String)>,
 }
 
-impl Kept {
+impl KeptStatements {
     fn fault(&mut self, number: i64, what: impl Into<String>) {
         if self.faults.len() < MOST {
             self.faults.push((number, what.into()));
         }
     }
 
-    pub(super) fn tell(&self, report: &mut Report) {
+    pub(super) fn tell(&self, report: &mut VerificationReport) {
         for (number, what) in &self.faults {
             report.fault(None, *number, what);
         }
@@ -37,7 +37,7 @@ impl Kept {
     }
 
     /// Notes which chains must not have been forgotten.
-    pub(super) fn note_young(&self, known: &mut BTreeMap<String, Known>) {
+    pub(super) fn note_young(&self, known: &mut BTreeMap<String, StatedChain>) {
         for (instance, (sequence, number)) in &self.young {
             if let Some(known) = known.get_mut(instance) {
                 known.note_young(*sequence, *number);
@@ -67,9 +67,9 @@ impl Evidence {
                 self.kept.fault(number, what);
             }
             Entry::Occupied(_) => {}
-            Entry::Vacant(place) => drop(place.insert((hash, young))),
+            Entry::Vacant(free) => drop(free.insert((hash, young))),
         }
-        if young && statement.kind == Kind::Head {
+        if young && statement.kind == StatementKind::Head {
             let first = self.kept.young.entry(statement.instance).or_insert((statement.sequence, number));
             *first = (*first).min((statement.sequence, number));
         }

@@ -3,27 +3,30 @@
 use std::collections::BTreeMap;
 
 use super::{
-    super::{Hash, Kind, ORIGIN, SignedStatement, Statement, digest, hex},
-    Evidence, Forced, Known, MOST, PAGE, Report, missing, parse,
+    super::{Hash, ORIGIN, SignedStatement, Statement, StatementKind, digest, hex},
+    Evidence, Forced, MOST, StatedChain, Statements, VerificationReport, missing, parse,
 };
 use crate::store::{Store, StoreError, StoredStatement};
 
-/// What is said to be forgotten. It counts only when it is signed, or, from before signing began, when an unbroken run
-/// of hashes leads from it to a statement that is: anybody who can write to the database can write one that is not.
+/// Deletions by the retention, as statements say. They count only when they are signed, or, from before signing began,
+/// when an unbroken run of hashes leads to a signed statement: write access to the database suffices to write an
+/// unsigned one.
 #[derive(Debug, Default)]
-struct Forgotten {
+struct StatedDeletions {
     /// Of each chain the last record, and its hash.
     cuts: BTreeMap<String, (i64, Hash)>,
     /// The first statement that stays.
     trimmed: i64,
 }
 
-impl Forgotten {
+impl StatedDeletions {
     fn add(&mut self, statement: &Statement) {
         match statement.kind {
-            Kind::Cut => self.cut(statement.instance.clone(), (statement.sequence, parse(&statement.hash))),
-            Kind::Trim => self.trimmed = self.trimmed.max(statement.sequence),
-            Kind::Start | Kind::Head => {}
+            StatementKind::Cut => {
+                self.cut(statement.instance.clone(), (statement.sequence, parse(&statement.hash)))
+            }
+            StatementKind::Trim => self.trimmed = self.trimmed.max(statement.sequence),
+            StatementKind::Start | StatementKind::Head => {}
         }
     }
 
@@ -43,7 +46,7 @@ impl Forgotten {
     }
 }
 
-/// Statements that are not there.
+/// Missing statements.
 struct Gap {
     from: i64,
     to: i64,
@@ -55,82 +58,77 @@ struct Gap {
 pub(super) async fn walk(
     store: &Store,
     evidence: &Evidence,
-    report: &mut Report,
-) -> Result<BTreeMap<String, Known>, StoreError> {
-    let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    report: &mut VerificationReport,
+) -> Result<BTreeMap<String, StatedChain>, StoreError> {
+    let mut known: BTreeMap<String, StatedChain> = BTreeMap::new();
     evidence.kept.tell(report);
     let mut kept = evidence.kept.iter().peekable();
     let mut gone: Vec<(i64, bool)> = Vec::new();
     // What is missing may have been forgotten because of its age: a statement further on says so.
-    let (mut gaps, mut forgotten): (Vec<Gap>, Forgotten) = (Vec::new(), Forgotten::default());
+    let (mut gaps, mut forgotten): (Vec<Gap>, StatedDeletions) = (Vec::new(), StatedDeletions::default());
     // What the statements since the last signed one say.
-    let mut unsigned = Forgotten::default();
-    let mut bare = Bare::default();
+    let mut unsigned = StatedDeletions::default();
+    let mut bare = UnsignedRun::default();
     let mut last: Option<(i64, Hash)> = None;
-    let mut from = Some(i64::MIN);
-    while let Some(first) = from {
-        let page = store.statements_from(first, PAGE).await?;
-        // Nothing is behind the greatest of all numbers.
-        from = page.last().and_then(|last| last.number.checked_add(1));
-        for row in page {
-            report.statements += 1;
-            let number = row.number;
-            if number < 1 {
-                report.fault(None, number, "a statement before the beginning of the list: it was inserted");
-                continue;
+    let mut statements = Statements::new(store, i64::MIN);
+    while let Some(row) = statements.next().await? {
+        report.statements += 1;
+        let number = row.number;
+        if number < 1 {
+            report.fault(None, number, "a statement before the beginning of the list: it was inserted");
+            continue;
+        }
+        let expected = last.map_or(1, |(before, _)| before + 1);
+        if number > expected && gaps.len() < MOST {
+            let inside = last.is_some() && exists(store, expected - 1).await?;
+            gaps.push(Gap { from: expected, to: number - 1, inside });
+        }
+        let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
+        let follows = if number == 1 { Some(ORIGIN) } else { follows };
+        last = Some((number, digest(&row.signed.statement)));
+        let signed = signature(&row.signed, number, evidence, &mut bare, report);
+        while let Some((before, _, young)) = kept.next_if(|(before, ..)| *before < number) {
+            gone.push((before, young));
+        }
+        if let Some((_, kept, _)) = kept.next_if(|(kept, ..)| *kept == number) {
+            report.compared += 1;
+            if last.is_some_and(|(_, digest)| digest != kept) {
+                report.fault(None, number, "the statement is another one than was kept elsewhere");
             }
-            let expected = last.map_or(1, |(before, _)| before + 1);
-            if number > expected && gaps.len() < MOST {
-                let inside = last.is_some() && exists(store, expected - 1).await?;
-                gaps.push(Gap { from: expected, to: number - 1, inside });
+        }
+        let Some(statement) = read(&row) else {
+            report.fault(None, number, "the statement was changed");
+            unsigned = StatedDeletions::default();
+            continue;
+        };
+        let linked = follows.is_some_and(|previous| hex(&previous) == statement.previous);
+        if !linked {
+            unsigned = StatedDeletions::default();
+            if follows.is_some() {
+                report.fault(
+                    None,
+                    number,
+                    "the statement does not follow the one before it: one of them was changed",
+                );
             }
-            let follows = last.filter(|_| number == expected).map(|(_, digest)| digest);
-            let follows = if number == 1 { Some(ORIGIN) } else { follows };
-            last = Some((number, digest(&row.signed.statement)));
-            let signed = signature(&row.signed, number, evidence, &mut bare, report);
-            while let Some((before, _, young)) = kept.next_if(|(before, ..)| *before < number) {
-                gone.push((before, young));
-            }
-            if let Some((_, kept, _)) = kept.next_if(|(kept, ..)| *kept == number) {
-                report.compared += 1;
-                if last.is_some_and(|(_, digest)| digest != kept) {
-                    report.fault(None, number, "the statement is another one than was kept elsewhere");
-                }
-            }
-            let Some(statement) = read(&row) else {
-                report.fault(None, number, "the statement was changed");
-                unsigned = Forgotten::default();
-                continue;
-            };
-            let linked = follows.is_some_and(|previous| hex(&previous) == statement.previous);
-            if !linked {
-                unsigned = Forgotten::default();
-                if follows.is_some() {
-                    report.fault(
-                        None,
-                        number,
-                        "the statement does not follow the one before it: one of them was changed",
-                    );
-                }
-            }
-            if signed || !evidence.demands(number) {
-                unsigned.add(&statement);
-            }
-            if signed || evidence.keys.is_empty() {
-                forgotten.append(&mut unsigned);
-            }
-            if let Some(because) = &statement.although {
-                let instance = (statement.kind != Kind::Trim).then(|| statement.instance.clone());
-                let (sequence, because) = (statement.sequence, because.clone());
-                report.forced.push(Forced { number, instance, sequence, because });
-            }
-            if statement.kind != Kind::Trim {
-                let young = statement.kind == Kind::Head && evidence.is_young(&statement);
-                let chain = known.entry(statement.instance).or_default();
-                chain.last = chain.last.max(statement.sequence);
-                if young {
-                    chain.note_young(statement.sequence, number);
-                }
+        }
+        if signed || !evidence.demands(number) {
+            unsigned.add(&statement);
+        }
+        if signed || evidence.keys.is_empty() {
+            forgotten.append(&mut unsigned);
+        }
+        if let Some(because) = &statement.although {
+            let instance = (statement.kind != StatementKind::Trim).then(|| statement.instance.clone());
+            let (sequence, because) = (statement.sequence, because.clone());
+            report.forced.push(Forced { number, instance, sequence, because });
+        }
+        if statement.kind != StatementKind::Trim {
+            let young = statement.kind == StatementKind::Head && evidence.is_young(&statement);
+            let chain = known.entry(statement.instance).or_default();
+            chain.last = chain.last.max(statement.sequence);
+            if young {
+                chain.note_young(statement.sequence, number);
             }
         }
     }
@@ -186,10 +184,10 @@ pub(super) fn read(row: &StoredStatement) -> Option<Statement> {
 
 /// Statements without a signature where there should be one, as long as they follow each other.
 #[derive(Default)]
-struct Bare(Option<(i64, i64)>);
+struct UnsignedRun(Option<(i64, i64)>);
 
-impl Bare {
-    fn add(&mut self, number: i64, report: &mut Report) {
+impl UnsignedRun {
+    fn add(&mut self, number: i64, report: &mut VerificationReport) {
         match &mut self.0 {
             Some((_, to)) if to.checked_add(1) == Some(number) => *to = number,
             _ => {
@@ -199,7 +197,7 @@ impl Bare {
         }
     }
 
-    fn end(&mut self, report: &mut Report) {
+    fn end(&mut self, report: &mut VerificationReport) {
         let Some((from, to)) = self.0.take() else { return };
         let which = match to - from {
             0 => "this statement is not signed".to_owned(),
@@ -219,8 +217,8 @@ fn signature(
     signed: &SignedStatement,
     number: i64,
     evidence: &Evidence,
-    bare: &mut Bare,
-    report: &mut Report,
+    bare: &mut UnsignedRun,
+    report: &mut VerificationReport,
 ) -> bool {
     if evidence.keys.is_empty() {
         return false;

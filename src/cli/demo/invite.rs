@@ -11,7 +11,7 @@ use super::{
     report::Report,
     values::{fresh_keys, run_id, upload_tag},
 };
-use crate::{config::Chain as ChainEnd, store::BatchRecord};
+use crate::{config::ChainScope, store::BatchRecord};
 
 /// Prints commands to paste. The files that they name are in the folder.
 pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> Result<(), Box<dyn Error>> {
@@ -27,7 +27,7 @@ pub(super) async fn invite<W: Write>(report: &mut Report<W>, stage: &Stage) -> R
     let tag_of = |batch: Option<Arc<BatchRecord>>| {
         batch.map_or_else(|| "BATCHTAG".to_owned(), |batch| batch.id.to_string())
     };
-    let first = tag_of(chain.look(date, None, ChainEnd::SinceDate).ok().map(|link| link.batch));
+    let first = tag_of(chain.look(date, None, ChainScope::SinceDate).ok().map(|link| link.batch));
     let last = tag_of(chain.newest(1).pop());
     let path = quote(&folder.path().display().to_string());
     let admin = gateway.admin_address;

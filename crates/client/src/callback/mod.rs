@@ -4,7 +4,7 @@
 use efgs_protocol::wire;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Gateway, Refusal, json, refusal, segment};
+use crate::{Error, Gateway, json, ok, segment};
 
 mod announcement;
 mod pinned;
@@ -13,7 +13,7 @@ mod receiver;
 mod tests;
 
 pub use announcement::Announcement;
-pub use receiver::{Event, Receiver, ReceiverError};
+pub use receiver::{Receiver, ReceiverError, ReceiverEvent};
 
 /// A URL that the gateway calls when there is a new batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,8 +31,7 @@ impl Gateway {
     /// # Errors
     /// See [`Error`].
     pub async fn callbacks(&self) -> Result<Vec<Callback>, Error> {
-        let response = self.http.get(self.endpoint(wire::CALLBACK_PATH, &[])).send().await?;
-        if response.status() == 200 { json(response).await } else { Err(refusal(response).await) }
+        json(ok(self.http.get(self.endpoint(wire::CALLBACK_PATH, &[]))).await?).await
     }
 
     /// Registers a URL to be called, or replaces it. Doing it again changes nothing, except that a callback
@@ -43,8 +42,7 @@ impl Gateway {
     pub async fn put_callback(&self, id: &str, url: &str) -> Result<(), Error> {
         let mut endpoint = self.endpoint(wire::CALLBACK_PATH, &[segment(id)?]);
         endpoint.query_pairs_mut().append_pair("url", url);
-        let response = self.http.put(endpoint).send().await?;
-        if response.status() == 200 { Ok(()) } else { Err(refusal(response).await) }
+        ok(self.http.put(endpoint)).await.map(drop)
     }
 
     /// Deletes a callback; whether there was one with this name.
@@ -53,15 +51,6 @@ impl Gateway {
     /// See [`Error`].
     pub async fn delete_callback(&self, id: &str) -> Result<bool, Error> {
         let endpoint = self.endpoint(wire::CALLBACK_PATH, &[segment(id)?]);
-        let response = self.http.delete(endpoint).send().await?;
-        if response.status() == 200 {
-            return Ok(true);
-        }
-        match refusal(response).await {
-            Error::Refused(Refusal { status: 404, code: Some(code), .. }) if code == "callback-not-found" => {
-                Ok(false)
-            }
-            error => Err(error),
-        }
+        self.delete(endpoint, "callback-not-found").await
     }
 }

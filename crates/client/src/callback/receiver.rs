@@ -11,7 +11,6 @@ use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
     pki_types::{PrivateKeyDer, pem::PemObject},
-    version::{TLS12, TLS13},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -35,7 +34,7 @@ const MAX_HEAD: usize = 8 << 10;
 
 /// What happened at a [`Receiver`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ReceiverEvent {
     /// The gateway announced a batch, and got the answer 200.
     Announced(Announcement),
     /// Somebody was turned away, or did not come to the point.
@@ -73,7 +72,7 @@ impl Receiver {
         }
         let tls = TlsAcceptor::from(Arc::new(config(identity, gateway)?));
         let listener =
-            TcpListener::bind(listen).await.map_err(|source| ReceiverError::Listen { listen, source })?;
+            TcpListener::bind(listen).await.map_err(|error| ReceiverError::Listen(listen, error))?;
         Ok(Self { listener, tls, path: path.into() })
     }
 
@@ -87,8 +86,12 @@ impl Receiver {
 
     /// Answers until `stop`; then finishes what is under way, for which there are time limits. `on_event` is
     /// called before the answer and must not wait: what takes time belongs elsewhere.
-    pub async fn run(self, stop: impl Future<Output = ()>, on_event: impl Fn(Event) + Send + Sync + 'static) {
-        let on_event: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(on_event);
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        on_event: impl Fn(ReceiverEvent) + Send + Sync + 'static,
+    ) {
+        let on_event: Arc<dyn Fn(ReceiverEvent) + Send + Sync> = Arc::new(on_event);
         let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut under_way = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
@@ -117,7 +120,7 @@ impl Receiver {
                     Err(_) => Some(format!("it took longer than {}s", MAX_TIME.as_secs())),
                 };
                 if let Some(reason) = reason {
-                    on_event(Event::TurnedAway { peer, reason });
+                    on_event(ReceiverEvent::TurnedAway { peer, reason });
                 }
                 drop(place);
             });
@@ -132,7 +135,7 @@ async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
     path: Arc<str>,
-    on_event: &Arc<dyn Fn(Event) + Send + Sync>,
+    on_event: &Arc<dyn Fn(ReceiverEvent) + Send + Sync>,
 ) -> Result<(), String> {
     let stream = match timeout(MAX_HANDSHAKE, tls.accept(tcp)).await {
         Ok(accepted) => accepted.map_err(|error| error.to_string())?,
@@ -141,11 +144,11 @@ async fn serve(
     let service = service_fn(|request: Request<Incoming>| {
         let answer = match judge(&request, &path) {
             Ok(announcement) => {
-                on_event(Event::Announced(announcement));
+                on_event(ReceiverEvent::Announced(announcement));
                 answer(StatusCode::OK, "")
             }
             Err((status, reason)) => {
-                on_event(Event::TurnedAway { peer, reason: reason.to_owned() });
+                on_event(ReceiverEvent::TurnedAway { peer, reason: reason.to_owned() });
                 answer(status, reason)
             }
         };
@@ -185,7 +188,7 @@ fn config(identity: &Identity, gateway: Vec<Certificate>) -> Result<ServerConfig
     let key = identity.private_key_pem().map_err(|e| unusable(e.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| unusable(e.to_string()))?;
     ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&TLS13, &TLS12])
+        .with_safe_default_protocol_versions()
         .map_err(|e| unusable(e.to_string()))?
         .with_client_cert_verifier(Arc::new(Pinned::new(gateway, provider)))
         .with_single_cert(chain, key)
@@ -202,11 +205,6 @@ pub enum ReceiverError {
     #[error("the certificate of the callback server cannot be used: {0}")]
     Identity(String),
     /// The address cannot be listened at.
-    #[error("cannot listen at {listen}: {source}")]
-    Listen {
-        /// The address.
-        listen: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("cannot listen at {0}: {1}")]
+    Listen(SocketAddr, io::Error),
 }

@@ -20,7 +20,7 @@ fn pair(kind: CertificateType, country: &str) -> KeyPair {
 struct Listening {
     server: KeyPair,
     port: u16,
-    events: Arc<Mutex<Vec<Event>>>,
+    events: Arc<Mutex<Vec<ReceiverEvent>>>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -33,7 +33,7 @@ impl Listening {
         let pins = vec![gateway.certificate.clone()];
         let receiver = Receiver::bind(listen, "/notify", &identity, pins).await.unwrap();
         let port = receiver.address().unwrap().port();
-        let events = Arc::<Mutex<Vec<Event>>>::default();
+        let events = Arc::<Mutex<Vec<ReceiverEvent>>>::default();
         let (stop, stopped) = oneshot::channel();
         let seen = events.clone();
         let running = tokio::spawn(
@@ -59,7 +59,7 @@ impl Listening {
     }
 
     /// Stops, and tells what happened.
-    async fn events(mut self) -> Vec<Event> {
+    async fn events(mut self) -> Vec<ReceiverEvent> {
         self.stop.take().unwrap().send(()).unwrap();
         self.running.await.unwrap();
         std::mem::take(&mut *self.events.lock().unwrap())
@@ -83,9 +83,9 @@ async fn the_gateway_is_answered_at_once_and_told_what_is_wrong() {
     assert_eq!(status(caller.post(listening.url(GOOD)).body("x")).await, 405);
     let events = listening.events().await;
     let announcement = Announcement::from_query("batchTag=20261124-3&date=2026-11-24").unwrap();
-    assert_eq!(events[0], Event::Announced(announcement));
+    assert_eq!(events[0], ReceiverEvent::Announced(announcement));
     assert_eq!(
-        events.iter().filter(|event| matches!(event, Event::TurnedAway { .. })).count(),
+        events.iter().filter(|event| matches!(event, ReceiverEvent::TurnedAway { .. })).count(),
         5,
         "{events:?}"
     );
@@ -115,7 +115,7 @@ async fn nobody_else_gets_beyond_the_handshake() {
     anonymous.get(listening.url(GOOD)).send().await.unwrap_err();
     let events = listening.events().await;
     assert_eq!(events.len(), 3, "{events:?}");
-    assert!(events.iter().all(|event| matches!(event, Event::TurnedAway { .. })), "{events:?}");
+    assert!(events.iter().all(|event| matches!(event, ReceiverEvent::TurnedAway { .. })), "{events:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +130,7 @@ async fn who_says_nothing_is_not_waited_for() {
     let events = listening.events().await;
     for event in &events {
         assert!(
-            matches!(event, Event::TurnedAway { reason, .. } if reason.contains("handshake took longer than 3s")),
+            matches!(event, ReceiverEvent::TurnedAway { reason, .. } if reason.contains("handshake took longer than 3s")),
             "{event:?}"
         );
     }

@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::{
     Context, Outcome,
-    output::{Exit, Failure, clean},
+    output::{Exit, ExitError, clean},
 };
 use crate::{
-    audit::{AuditError, Report},
+    audit::{AuditError, AuditReport},
     download::Stored,
 };
 
@@ -60,13 +60,13 @@ pub(super) async fn run(context: &Context, args: &AuditArgs) -> Outcome {
     Ok(exit)
 }
 
-fn batches(path: &Path) -> Result<Vec<Stored>, Failure> {
+fn batches(path: &Path) -> Result<Vec<Stored>, ExitError> {
     let read =
         if path.is_dir() { Stored::batches(path) } else { Stored::open(path).map(|batch| vec![batch]) };
     let batches = read.map_err(|error| failure(error.into()))?;
     if batches.is_empty() {
         let text = format!("there is no batch in {}: is it a folder of `efgs download`?", path.display());
-        return Err(Failure::new(Exit::Failed, text));
+        return Err(ExitError::new(Exit::Failed, text));
     }
     Ok(batches)
 }
@@ -81,16 +81,16 @@ fn unreadable(context: &Context, batch: &Stored, error: &AuditError) -> Outcome 
     context.console.json(&json)
 }
 
-fn show(context: &Context, report: &Report) -> Outcome {
+fn show(context: &Context, report: &AuditReport) -> Outcome {
     context.console.result(report, clean(report.to_string().trim_end()))?;
     Ok(if report.holds { Exit::Done } else { Exit::Unverified })
 }
 
-fn failure(error: AuditError) -> Failure {
+fn failure(error: AuditError) -> ExitError {
     let exit = match &error {
         AuditError::Chain(_) => Exit::Unverified,
         AuditError::Gateway(error) if error.is_temporary() => Exit::Later,
         _ => Exit::Failed,
     };
-    Failure::new(exit, error)
+    ExitError::new(exit, error)
 }

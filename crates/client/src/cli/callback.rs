@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Gateway,
-    callback::{Event, Receiver},
+    callback::{Receiver, ReceiverEvent},
     profile::CallbackServer,
 };
 
@@ -92,11 +92,13 @@ async fn serve(context: &Context, args: ServeArgs) -> Outcome {
     let wake = Arc::new(Notify::new());
     let announced = wake.clone();
     let on_event = move |event| match event {
-        Event::Announced(announcement) => {
+        ReceiverEvent::Announced(announcement) => {
             console.note(format_args!("the gateway announces {}", announcement.batch_tag));
             announced.notify_one();
         }
-        Event::TurnedAway { peer, reason } => console.note(format_args!("{peer} was rejected: {reason}")),
+        ReceiverEvent::TurnedAway { peer, reason } => {
+            console.note(format_args!("{peer} was rejected: {reason}"))
+        }
     };
     let mut download = args.download;
     download.follow = true;

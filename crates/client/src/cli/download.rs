@@ -18,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
-    output::{Console, Exit, Failure},
+    output::{Console, Exit, ExitError},
     stop::stoppable,
 };
 use crate::{
-    Profile,
-    download::{DownloadError, Downloader, Event, Options, Released, StoredFormat, Target},
+    Format, Profile,
+    download::{DownloadError, DownloadEvent, DownloadOptions, Downloader, Released, Target},
 };
 
 const EXAMPLE: &str =
@@ -55,8 +55,8 @@ pub(super) struct DownloadArgs {
     #[arg(long, value_name = "PATH")]
     into: Option<PathBuf>,
     /// The format in which keys are stored
-    #[arg(long, value_enum, default_value_t = Format::Protobuf)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = StoredAs::Protobuf)]
+    format: StoredAs,
     /// Skip this batch permanently if it does not verify, instead of stopping before it
     #[arg(long, value_name = "TAG")]
     continue_past: Option<String>,
@@ -69,7 +69,7 @@ pub(super) struct DownloadArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum StoredAs {
     /// A file per batch, in protobuf
     Protobuf,
     /// A file per batch, in JSON
@@ -78,26 +78,17 @@ enum Format {
     Ndjson,
 }
 
-/// What was done.
-#[derive(Default)]
-struct Totals {
+/// What was done, counted while it is done; printed as JSON in the end.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    event: &'static str,
     batches: AtomicU64,
     keys: AtomicU64,
     gaps: AtomicU64,
     left_out: AtomicU64,
-}
-
-/// [`Totals`] in the end, as JSON.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Summary<'a> {
-    event: &'static str,
-    batches: u64,
-    keys: u64,
-    gaps: u64,
-    left_out: u64,
     dry_run: bool,
-    target: &'a Path,
+    target: PathBuf,
 }
 
 pub(super) async fn run(context: &Context, args: DownloadArgs) -> Outcome {
@@ -115,20 +106,28 @@ pub(super) async fn download(
 ) -> Outcome {
     if args.dry_run && args.follow {
         let text = "--dry-run runs once: use it with `efgs download`, without --follow";
-        return Err(Failure::new(Exit::Usage, text).into());
+        return Err(ExitError::new(Exit::Usage, text).into());
     }
     let profile = context.profile()?;
     let (target, path) = target(&profile, &args)?;
     let console = context.console;
     // Keys and results do not share the standard output.
     let results = args.dry_run || !matches!(target, Target::Stream(_));
-    let totals = Arc::new(Totals::default());
-    let mut options = Options::new(profile.gateway()?, profile.auditor()?, profile.state());
+    let summary = Arc::new(Summary {
+        event: "done",
+        batches: AtomicU64::default(),
+        keys: AtomicU64::default(),
+        gaps: AtomicU64::default(),
+        left_out: AtomicU64::default(),
+        dry_run: args.dry_run,
+        target: path,
+    });
+    let mut options = DownloadOptions::new(profile.gateway()?, profile.auditor()?, profile.state());
     options.since = args.since;
     options.continue_past = args.continue_past;
     options.dry_run = args.dry_run;
     options.retry.limit = args.retries;
-    options.on_event = Box::new(reporter(console, totals.clone(), results, args.follow));
+    options.on_event = Box::new(reporter(console, summary.clone(), results, args.follow));
     let mut downloader = Downloader::open(options, target).map_err(failure)?;
     let interval = Duration::from_secs(args.interval);
     let all = async {
@@ -146,36 +145,26 @@ pub(super) async fn download(
         },
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let Totals { batches, keys, gaps, left_out } = &*totals;
-    let summary = Summary {
-        event: "done",
-        batches: count(batches),
-        keys: count(keys),
-        gaps: count(gaps),
-        left_out: count(left_out),
-        dry_run: args.dry_run,
-        target: &path,
-    };
     let text = format!(
         "{} new batches with {} keys, all verified, {}in {}",
-        summary.batches,
-        summary.keys,
+        count(&summary.batches),
+        count(&summary.keys),
         if args.dry_run { "would be stored " } else { "" },
-        path.display()
+        summary.target.display()
     );
     if results {
-        console.result(&summary, text)?;
+        console.result(&*summary, text)?;
     } else {
         console.note(text);
     }
-    Ok(if summary.gaps + summary.left_out == 0 { Exit::Done } else { Exit::Partly })
+    Ok(if count(&summary.gaps) + count(&summary.left_out) == 0 { Exit::Done } else { Exit::Partly })
 }
 
-fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), Failure> {
+fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), ExitError> {
     let format = match args.format {
-        Format::Protobuf => StoredFormat::Protobuf,
-        Format::Json => StoredFormat::Json,
-        Format::Ndjson => {
+        StoredAs::Protobuf => Format::Protobuf,
+        StoredAs::Json => Format::Json,
+        StoredAs::Ndjson => {
             return Ok(match args.into.clone().filter(|path| path.as_os_str() != "-") {
                 Some(path) => (Target::Lines { path: path.clone() }, path),
                 None => (Target::Stream(Box::new(io::stdout())), "the standard output".into()),
@@ -184,41 +173,41 @@ fn target(profile: &Profile, args: &DownloadArgs) -> Result<(Target, PathBuf), F
     };
     let path = args.into.clone().unwrap_or_else(|| profile.resolve(Path::new("batches")));
     if path.as_os_str() == "-" {
-        return Err(Failure::new(Exit::Usage, "--into - needs --format ndjson: other batches are files"));
+        return Err(ExitError::new(Exit::Usage, "--into - needs --format ndjson: other batches are files"));
     }
     Ok((Target::Folder { path: path.clone(), format }, path))
 }
 
-fn failure(error: DownloadError) -> Failure {
+fn failure(error: DownloadError) -> ExitError {
     let exit = match &error {
         DownloadError::Quarantined(_) | DownloadError::Chain(_) => Exit::Unverified,
         error if error.is_temporary() => Exit::Later,
         _ => Exit::Failed,
     };
-    Failure::new(exit, error)
+    ExitError::new(exit, error)
 }
 
 /// Reports events as they happen: as lines of JSON, or as a progress bar and lines for people.
 fn reporter(
     console: Console,
-    totals: Arc<Totals>,
+    summary: Arc<Summary>,
     results: bool,
     follow: bool,
-) -> impl Fn(&Event) + Send + Sync {
+) -> impl Fn(&DownloadEvent) + Send + Sync {
     let bar = console.progress(None, "keys");
     bar.set_message("downloading");
     let add = |counter: &AtomicU64, amount: u64| counter.fetch_add(amount, Ordering::Relaxed);
     move |event| {
         match event {
-            Event::Stored(batch) | Event::WouldStore(batch) => {
-                add(&totals.batches, 1);
-                add(&totals.keys, batch.keys as u64);
+            DownloadEvent::Stored(batch) | DownloadEvent::WouldStore(batch) => {
+                add(&summary.batches, 1);
+                add(&summary.keys, batch.keys as u64);
                 bar.inc(batch.keys as u64);
                 // The gateway does not say how many follow. The day shows the progress.
                 bar.set_message(format!("downloading, at {}", batch.date));
             }
-            Event::Gap { .. } => drop(add(&totals.gaps, 1)),
-            Event::Passed(_) => drop(add(&totals.left_out, 1)),
+            DownloadEvent::Gap { .. } => drop(add(&summary.gaps, 1)),
+            DownloadEvent::Passed(_) => drop(add(&summary.left_out, 1)),
             _ => {}
         }
         bar.suspend(|| {
@@ -228,15 +217,15 @@ fn reporter(
                 drop(console.json(event));
             }
             match event {
-                Event::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
-                Event::WouldStore(batch) if !json => drop(console.say(line(batch))),
-                Event::Stored(_) | Event::WouldStore(_) | Event::CaughtUp | Event::Quarantined(_) => {}
-                Event::Gap { after, since, until } => console.warn(format_args!(
+                DownloadEvent::Stored(batch) if follow && results && !json => drop(console.say(line(batch))),
+                DownloadEvent::WouldStore(batch) if !json => drop(console.say(line(batch))),
+                DownloadEvent::Stored(_) | DownloadEvent::WouldStore(_) | DownloadEvent::CaughtUp | DownloadEvent::Quarantined(_) => {}
+                DownloadEvent::Gap { after, since, until } => console.warn(format_args!(
                     "batches formed from {since} to before {until}{} may be missing: they were not fetched in \
                      time, and the gateway no longer serves them",
                     after.as_ref().map(|tag| format!(" (after {tag})")).unwrap_or_default()
                 )),
-                Event::Passed(batch) => console.warn(format_args!(
+                DownloadEvent::Passed(batch) => console.warn(format_args!(
                     "batch {} does not verify: {}. It {}",
                     batch.batch_tag,
                     batch.reason,
@@ -245,10 +234,10 @@ fn reporter(
                         None => "would be skipped because of --continue-past".to_owned(),
                     }
                 )),
-                Event::Again { batch_tag, reason } => {
+                DownloadEvent::Again { batch_tag, reason } => {
                     console.note(format_args!("batch {batch_tag}: {reason}; fetching it once more"));
                 }
-                Event::Waiting { reason, seconds } => {
+                DownloadEvent::Waiting { reason, seconds } => {
                     console.note(format_args!("{reason}; retrying in {seconds} s"));
                 }
             }

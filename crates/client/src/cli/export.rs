@@ -2,25 +2,24 @@
 
 use std::{
     error::Error,
-    fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
 use chrono::DateTime;
-use clap::{Args, ValueEnum};
-use efgs_protocol::{clock::Clock, country::Country};
+use clap::Args;
+use efgs_protocol::clock::Clock;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
-    output::{Exit, Failure, clean},
+    gaen::GaenArgs,
+    output::{Exit, ExitError, clean},
 };
 use crate::{
     export::{ExportError, Exporter, Mirrored, Period, Published, RegionReport},
-    gaen::VerifyingKey,
     profile::ExportProfile,
     source::{GaenDefaults, Source},
     state::StateError,
@@ -52,13 +51,9 @@ pub(super) struct ExportArgs {
     into: Option<PathBuf>,
     /// The time that one archive covers [default: export.period in the profile]
     #[arg(long, value_enum)]
-    period: Option<PeriodArg>,
-    /// The countries visited, for the keys of GAEN export zips in FILES, which do not contain them
-    #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
-    visited: Vec<Country>,
-    /// The public key or certificate (PEM) whose signature GAEN export zips in FILES must have
-    #[arg(long, value_name = "FILE")]
-    gaen_key: Option<PathBuf>,
+    period: Option<Period>,
+    #[command(flatten)]
+    gaen: GaenArgs,
     /// Confirm that the clock is correct, although the last run was more than two days ago or is in the future
     #[arg(long)]
     trust_clock: bool,
@@ -67,16 +62,10 @@ pub(super) struct ExportArgs {
     dry_run: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PeriodArg {
-    Hourly,
-    Daily,
-}
-
 /// What is printed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct ExportReport {
     dry_run: bool,
     /// How many downloaded batches were new.
     batches: usize,
@@ -98,12 +87,7 @@ struct Invalid {
 pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     let profile = context.profile()?;
     let mut export = profile.export()?;
-    if let Some(period) = args.period {
-        export.settings.period = match period {
-            PeriodArg::Hourly => Period::Hourly,
-            PeriodArg::Daily => Period::Daily,
-        };
-    }
+    export.settings.period = args.period.unwrap_or(export.settings.period);
     // A folder from the command line must exist. The one of the profile may not exist yet.
     let batches = match args.batches {
         Some(folder) => Some(folder),
@@ -117,9 +101,7 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     }
     export.settings.trust_clock = args.trust_clock;
     export.folder = args.into.unwrap_or(export.folder);
-    let key = args.gaen_key.as_deref().map(verifying_key).transpose()?;
-    let country = profile.country();
-    let gaen = GaenDefaults { origin: country, visited_countries: args.visited, key };
+    let gaen = args.gaen.defaults(profile.country())?;
     let state = profile.state().join("export");
     let bar = context.console.progress(None, "keys");
     bar.set_message("reading");
@@ -136,7 +118,7 @@ pub(super) async fn run(context: &Context, args: ExportArgs) -> Outcome {
     if let Some(bucket) = bucket.filter(|_| !args.dry_run) {
         // The folder is complete. The next run uploads what is missing in the bucket.
         let mirrored = exporter.mirror(&bucket).await.map_err(|error| {
-            Failure::new(if error.is_temporary() { Exit::Later } else { Exit::Failed }, error)
+            ExitError::new(if error.is_temporary() { Exit::Later } else { Exit::Failed }, error)
         })?;
         report.bucket = Some(mirrored);
     }
@@ -152,7 +134,7 @@ fn work(
     gaen: &GaenDefaults,
     dry_run: bool,
     read: &dyn Fn(u64),
-) -> Result<(Report, Exporter), Box<dyn Error + Send + Sync>> {
+) -> Result<(ExportReport, Exporter), Box<dyn Error + Send + Sync>> {
     let mut exporter = Exporter::open(export.settings, state, &export.folder, Clock::system().now())?;
     let batches = batches.map_or(Ok(0), |folder| exporter.add_batches(folder))?;
     read(exporter.intake().keys as u64);
@@ -180,24 +162,19 @@ fn work(
         })?;
     }
     let published = exporter.publish(dry_run)?;
-    Ok((Report { dry_run, batches, invalid, published, bucket: None }, exporter))
+    Ok((ExportReport { dry_run, batches, invalid, published, bucket: None }, exporter))
 }
 
-fn verifying_key(path: &Path) -> Result<VerifyingKey, String> {
-    let wrong = |error: &dyn Error| format!("--gaen-key {}: {error}", path.display());
-    VerifyingKey::from_pem(&fs::read(path).map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
-}
-
-fn failure(error: Box<dyn Error + Send + Sync>) -> Failure {
+fn failure(error: Box<dyn Error + Send + Sync>) -> ExitError {
     let exit = match error.downcast_ref() {
         Some(ExportError::State(StateError::InUse(_))) => Exit::Later,
         _ => Exit::Failed,
     };
-    Failure::new(exit, error)
+    ExitError::new(exit, error)
 }
 
-fn text(report: &Report) -> String {
-    let Report { published, invalid, .. } = report;
+fn text(report: &ExportReport) -> String {
+    let ExportReport { published, invalid, .. } = report;
     let time = |seconds| DateTime::from_timestamp(seconds, 0).unwrap_or_default().format("%Y-%m-%d %H:%M");
     let intake = &published.intake;
     let mut text = format!(

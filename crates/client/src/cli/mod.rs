@@ -11,6 +11,7 @@ mod callback;
 mod doctor;
 mod download;
 mod export;
+mod gaen;
 mod generate;
 mod init;
 mod output;

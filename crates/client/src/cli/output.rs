@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fmt::Display,
     io::{IsTerminal as _, Write},
+    iter,
     time::Duration,
 };
 
@@ -45,32 +46,26 @@ impl Exit {
          nothing is lost, run it again"
     }
 
-    /// The code for an error: that of a [`Failure`], [`Exit::Later`] for a temporary one, else
+    /// The code for an error: that of a [`ExitError`], [`Exit::Later`] for a temporary one, else
     /// [`Exit::Failed`].
     pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
-        let mut at = Some(error);
-        while let Some(error) = at {
-            if let Some(failure) = error.downcast_ref::<Failure>() {
-                return failure.exit;
-            }
-            if error.downcast_ref::<crate::Error>().is_some_and(crate::Error::is_temporary) {
-                return Self::Later;
-            }
-            at = error.source();
-        }
-        Self::Failed
+        let of_cause = |error: &(dyn Error + 'static)| match error.downcast_ref::<ExitError>() {
+            Some(error) => Some(error.exit),
+            None => error.downcast_ref().is_some_and(crate::Error::is_temporary).then_some(Self::Later),
+        };
+        iter::successors(Some(error), |&error| error.source()).find_map(of_cause).unwrap_or(Self::Failed)
     }
 }
 
 /// An error with an exit code of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(super) struct Failure {
+pub(super) struct ExitError {
     exit: Exit,
     message: String,
 }
 
-impl Failure {
+impl ExitError {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
         Self { exit, message: message.to_string() }
     }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{
     Context, Outcome,
-    output::{Exit, Failure},
+    output::{Exit, ExitError},
 };
 
 /// Print the batch signature of files of keys (spec §4.1.6)
@@ -112,8 +112,8 @@ pub(super) fn verify(context: &Context, args: &VerifyArgs) -> Outcome {
     )
 }
 
-fn unverified(reason: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Unverified, reason)
+fn unverified(reason: impl std::fmt::Display) -> ExitError {
+    ExitError::new(Exit::Unverified, reason)
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, String> {

@@ -1,25 +1,28 @@
 //! `efgs upload`.
 
 use std::{
-    error::Error,
-    fs, io,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use clap::{Args, value_parser};
-use efgs_protocol::{clock::Clock, country::Country};
+use efgs_protocol::clock::Clock;
 
 use super::{
     Context, Outcome,
-    output::{Console, Exit, Failure, clean},
+    gaen::GaenArgs,
+    output::{Console, Exit, ExitError, clean},
     stop::stoppable,
 };
 use crate::{
-    gaen::{ReadError, VerifyingKey},
-    source::{GaenDefaults, GaenProblem, Source, SourceError, SourceProblem},
+    gaen::ReadError,
+    source::{Source, SourceError, SourceProblem},
     state::StateError,
-    upload::{Counts, Event, FileReport, Options, Outcome as End, Progress, Report, UploadError, Uploader},
+    upload::{
+        Counts, FileReport, Progress, RunOutcome, RunReport, UploadError, UploadEvent, UploadOptions,
+        Uploader,
+    },
 };
 
 const AGAIN: &str = "run the same command again: stored keys are not sent again";
@@ -43,12 +46,8 @@ pub(super) struct UploadArgs {
     /// Do everything except sending
     #[arg(long)]
     dry_run: bool,
-    /// The countries visited, for the keys of GAEN exports, which do not contain them
-    #[arg(long, value_name = "COUNTRIES", value_delimiter = ',')]
-    visited: Vec<Country>,
-    /// The public key or certificate (PEM) whose signature GAEN exports must have
-    #[arg(long, value_name = "FILE")]
-    gaen_key: Option<PathBuf>,
+    #[command(flatten)]
+    gaen: GaenArgs,
     /// Maximum number of keys in one upload
     #[arg(long, value_name = "KEYS", default_value_t = 5000, value_parser = value_parser!(u32).range(1..))]
     max_keys: u32,
@@ -65,12 +64,20 @@ pub(super) struct UploadArgs {
 
 pub(super) async fn run(context: &Context, args: UploadArgs) -> Outcome {
     let profile = context.profile()?;
+    let mut options = UploadOptions::new(profile.country());
+    options.max_keys = args.max_keys as usize;
+    options.max_bytes = args.max_bytes;
+    options.concurrency = args.concurrency.into();
+    options.skip_invalid = args.skip_invalid;
+    options.dry_run = args.dry_run;
+    options.retry.limit = args.retries;
+    options.gaen = args.gaen.defaults(profile.country())?;
     let uploader = Uploader {
         gateway: &profile.gateway()?,
         signer: &profile.signer()?,
         state: &profile.state(),
         clock: Clock::system(),
-        options: options(profile.country(), &args)?,
+        options,
     };
     let sources = args.files.into_iter().map(|file| match file.as_os_str() == "-" {
         true => Source::reader("standard input", io::stdin()),
@@ -79,29 +86,11 @@ pub(super) async fn run(context: &Context, args: UploadArgs) -> Outcome {
     let progress = progress(context.console);
     let run = stoppable(async |stop| uploader.run(sources.collect(), &stop, progress).await);
     let Some(report) = run.await? else {
-        return Err(Failure::new(Exit::Later, format!("stopped; {AGAIN}")).into());
+        return Err(ExitError::new(Exit::Later, format!("stopped; {AGAIN}")).into());
     };
     let report = report.map_err(failure)?;
     context.console.result(&report, text(&report))?;
     end(&report)
-}
-
-fn options(country: Country, args: &UploadArgs) -> Result<Options, Box<dyn Error>> {
-    let mut options = Options::new(country);
-    options.max_keys = args.max_keys as usize;
-    options.max_bytes = args.max_bytes;
-    options.concurrency = args.concurrency.into();
-    options.skip_invalid = args.skip_invalid;
-    options.dry_run = args.dry_run;
-    options.retry.limit = args.retries;
-    let key = args.gaen_key.as_deref().map(verifying_key).transpose()?;
-    options.gaen = GaenDefaults { origin: country, visited_countries: args.visited.clone(), key };
-    Ok(options)
-}
-
-fn verifying_key(path: &Path) -> Result<VerifyingKey, String> {
-    let wrong = |error: &dyn Error| format!("--gaen-key {}: {error}", path.display());
-    VerifyingKey::from_pem(&fs::read(path).map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
 }
 
 /// One bar while reading, one while sending.
@@ -112,13 +101,13 @@ fn progress(console: Console) -> Arc<Progress> {
     Arc::new(move |event| {
         let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Read { keys, .. } | Event::Sent { keys } => bar.inc(keys),
-            Event::Ready { keys, .. } => {
+            UploadEvent::Read { keys, .. } | UploadEvent::Sent { keys } => bar.inc(keys),
+            UploadEvent::Ready { keys, .. } => {
                 bar.finish_and_clear();
                 *bar = console.progress(Some(keys), "keys");
                 bar.set_message("sending");
             }
-            Event::Waiting { error, wait } => {
+            UploadEvent::Waiting { error, wait } => {
                 let seconds = wait.as_secs_f64();
                 bar.suspend(|| console.note(format_args!("{error}; retrying in {seconds:.1} s")));
             }
@@ -126,19 +115,19 @@ fn progress(console: Console) -> Arc<Progress> {
     })
 }
 
-fn failure(error: UploadError) -> Failure {
+fn failure(error: UploadError) -> ExitError {
     let exit = match &error {
         UploadError::State(StateError::InUse(_)) | UploadError::Stopped => Exit::Later,
         UploadError::Source(SourceError {
-            problem: SourceProblem::Gaen(GaenProblem::Read(ReadError::NotVerified { .. })),
+            problem: SourceProblem::Gaen(ReadError::NotVerified { .. }),
             ..
         }) => Exit::Unverified,
         _ => Exit::Failed,
     };
-    Failure::new(exit, error)
+    ExitError::new(exit, error)
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &RunReport) -> String {
     let mut lines: Vec<String> = Vec::new();
     for FileReport { name, keys, .. } in &report.files {
         lines.push(format!("{name}: {}", counts(keys, report.dry_run)));
@@ -184,22 +173,22 @@ fn counts(keys: &Counts, dry_run: bool) -> String {
     parts.join(", ")
 }
 
-fn end(report: &Report) -> Outcome {
+fn end(report: &RunReport) -> Outcome {
     let (exit, message) = match report.outcome {
-        End::Complete => return Ok(Exit::Done),
-        End::Partial => return Ok(Exit::Partly),
-        End::Invalid => (
+        RunOutcome::Complete => return Ok(Exit::Done),
+        RunOutcome::Partial => return Ok(Exit::Partly),
+        RunOutcome::Invalid => (
             Exit::Failed,
             format!(
                 "{} keys are invalid and nothing was sent: fix them, or skip them with --skip-invalid",
                 report.keys.invalid
             ),
         ),
-        End::Refused => {
+        RunOutcome::Refused => {
             (Exit::Failed, "the gateway rejected an upload; `efgs doctor` may find the cause".to_owned())
         }
-        End::Unanswered => (Exit::Later, format!("the gateway does not answer; {AGAIN}")),
-        End::Interrupted => (Exit::Later, format!("stopped; {AGAIN}")),
+        RunOutcome::Unanswered => (Exit::Later, format!("the gateway does not answer; {AGAIN}")),
+        RunOutcome::Interrupted => (Exit::Later, format!("stopped; {AGAIN}")),
     };
-    Err(Failure::new(exit, message).into())
+    Err(ExitError::new(exit, message).into())
 }

@@ -2,7 +2,7 @@
 //!
 //! It changes and stores nothing, neither here nor at the gateway.
 
-use std::{path::Path, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
@@ -103,7 +103,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
             checks.extend(certificate(profile, CertificateType::Signing, signer.certificate(), now))
         }
         // A backend that never uploads needs none.
-        Err(error @ ProfileError::Missing { .. }) => checks.push(Check::skipped("signing", error)),
+        Err(error @ ProfileError::Missing(_)) => checks.push(Check::skipped("signing", error)),
         Err(error) => {
             checks.push(Check::failed("signing", error, "fix it, or remove `[signing]` and do not upload"))
         }
@@ -125,7 +125,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
                 )
             }));
         }
-        Err(ProfileError::Missing { .. }) => {}
+        Err(ProfileError::Missing(_)) => {}
         Err(error) => checks.push(Check::failed("callback", error, "fix it, or remove `[callback]`")),
     }
     match profile.export() {
@@ -133,7 +133,7 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
             checks.push(Check::ok("export", "the signing key exists, on the curve P-256"));
             checks.push(folder("export.folder", &export.folder));
         }
-        Err(ProfileError::Missing { .. }) => {}
+        Err(ProfileError::Missing(_)) => {}
         Err(error) => checks.push(Check::failed("export", error, "fix it, or remove `[export]`")),
     }
     checks.push(match profile.anchor() {
@@ -149,31 +149,11 @@ pub fn examine_files(profile: &Profile, clock: &Clock) -> Vec<Check> {
 
 /// Checks the connection to the gateway, its clock, and whether it accepts both certificates.
 pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
-    let settings = match profile.settings() {
-        Ok(settings) => settings,
-        Err(error) => {
-            return vec![Check::failed(
-                "connection",
-                error,
-                "fix the profile first; the gateway was not called",
-            )];
-        }
+    let (gateway, detail) = match connect(profile).await {
+        Ok(connected) => connected,
+        Err(failed) => return vec![failed],
     };
-    let mut checks = Vec::new();
-    match reach::reach(&settings).await {
-        Ok(detail) => checks.push(Check::ok("connection", detail)),
-        Err(trouble) => {
-            checks.push(Check::failed("connection", trouble.detail, trouble.remedy));
-            return checks;
-        }
-    }
-    let gateway = match Gateway::new(settings) {
-        Ok(gateway) => gateway,
-        Err(error) => {
-            checks.push(Check::failed("connection", error, "fix the profile"));
-            return checks;
-        }
-    };
+    let mut checks = vec![Check::ok("connection", detail)];
     checks.push(clock_check(&gateway, clock).await);
     let authorised = authorisation(&gateway, profile).await;
     let may_call = authorised.state == State::Ok;
@@ -186,21 +166,30 @@ pub async fn examine_gateway(profile: &Profile, clock: &Clock) -> Vec<Check> {
     checks
 }
 
+/// The gateway, and how it was reached.
+async fn connect(profile: &Profile) -> Result<(Gateway, String), Check> {
+    let unusable = |error: &dyn fmt::Display, remedy: &str| Check::failed("connection", error, remedy);
+    let settings = profile
+        .settings()
+        .map_err(|error| unusable(&error, "fix the profile first; the gateway was not called"))?;
+    let detail = reach::reach(&settings).await?;
+    let gateway = Gateway::new(settings).map_err(|error| unusable(&error, "fix the profile"))?;
+    Ok((gateway, detail))
+}
+
 /// Whether this user can write to a folder. It tries with an unnamed file, which is deleted at once.
 fn folder(check: &str, path: &Path) -> Check {
     let shown = path.display();
     let remedy = "allow this user to write there, or name another folder in the profile";
-    if path.exists() {
-        return match tempfile::tempfile_in(path) {
-            Ok(_) => Check::ok(check, shown),
-            Err(error) => Check::failed(check, format_args!("{shown} cannot be written to: {error}"), remedy),
-        };
-    }
+    let (when, done) = match path.exists() {
+        true => ("", "written to"),
+        false => (" will be created by the first command that needs it", "created"),
+    };
     // A relative path is below the working directory.
-    let above = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("."));
-    match tempfile::tempfile_in(above) {
-        Ok(_) => Check::ok(check, format_args!("{shown} will be created by the first command that needs it")),
-        Err(error) => Check::failed(check, format_args!("{shown} cannot be created: {error}"), remedy),
+    let nearest = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(nearest) {
+        Ok(_) => Check::ok(check, format_args!("{shown}{when}")),
+        Err(error) => Check::failed(check, format_args!("{shown} cannot be {done}: {error}"), remedy),
     }
 }
 
@@ -285,9 +274,9 @@ async fn clock_check(gateway: &Gateway, clock: &Clock) -> Check {
     };
     // The gateway sent its time between these two, truncated to a whole second.
     let (earliest, latest) = (before - chrono::Duration::seconds(1), clock.now());
-    let skew = if date < earliest { earliest - date } else { (date - latest).max(chrono::Duration::zero()) };
+    let (skew, direction) =
+        if date < earliest { (earliest - date, "ahead of") } else { (date - latest, "behind") };
     let skew = skew.to_std().unwrap_or_default();
-    let direction = if date < earliest { "ahead of" } else { "behind" };
     let detail = format!("this clock is {}s {direction} the gateway's", skew.as_secs());
     let remedy = "set this machine's clock by NTP: keys and signatures from the future are rejected";
     match skew {

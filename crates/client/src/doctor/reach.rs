@@ -12,6 +12,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use super::Check;
 use crate::{Settings, connection};
 use efgs_protocol::wire;
 
@@ -19,19 +20,14 @@ use efgs_protocol::wire;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the gateway cannot be reached.
-pub(super) struct Trouble {
-    pub(super) detail: String,
-    pub(super) remedy: String,
-}
-
-fn trouble(detail: impl Into<String>, remedy: impl Into<String>) -> Trouble {
-    Trouble { detail: detail.into(), remedy: remedy.into() }
+fn trouble(detail: impl ToString, remedy: &str) -> Check {
+    Check::failed("connection", detail, remedy)
 }
 
 /// Connects and reads the first bytes of an answer. With TLS 1.3 a server only then accepts or rejects the
 /// client's certificate.
-pub(super) async fn reach(settings: &Settings) -> Result<String, Trouble> {
-    let profile = |error: crate::SettingsError| trouble(error.to_string(), "fix the profile");
+pub(super) async fn reach(settings: &Settings) -> Result<String, Check> {
+    let profile = |error: crate::SettingsError| trouble(error, "fix the profile");
     let url = connection::base(&settings.url).map_err(profile)?;
     let config = connection::tls(settings).map_err(profile)?;
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
@@ -48,7 +44,7 @@ pub(super) async fn reach(settings: &Settings) -> Result<String, Trouble> {
     Ok(format!("{address}, {version}"))
 }
 
-async fn connect(host: &str, port: u16) -> Result<(TcpStream, SocketAddr), Trouble> {
+async fn connect(host: &str, port: u16) -> Result<(TcpStream, SocketAddr), Check> {
     let looking = lookup_host((host.trim_matches(['[', ']']), port));
     let addresses = timed(looking, "looking up the name").await?.map_err(|error| {
         trouble(
@@ -86,16 +82,15 @@ async fn ask(mut stream: tokio_rustls::client::TlsStream<TcpStream>, url: &Url) 
     stream.read_exact(&mut [0]).await.map(|_| ())
 }
 
-async fn timed<T>(step: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
+async fn timed<T>(step: impl Future<Output = T>, what: &str) -> Result<T, Check> {
     timeout(PATIENCE, step).await.map_err(|_| {
         trouble(format!("{what} takes longer than {}s", PATIENCE.as_secs()), "retry; then ask the operator")
     })
 }
 
 /// An error after the connection was established.
-fn tls(error: &io::Error) -> Trouble {
+fn tls(error: &io::Error) -> Check {
     use rustls::Error::{AlertReceived, InvalidCertificate};
-    let detail = error.to_string();
     let remedy = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(InvalidCertificate(CertificateError::UnknownIssuer)) => {
             "`gateway.ca` did not issue the gateway's certificate: ask the operator for the correct authority, and \
@@ -120,5 +115,5 @@ fn tls(error: &io::Error) -> Trouble {
             "the connection broke, perhaps because of a firewall or proxy; ask your network administrators"
         }
     };
-    trouble(detail, remedy)
+    trouble(error, remedy)
 }

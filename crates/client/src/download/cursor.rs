@@ -1,12 +1,12 @@
 //! The memory of a download: how far it has come.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 use super::order::{Passed, Tag};
-use crate::state::{Replacement, StateError};
+use crate::state::{self, Replacement, StateError};
 
 /// The version of the file's form.
 const VERSION: u32 = 1;
@@ -61,11 +61,7 @@ impl Cursor {
 
     /// Reads a cursor, if there is one.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, StateError> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateError::io(path)(source)),
-        };
+        let Some(bytes) = state::read(path)? else { return Ok(None) };
         let invalid = |reason: String| StateError::io(path)(io::Error::other(reason));
         let cursor: Self = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
         match cursor.version {

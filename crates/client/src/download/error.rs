@@ -24,30 +24,18 @@ pub enum DownloadError {
     #[error(transparent)]
     Stored(#[from] StoredError),
     /// Another download works with the target.
-    #[error(
-        "another efgs uses {}: wait until it ends; two downloads need two targets",
-        path.display()
-    )]
-    TargetInUse {
-        /// The folder or file.
-        path: PathBuf,
-    },
+    #[error("another efgs uses {}: wait until it ends; two downloads need two targets", .0.display())]
+    TargetInUse(PathBuf),
     /// The target has a file of the same name and another content.
-    #[error("{} already exists with other content: move it away. Does another efgs write into this folder?", path.display())]
-    Occupied {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("{} already exists with other content: move it away. Does another efgs write into this folder?", .0.display())]
+    Occupied(PathBuf),
     /// The file has content of which the state knows nothing.
     #[error(
         "{} already has content, but the state folder has no record of it: move it away, or name another \
          file",
-        path.display()
+        .0.display()
     )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
+    Foreign(PathBuf),
     /// The file has lost what was written to it.
     #[error(
         "{} has {length} bytes, but {expected} were written: restore them, or move the file away to begin a new \
@@ -86,7 +74,7 @@ impl DownloadError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Gateway(error) => error.is_temporary(),
-            Self::State(StateError::InUse(_)) | Self::TargetInUse { .. } | Self::Interrupted => true,
+            Self::State(StateError::InUse(_)) | Self::TargetInUse(_) | Self::Interrupted => true,
             _ => false,
         }
     }

@@ -1,5 +1,7 @@
 //! The order of the chain: which batch may follow which. A gateway could lead its callers in circles.
 
+use std::fmt::Display;
+
 use chrono::{Days, NaiveDate};
 use efgs_protocol::batch_tag::{BatchTag, DayName, ObjectId};
 use serde::{Deserialize, Serialize};
@@ -13,75 +15,8 @@ const LONGEST: usize = 64;
 
 /// Why the chain is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
-    /// A name that no batch can have, because it would be dangerous as a file name or in a URL.
-    #[error(
-        "the gateway names a batch {tag:?}, which is not a batch tag: 1 to 64 letters, digits and - _ + = ~ are \
-         allowed"
-    )]
-    UnsafeTag {
-        /// The beginning of the name.
-        tag: String,
-    },
-    /// A name that is not greater than one before it.
-    #[error("the chain goes backwards: the gateway names {tag} as the batch after {after}")]
-    Backwards {
-        /// The name.
-        tag: String,
-        /// The one that it must be greater than.
-        after: String,
-    },
-    /// A name that tells a day to come.
-    #[error(
-        "the gateway names a batch {tag} of {date}, but this machine's clock says that it is {today}: is the \
-         clock correct?"
-    )]
-    Future {
-        /// The name.
-        tag: String,
-        /// Its day.
-        date: NaiveDate,
-        /// The day of this machine's clock.
-        today: NaiveDate,
-    },
-    /// A name that was there before.
-    #[error("the chain is a loop: the gateway names {tag} as the next batch, but it occurred before")]
-    Loop {
-        /// The name.
-        tag: String,
-    },
-    /// An answer about another batch than the one that was asked for.
-    #[error("the gateway was asked for batch {asked} and answered with {answered}")]
-    OtherBatch {
-        /// What was asked for.
-        asked: String,
-        /// What came.
-        answered: String,
-    },
-    /// An answer with a batch from before the date that was asked for.
-    #[error(
-        "the gateway was asked for a batch formed on or after {since} and answered with {answered} of {date}"
-    )]
-    TooEarly {
-        /// The date that was asked for.
-        since: NaiveDate,
-        /// What came.
-        answered: String,
-        /// Its day.
-        date: NaiveDate,
-    },
-    /// The batch after which the walk would go on is unknown, though it cannot have expired.
-    #[error(
-        "the gateway does not know batch {tag} of {date}, which it must still serve: is it a different gateway \
-         from before? To start again with this one, download into another folder"
-    )]
-    Forgotten {
-        /// The batch.
-        tag: String,
-        /// Its day.
-        date: NaiveDate,
-    },
-}
+#[error("{0}")]
+pub struct ChainError(pub(super) String);
 
 /// A batch's name, which is safe in a file name and in a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,7 +37,11 @@ impl Tag {
         if (1..=LONGEST).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(ChainError::UnsafeTag { tag: text.chars().take(LONGEST).collect() })
+            let start: String = text.chars().take(LONGEST).collect();
+            Err(ChainError(format!(
+                "the gateway names a batch {start:?}, which is not a batch tag: 1 to 64 letters, digits and - _ + = ~ \
+                 are allowed"
+            )))
         }
     }
 
@@ -122,20 +61,31 @@ impl Tag {
     /// left for clocks and time zones.
     pub(super) fn check_day(&self, today: NaiveDate) -> Result<(), ChainError> {
         match self.date() {
-            Some(date) if date > today.succ_opt().unwrap_or(today) => {
-                Err(ChainError::Future { tag: self.0.clone(), date, today })
-            }
+            Some(date) if date > today.succ_opt().unwrap_or(today) => Err(ChainError(format!(
+                "the gateway names a batch {} of {date}, but this machine's clock says that it is {today}: is the \
+                 clock correct?",
+                self.0
+            ))),
             _ => Ok(()),
         }
     }
 
     /// Whether `answered` can be the same batch: names of different forms may be.
-    pub(crate) fn may_be(&self, answered: &Self) -> bool {
+    pub(super) fn may_be(&self, answered: &Self) -> bool {
         match (self.0.parse(), answered.0.parse()) {
             (Ok(BatchTag::ObjectId(_)), Ok(BatchTag::DayName(_)))
             | (Ok(BatchTag::DayName(_)), Ok(BatchTag::ObjectId(_))) => true,
             _ => self == answered,
         }
+    }
+
+    /// Refuses an answer about another batch than this one, which was asked for.
+    pub(crate) fn check_answer(&self, answered: &Self) -> Result<(), ChainError> {
+        if self.may_be(answered) {
+            return Ok(());
+        }
+        let (asked, answered) = (&self.0, &answered.0);
+        Err(ChainError(format!("the gateway was asked for batch {asked} and answered with {answered}")))
     }
 }
 
@@ -155,22 +105,21 @@ pub(super) struct Passed {
 impl Passed {
     /// Whether a batch of this name can follow all that were passed.
     pub(super) fn check(&self, tag: &Tag) -> Result<(), ChainError> {
-        let backwards = |after: String| ChainError::Backwards { tag: tag.0.clone(), after };
-        let again = || ChainError::Loop { tag: tag.0.clone() };
-        match tag.0.parse() {
-            Ok(BatchTag::ObjectId(id)) => match self.newest_object_id {
-                Some(newest) if id == newest => Err(again()),
-                Some(newest) if id < newest => Err(backwards(newest.to_string())),
-                _ => Ok(()),
-            },
-            Ok(BatchTag::DayName(name)) => match self.newest_day_name {
-                Some(newest) if name == newest => Err(again()),
-                Some(newest) if name < newest => Err(backwards(newest.to_string())),
-                _ => Ok(()),
-            },
-            Err(_) if self.others.iter().any(|(other, _)| other == tag) => Err(again()),
-            Err(_) => Ok(()),
-        }
+        let name = &tag.0;
+        let again = || {
+            format!("the chain is a loop: the gateway names {name} as the next batch, but it occurred before")
+        };
+        let backwards = |after: &dyn Display| {
+            format!("the chain goes backwards: the gateway names {name} as the batch after {after}")
+        };
+        Err(ChainError(match (name.parse(), self.newest_object_id, self.newest_day_name) {
+            (Ok(BatchTag::ObjectId(id)), Some(newest), _) if id == newest => again(),
+            (Ok(BatchTag::ObjectId(id)), Some(newest), _) if id < newest => backwards(&newest),
+            (Ok(BatchTag::DayName(day)), _, Some(newest)) if day == newest => again(),
+            (Ok(BatchTag::DayName(day)), _, Some(newest)) if day < newest => backwards(&newest),
+            (Err(_), ..) if self.others.iter().any(|(other, _)| other == tag) => again(),
+            _ => return Ok(()),
+        }))
     }
 
     /// Remembers a name.
@@ -256,7 +205,8 @@ mod tests {
     #[test]
     fn names_without_an_order_are_remembered_for_a_while() {
         let mut chain = passed(&["a", "b", "c"]);
-        assert_eq!(chain.check(&tag("a")), Err(ChainError::Loop { tag: "a".into() }));
+        let again = chain.check(&tag("a")).unwrap_err().to_string();
+        assert!(again.starts_with("the chain is a loop: the gateway names a as"), "{again}");
         chain.pass(&tag("d"), "2026-12-07".parse().unwrap());
         assert!(chain.check(&tag("a")).is_err());
         chain.pass(&tag("e"), "2026-12-08".parse().unwrap());

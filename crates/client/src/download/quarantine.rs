@@ -6,11 +6,11 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use efgs_protocol::media::Format;
 use serde::Serialize;
 
+use super::stored;
 use crate::{
-    audit::Report,
+    audit::AuditReport,
     fetch::{AuditAnswer, Body},
     state::{self, StateError},
 };
@@ -32,7 +32,7 @@ pub struct Quarantined {
 }
 
 impl Quarantined {
-    pub(super) fn new(report: &Report, folder: Option<PathBuf>) -> Self {
+    pub(super) fn new(report: &AuditReport, folder: Option<PathBuf>) -> Self {
         Self {
             batch_tag: report.batch_tag.clone(),
             date: report.date,
@@ -45,18 +45,14 @@ impl Quarantined {
 /// Puts a batch aside.
 pub(super) fn put_aside(
     folder: &Path,
-    report: &Report,
+    report: &AuditReport,
     body: &Body,
     audit: &AuditAnswer,
 ) -> Result<Quarantined, StateError> {
     fs::create_dir_all(folder).map_err(StateError::io(folder))?;
-    let batch = match body.format {
-        Format::Protobuf => "batch.pb",
-        Format::Json => "batch.json",
-    };
     let json = serde_json::to_vec_pretty(report).map_err(|e| StateError::io(folder)(e.into()))?;
     for (name, content) in [
-        (batch, &body.bytes),
+        (&*format!("batch.{}", stored::extension(body.format)), &body.bytes),
         ("audit.json", &audit.bytes),
         ("report.json", &json),
         ("report.txt", &report.to_string().into_bytes()),

@@ -10,40 +10,20 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use efgs_protocol::{
-    key::KeyBatch,
-    media::Format,
-    wire::{self, DecodeError},
-};
+use efgs_protocol::{key::KeyBatch, media::Format};
+
+use crate::fetch::Body;
 
 /// How many digits the number in a file name has. A batch each minute fills them in 19,000 years.
 const DIGITS: usize = 10;
 /// The end of the name of the audit beside a batch.
 const AUDIT: &str = "audit.json";
 
-/// The form in which batches are kept in a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoredFormat {
-    /// The protobuf message `DiagnosisKeyBatch`, as on the wire; ends with `.pb`.
-    Protobuf,
-    /// The same in JSON; ends with `.json`.
-    Json,
-}
-
-impl StoredFormat {
-    fn extension(self) -> &'static str {
-        match self {
-            Self::Protobuf => "pb",
-            Self::Json => "json",
-        }
-    }
-
-    /// The wire format.
-    pub fn format(self) -> Format {
-        match self {
-            Self::Protobuf => Format::Protobuf,
-            Self::Json => Format::Json,
-        }
+/// The end of the name of a batch's file.
+pub(super) fn extension(format: Format) -> &'static str {
+    match format {
+        Format::Protobuf => "pb",
+        Format::Json => "json",
     }
 }
 
@@ -57,55 +37,36 @@ pub struct Stored {
     /// Its batch tag.
     pub batch_tag: String,
     /// The form of its file.
-    pub format: StoredFormat,
+    pub format: Format,
     /// Its file.
     pub path: PathBuf,
 }
 
 /// The name of a batch's file.
-pub(super) fn name(number: u64, date: NaiveDate, batch_tag: &str, format: StoredFormat) -> String {
-    format!("{number:0DIGITS$}_{date}_{batch_tag}.{}", format.extension())
+pub(super) fn name(number: u64, date: NaiveDate, batch_tag: &str, format: Format) -> String {
+    format!("{number:0DIGITS$}_{date}_{batch_tag}.{}", extension(format))
 }
 
-/// The name of the audit beside the batch in this file.
-pub(super) fn audit_name(name: &str) -> String {
-    Path::new(name).with_extension(AUDIT).to_string_lossy().into_owned()
+/// Where the audit of the batch in this file is kept.
+pub(super) fn audit_path(batch: &Path) -> PathBuf {
+    batch.with_extension(AUDIT)
 }
 
 /// Whether a file of this name is a batch or an audit of a download folder.
 pub(super) fn is_name(name: &str) -> bool {
-    let as_batch = name.replacen(AUDIT, StoredFormat::Json.extension(), 1);
+    let as_batch = name.replacen(AUDIT, extension(Format::Json), 1);
     Stored::at(Path::new(&as_batch)).is_some()
 }
 
-/// Why a stored batch cannot be read.
+/// Why a stored batch, or the audit beside it, cannot be read; names the file or folder.
 #[derive(Debug, thiserror::Error)]
-pub enum StoredError {
-    /// The file or folder cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// The file has another content than a batch.
-    #[error("{} is not a batch: {source}", path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: DecodeError,
-    },
-    /// The file has another name than a batch of a download folder.
-    #[error(
-        "{} is not named as a batch in a download folder: 0000000001_2026-11-22_TAG.pb or .json is expected",
-        path.display()
-    )]
-    Name {
-        /// The file.
-        path: PathBuf,
-    },
+#[error("{0}")]
+pub struct StoredError(pub(crate) String);
+
+impl StoredError {
+    fn unreadable(path: &Path, error: &io::Error) -> Self {
+        Self(format!("cannot read {}: {error}", path.display()))
+    }
 }
 
 impl Stored {
@@ -125,7 +86,7 @@ impl Stored {
     /// # Errors
     /// When the folder cannot be read.
     pub fn batches(folder: &Path) -> Result<Vec<Self>, StoredError> {
-        let failed = |source| StoredError::Read { path: folder.to_owned(), source };
+        let failed = |error| StoredError::unreadable(folder, &error);
         let mut batches = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             batches.extend(Self::at(&entry.map_err(failed)?.path()));
@@ -139,14 +100,17 @@ impl Stored {
     /// # Errors
     /// When the file is not named as such.
     pub fn open(path: &Path) -> Result<Self, StoredError> {
-        Self::at(path).ok_or_else(|| StoredError::Name { path: path.to_owned() })
+        Self::at(path).ok_or_else(|| {
+            StoredError(format!(
+                "{} is not named as a batch in a download folder: 0000000001_2026-11-22_TAG.pb or .json is expected",
+                path.display()
+            ))
+        })
     }
 
     fn at(path: &Path) -> Option<Self> {
-        let (name, extension) = path.file_name()?.to_str()?.split_once('.')?;
-        let format = [StoredFormat::Protobuf, StoredFormat::Json]
-            .into_iter()
-            .find(|format| format.extension() == extension)?;
+        let (name, end) = path.file_name()?.to_str()?.split_once('.')?;
+        let format = Format::ALL.into_iter().find(|format| extension(*format) == end)?;
         let (number, rest) = name.split_once('_')?;
         let (date, batch_tag) = rest.split_once('_')?;
         let number = number.parse().ok().filter(|_| number.len() == DIGITS)?;
@@ -160,21 +124,16 @@ impl Stored {
     /// # Errors
     /// When the file cannot be read, or is not a batch (any more).
     pub fn keys(&self) -> Result<KeyBatch, StoredError> {
-        let body = read(&self.path)?;
-        match wire::decode(self.format.format(), &body, usize::MAX) {
-            Err(DecodeError::Empty) => Ok(KeyBatch::new()),
-            keys => keys.map_err(|source| StoredError::Content { path: self.path.clone(), source }),
-        }
+        let bytes = fs::read(&self.path).map_err(|error| StoredError::unreadable(&self.path, &error))?;
+        Body { format: self.format, bytes }
+            .keys()
+            .map_err(|error| StoredError(format!("{} is not a batch: {error}", self.path.display())))
     }
 
     /// Where the audit of the batch is kept.
     pub fn audit_path(&self) -> PathBuf {
-        self.path.with_extension(AUDIT)
+        audit_path(&self.path)
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, StoredError> {
-    fs::read(path).map_err(|source| StoredError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -12,22 +12,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chrono::NaiveDate;
-use efgs_protocol::{key::KeyBatch, media::Format, wire};
+use efgs_protocol::{media::Format, wire};
 
 use super::{
-    DownloadError, Stored, StoredFormat,
+    DownloadError, Stored,
     cursor::{Cursor, Last},
     order::{Passed, Tag},
+    release::Verified,
     stored,
 };
-use crate::{
-    audit::Audited,
-    state::{self, Lock, StateError},
-};
+use crate::state::{self, Lock, Replacement, StateError};
 
-/// What a name has while its file is not complete: hidden, with this at the end.
-const TEMPORARY: &str = "tmp";
 /// Locked while a download works with the folder: another one may have another state folder, or another name
 /// for the same folder.
 const LOCK: &str = ".efgs-download.lock";
@@ -39,7 +34,7 @@ pub enum Target {
         /// The folder; it is made if it is not there.
         path: PathBuf,
         /// The form of the files.
-        format: StoredFormat,
+        format: Format,
     },
     /// One file with a line of JSON for each key, with its batch tag and date. The file grows; when it was
     /// moved away (for example to rotate it), a new one is begun.
@@ -56,7 +51,7 @@ pub enum Target {
 pub(super) enum Open {
     Folder {
         path: PathBuf,
-        format: StoredFormat,
+        format: Format,
         _lock: Lock,
     },
     Lines {
@@ -66,14 +61,6 @@ pub(super) enum Open {
     Stream(Box<dyn Write + Send>),
     /// A dry run's: nothing is stored.
     Nothing,
-}
-
-/// A verified batch on its way into the target.
-pub(super) struct Batch {
-    pub(super) tag: Tag,
-    pub(super) date: NaiveDate,
-    pub(super) keys: KeyBatch,
-    pub(super) audited: Audited,
 }
 
 impl Target {
@@ -108,7 +95,7 @@ impl Target {
         match self {
             Self::Folder { path, format } => {
                 let lock = Lock::take(&path, LOCK).map_err(|error| match error {
-                    StateError::InUse(path) => DownloadError::TargetInUse { path },
+                    StateError::InUse(path) => DownloadError::TargetInUse(path),
                     error => error.into(),
                 })?;
                 if cursor.is_none() {
@@ -131,7 +118,7 @@ impl Target {
                 let mut file = file.map_err(StateError::io(&path))?;
                 match file.try_lock() {
                     Ok(()) => {}
-                    Err(TryLockError::WouldBlock) => return Err(DownloadError::TargetInUse { path }),
+                    Err(TryLockError::WouldBlock) => return Err(DownloadError::TargetInUse(path)),
                     Err(TryLockError::Error(error)) => return Err(StateError::io(&path)(error).into()),
                 }
                 let mut cut = || {
@@ -155,34 +142,30 @@ impl Open {
     /// something else in the gateway's bytes than the verification did.
     pub(super) fn store(
         &mut self,
-        batch: &Batch,
+        batch: &Verified,
         next: &mut Cursor,
         cursor_path: &Path,
     ) -> Result<Option<PathBuf>, DownloadError> {
         next.number += 1;
         match self {
-            Self::Folder { path: folder, format: kept, .. } => {
-                let name = stored::name(next.number, batch.date, batch.tag.as_str(), *kept);
-                let (path, format) = (folder.join(&name), kept.format());
-                let body = match batch.keys.is_empty() && format == Format::Protobuf {
+            Self::Folder { path: folder, format, .. } => {
+                let path =
+                    folder.join(stored::name(next.number, batch.last.date, batch.last.tag.as_str(), *format));
+                let body = match batch.keys.is_empty() && *format == Format::Protobuf {
                     true => Vec::new(),
-                    false => wire::encode(format, &batch.keys),
+                    false => wire::encode(*format, &batch.keys),
                 };
                 if fs::read(&path).is_ok_and(|there| there != body) {
-                    return Err(DownloadError::Occupied { path });
+                    return Err(DownloadError::Occupied(path));
                 }
                 let audit =
                     serde_json::to_vec_pretty(&batch.audited).map_err(|e| StateError::io(&path)(e.into()))?;
                 // The audit has its name first: a batch that is there has its audit beside it.
-                let files = [(stored::audit_name(&name), audit), (name, body)];
-                for (name, content) in &files {
-                    state::write_durably(&temporary(folder, name), content)?;
-                }
+                let audit = Replacement::prepare(&stored::audit_path(&path), &audit)?;
+                let body = Replacement::prepare(&path, &body)?;
                 let cursor = next.prepare(cursor_path)?;
-                for (name, _) in &files {
-                    let path = folder.join(name);
-                    fs::rename(temporary(folder, name), &path).map_err(StateError::io(&path))?;
-                }
+                audit.rename()?;
+                body.rename()?;
                 state::sync_folder(folder)?;
                 cursor.take_effect()?;
                 Ok(Some(path))
@@ -222,7 +205,7 @@ fn length(path: &Path, cursor: Option<&Cursor>) -> Result<Option<u64>, DownloadE
         Err(source) => return Err(StateError::io(path)(source).into()),
     };
     match cursor {
-        None if length > 0 => Err(DownloadError::Foreign { path: path.to_owned() }),
+        None if length > 0 => Err(DownloadError::Foreign(path.to_owned())),
         Some(cursor) if length < cursor.length => {
             Err(DownloadError::Shortened { path: path.to_owned(), length, expected: cursor.length })
         }
@@ -231,9 +214,9 @@ fn length(path: &Path, cursor: Option<&Cursor>) -> Result<Option<u64>, DownloadE
 }
 
 /// One line for each key: its JSON with the batch's tag and date in front.
-fn write_lines(batch: &Batch, out: &mut impl Write) -> io::Result<()> {
+fn write_lines(batch: &Verified, out: &mut impl Write) -> io::Result<()> {
     // A tag has no character that JSON would escape.
-    let front = format!("{{\"batchTag\":\"{}\",\"date\":\"{}\",", batch.tag.as_str(), batch.date);
+    let front = format!("{{\"batchTag\":\"{}\",\"date\":\"{}\",", batch.last.tag.as_str(), batch.last.date);
     let mut key_json = Vec::new();
     for key in batch.keys.iter() {
         key_json.clear();
@@ -245,17 +228,12 @@ fn write_lines(batch: &Batch, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn temporary(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!(".{name}.{TEMPORARY}"))
-}
-
 /// Removes what a process that was killed had begun.
 fn remove_unfinished(folder: &Path) -> Result<(), StateError> {
     for entry in fs::read_dir(folder).map_err(StateError::io(folder))? {
         let path = entry.map_err(StateError::io(folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let ours = name.strip_prefix('.').and_then(|name| name.strip_suffix(&format!(".{TEMPORARY}")));
-        if ours.is_some_and(stored::is_name) {
+        if state::name_of_unfinished(name).is_some_and(stored::is_name) {
             fs::remove_file(&path).map_err(StateError::io(&path))?;
         }
     }

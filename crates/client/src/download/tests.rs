@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
 use super::*;
+use crate::Format;
 use gateway::{Scene, day, keys};
 
 async fn all(downloader: &mut Downloader) -> Vec<String> {
@@ -53,7 +54,7 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
         Downloader::open(scene.options(), scene.target()),
         Err(error) if error.is_temporary() && error.to_string().contains("another efgs uses")
     ));
-    let json = || Target::Folder { path: scene.folder.path().join("json"), format: StoredFormat::Json };
+    let json = || Target::Folder { path: scene.folder.path().join("json"), format: Format::Json };
     let mut second = Downloader::open(scene.options(), json()).unwrap();
     assert_eq!(all(&mut first).await, all(&mut second).await);
     let stored = Stored::batches(&scene.folder.path().join("json")).unwrap();
@@ -62,7 +63,7 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
     drop(second);
     std::fs::rename(scene.folder.path().join("json"), scene.folder.path().join("moved")).unwrap();
     scene.add("20261124-1", 100);
-    let moved = Target::Folder { path: scene.folder.path().join("moved"), format: StoredFormat::Json };
+    let moved = Target::Folder { path: scene.folder.path().join("moved"), format: Format::Json };
     let mut moved = Downloader::open(scene.options(), moved).unwrap();
     let next = moved.next().await.unwrap().unwrap();
     assert_eq!((next.batch_tag.as_str(), next.number), ("20261124-1", 4));
@@ -71,7 +72,7 @@ async fn each_target_has_a_memory_of_its_own_and_one_process() {
 #[tokio::test]
 async fn two_downloads_do_not_share_a_target_whatever_their_state_folders_are() {
     let scene = Scene::new();
-    let elsewhere = || Options { state: scene.folder.path().join("other-state"), ..scene.options() };
+    let elsewhere = || DownloadOptions { state: scene.folder.path().join("other-state"), ..scene.options() };
     let in_use = |target: Target| {
         let error = Downloader::open(elsewhere(), target).err().unwrap();
         assert!(error.is_temporary() && error.to_string().contains("two targets"), "{error}");
@@ -80,7 +81,7 @@ async fn two_downloads_do_not_share_a_target_whatever_their_state_folders_are() 
     in_use(scene.target());
     let link = scene.folder.path().join("link");
     std::os::unix::fs::symlink(scene.batches_folder(), &link).unwrap();
-    in_use(Target::Folder { path: link, format: StoredFormat::Json });
+    in_use(Target::Folder { path: link, format: Format::Json });
     assert_eq!(all(&mut downloader).await.len(), 3);
     let path = scene.folder.path().join("keys.ndjson");
     let lines = || Target::Lines { path: path.clone() };
@@ -93,7 +94,7 @@ async fn two_downloads_do_not_share_a_target_whatever_their_state_folders_are() 
 async fn since_names_the_first_day_and_never_goes_back() {
     let scene = Scene::new();
     let open = |since: &str| {
-        let options = Options { since: Some(day(since)), ..scene.options() };
+        let options = DownloadOptions { since: Some(day(since)), ..scene.options() };
         Downloader::open(options, scene.target()).unwrap()
     };
     assert!(all(&mut open("2026-11-24")).await.is_empty());
@@ -170,10 +171,13 @@ async fn batches_that_have_expired_are_told_as_a_gap() {
     assert_eq!(all(&mut scene.open()).await, ["20261210-1"]);
     let gaps = || {
         let events = std::mem::take(&mut *scene.events.lock().unwrap());
-        events.into_iter().filter(|event| matches!(event, Event::Gap { .. })).collect::<Vec<_>>()
+        events.into_iter().filter(|event| matches!(event, DownloadEvent::Gap { .. })).collect::<Vec<_>>()
     };
-    let gap =
-        Event::Gap { after: Some("20261123-1".into()), since: day("2026-11-24"), until: day("2026-12-06") };
+    let gap = DownloadEvent::Gap {
+        after: Some("20261123-1".into()),
+        since: day("2026-11-24"),
+        until: day("2026-12-06"),
+    };
     assert_eq!(gaps(), [gap]);
     // Nothing was formed for weeks, but somebody looked: no gap.
     scene.clock.set("2027-01-02T12:00:00Z".parse().unwrap());
@@ -190,10 +194,10 @@ async fn batches_that_have_expired_are_told_as_a_gap() {
 #[tokio::test]
 async fn a_first_day_that_is_not_served_any_more_is_a_gap_too() {
     let scene = Scene::new();
-    let options = Options { since: Some(day("2026-10-01")), ..scene.options() };
+    let options = DownloadOptions { since: Some(day("2026-10-01")), ..scene.options() };
     let mut downloader = Downloader::open(options, scene.target()).unwrap();
     assert_eq!(all(&mut downloader).await.len(), 3);
-    let gap = Event::Gap { after: None, since: day("2026-10-01"), until: day("2026-11-10") };
+    let gap = DownloadEvent::Gap { after: None, since: day("2026-10-01"), until: day("2026-11-10") };
     assert_eq!(scene.events.lock().unwrap()[0], gap);
 }
 
@@ -216,7 +220,7 @@ async fn a_batch_that_lost_an_upload_between_download_and_audit_is_fetched_again
     let first = downloader.next().await.unwrap().unwrap();
     assert_eq!((first.keys, first.uploads), (2, 1));
     assert!(
-        matches!(&scene.events.lock().unwrap()[0], Event::Again { batch_tag, .. } if batch_tag == "20261122-1")
+        matches!(&scene.events.lock().unwrap()[0], DownloadEvent::Again { batch_tag, .. } if batch_tag == "20261122-1")
     );
     assert_eq!(all(&mut downloader).await.len(), 2);
 }
@@ -226,13 +230,13 @@ async fn follow_stores_what_comes_when_it_is_told() {
     let scene = Scene::new();
     let (wake, told) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (at_the_end, events) = (told.clone(), scene.events.clone());
-    let on_event = move |event: &Event| {
-        if *event == Event::CaughtUp {
+    let on_event = move |event: &DownloadEvent| {
+        if *event == DownloadEvent::CaughtUp {
             at_the_end.notify_one();
         }
         events.lock().unwrap().push(event.clone());
     };
-    let options = Options { on_event: Box::new(on_event), ..scene.options() };
+    let options = DownloadOptions { on_event: Box::new(on_event), ..scene.options() };
     let mut downloader = Downloader::open(options, scene.target()).unwrap();
     let following = {
         let wake = wake.clone();

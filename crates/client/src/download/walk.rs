@@ -7,7 +7,7 @@ use efgs_protocol::media::Format;
 use tokio::time;
 
 use super::{
-    ChainError, DownloadError, Downloader, Event, Quarantined, Released,
+    ChainError, DownloadError, DownloadEvent, Downloader, Quarantined, Released,
     cursor::{Cursor, Last},
     oldest,
     order::Tag,
@@ -15,45 +15,46 @@ use super::{
     release::{Bad, Found, verify},
 };
 use crate::{
-    Error, Refusal,
-    fetch::{Answer, AuditAnswer, Body, Head},
+    Error,
+    fetch::{Answer, Body, Head},
 };
 
 /// By how much the clocks of a country and of a gateway may differ.
 const SKEW: TimeDelta = TimeDelta::hours(1);
 
-/// What the gateway knows of a batch.
-enum Known<T> {
-    Here(T),
-    /// It is too old.
-    Expired,
-}
+/// What the gateway says of a batch; nothing when it is too old.
+type Known<T> = Option<T>;
 
 impl Downloader {
-    pub(super) async fn step(&mut self) -> Result<Option<Released>, DownloadError> {
+    /// Downloads, verifies and stores the next batch. `None` when there is none at the moment.
+    ///
+    /// When the future is dropped, the batch is either stored and passed, or neither.
+    ///
+    /// # Errors
+    /// [`DownloadError::Quarantined`] when the batch does not verify; the walk stays before it. For the others
+    /// see [`DownloadError`].
+    pub async fn next(&mut self) -> Result<Option<Released>, DownloadError> {
         while let Some(found) = self.find().await? {
             let bad = match self.settle(found).await? {
                 Ok(released) => return Ok(Some(released)),
                 Err(bad) => bad,
             };
             let reason = bad.report.first_failure().unwrap_or_default();
-            self.tell(&Event::Again { batch_tag: bad.report.batch_tag.clone(), reason });
+            self.tell(&DownloadEvent::Again { batch_tag: bad.report.batch_tag.clone(), reason });
             time::sleep(self.options.settle).await;
-            let found = match self.fetch(&bad.found.tag, bad.found.date).await? {
-                Known::Here(found) => found,
-                Known::Expired => continue,
-            };
+            let Last { tag, date, .. } = &bad.found.last;
+            let Some(found) = self.fetch(tag, *date).await? else { continue };
             let bad = match self.settle(found).await? {
                 Ok(released) => return Ok(Some(released)),
                 Err(bad) => bad,
             };
-            let skip = self.options.continue_past.as_deref() == Some(bad.found.tag.as_str());
+            let skip = self.options.continue_past.as_deref() == Some(bad.found.last.tag.as_str());
             let quarantined = self.put_aside(bad, skip).await?;
             if !skip {
-                self.tell(&Event::Quarantined(quarantined.clone()));
+                self.tell(&DownloadEvent::Quarantined(quarantined.clone()));
                 return Err(DownloadError::Quarantined(quarantined));
             }
-            self.tell(&Event::Passed(quarantined));
+            self.tell(&DownloadEvent::Passed(quarantined));
         }
         Ok(None)
     }
@@ -64,7 +65,7 @@ impl Downloader {
         let today = self.today();
         *self.told() = None;
         let (mut cursor, next) =
-            self.with_place(|place| Ok((place.cursor.clone(), place.next.clone()))).await?;
+            self.with_position(|position| Ok((position.cursor.clone(), position.next.clone()))).await?;
         // Once, this machine's clock was ahead.
         cursor.complete_on = cursor.complete_on.filter(|day| *day <= today);
         let Some(last) = &cursor.last else {
@@ -74,64 +75,51 @@ impl Downloader {
         if let Some(since) = self.options.since.filter(|since| *since > last.date) {
             return self.first(since, today, &cursor, true).await;
         }
+        let found = match self.following(last, next, today, &cursor).await? {
+            Some(found) => found,
+            // What follows is not served any more: it goes on behind a gap.
+            None => {
+                let complete = last.date.max(cursor.complete_on.unwrap_or_default());
+                self.first(complete, today, &cursor, true).await?
+            }
+        };
+        if found.is_none() {
+            self.at_the_end().await?;
+        }
+        Ok(found)
+    }
+
+    /// The batch that is linked to the last one as `next` or by now, or the first one of a later day.
+    async fn following(
+        &self,
+        last: &Last,
+        next: Option<Tag>,
+        today: NaiveDate,
+        cursor: &Cursor,
+    ) -> Result<Known<Option<Found>>, DownloadError> {
         let next = match next {
             Some(next) => Some(next),
-            None => match self.link(last, &cursor).await? {
-                Known::Here(next) => next,
-                Known::Expired => return self.after_gap(last, today, &cursor).await,
+            None => match self.link(last, cursor).await? {
+                Some(link) => link,
+                None => return Ok(None),
             },
         };
-        let found = match next {
-            Some(next) => match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
-                Known::Here(found) => Some(found),
-                Known::Expired => return self.after_gap(last, today, &cursor).await,
-            },
-            // A chain may end at midnight, and go on with the first batch of another day.
-            None => self.on_a_later_day(last, today, &cursor).await?,
-        };
-        if found.is_none() {
-            self.at_the_end().await?;
+        if let Some(next) = next {
+            return Ok(self.fetch(&next, next.date().unwrap_or(last.date)).await?.map(Some));
         }
-        Ok(found)
-    }
-
-    /// The first batch of a day after that of the last one, when none is linked to it.
-    async fn on_a_later_day(
-        &self,
-        last: &Last,
-        today: NaiveDate,
-        cursor: &Cursor,
-    ) -> Result<Option<Found>, DownloadError> {
+        // A chain may end at midnight, and go on with the first batch of another day.
         let from = last.date.succ_opt().unwrap_or(last.date).max(cursor.complete_on.unwrap_or_default());
         if from > today {
-            return Ok(None);
+            return Ok(Some(None));
         }
-        let Some(found) = self.first(from, today, cursor, true).await? else { return Ok(None) };
+        let Some(found) = self.first(from, today, cursor, true).await? else { return Ok(Some(None)) };
         // It may not be the first one: others may have been formed since the link was read.
         match self.link(last, cursor).await? {
-            Known::Here(Some(next)) if !next.may_be(&found.tag) => {
-                match self.fetch(&next, next.date().unwrap_or(last.date)).await? {
-                    Known::Here(found) => Ok(Some(found)),
-                    Known::Expired => self.after_gap(last, today, cursor).await,
-                }
+            Some(Some(next)) if !next.may_be(&found.last.tag) => {
+                Ok(self.fetch(&next, next.date().unwrap_or(last.date)).await?.map(Some))
             }
-            _ => Ok(Some(found)),
+            _ => Ok(Some(Some(found))),
         }
-    }
-
-    /// Goes on when what follows the cursor is not served any more.
-    async fn after_gap(
-        &self,
-        last: &Last,
-        today: NaiveDate,
-        cursor: &Cursor,
-    ) -> Result<Option<Found>, DownloadError> {
-        let complete = last.date.max(cursor.complete_on.unwrap_or_default());
-        let found = self.first(complete, today, cursor, true).await?;
-        if found.is_none() {
-            self.at_the_end().await?;
-        }
-        Ok(found)
     }
 
     /// The first batch formed on or after a day. Days are asked one by one, because a chain may end with each.
@@ -155,7 +143,7 @@ impl Downloader {
             };
             if gone && report_gap {
                 let after = cursor.last.as_ref().map(|last| last.tag.as_str().to_owned());
-                self.tell(&Event::Gap { after, since: from, until: day });
+                self.tell(&DownloadEvent::Gap { after, since: from, until: day });
                 gone = false;
             }
             let Some((head, body)) = answer else { continue };
@@ -167,31 +155,28 @@ impl Downloader {
             let (tag, next) = check(&head, None, cursor, today)?;
             let date = tag.date().unwrap_or(day);
             if date < day {
-                let answered = tag.as_str().to_owned();
-                return Err(ChainError::TooEarly { since: day, answered, date }.into());
+                let tag = tag.as_str();
+                return Err(ChainError(format!(
+                    "the gateway was asked for a batch formed on or after {day} and answered with {tag} of {date}"
+                ))
+                .into());
             }
-            return Ok(Some(Found { tag, date, etag: head.etag, next, body }));
+            return Ok(Some(Found { last: Last { tag, date, etag: head.etag }, next, body }));
         }
         Ok(None)
     }
 
     /// Which batch follows the last one now.
     async fn link(&self, last: &Last, cursor: &Cursor) -> Result<Known<Option<Tag>>, DownloadError> {
-        let (mut failures, etag) = (0, last.etag.as_deref());
-        let head = loop {
-            let gateway = &self.options.gateway;
-            let answer = gateway.ask(last.date, Some(last.tag.as_str()), Format::Protobuf, etag).await;
-            match self.hear(answer) {
-                Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => break head,
-                Ok(Answer::NotFound(_)) => return self.unknown(&last.tag, last.date),
-                Err(error) if is_gone(&error) => return Ok(Known::Expired),
-                Err(error) => self.wait_after(error, &mut failures).await?,
-            }
+        let etag = last.etag.as_deref();
+        let head = match self.repeating(|| self.hear(last.date, Some(&last.tag), etag)).await {
+            Ok(Answer::Batch(head, _) | Answer::Unchanged(head)) => head,
+            Ok(Answer::NotFound) => return self.unknown(&last.tag, last.date),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         let answered = Tag::new(&head.batch_tag)?;
-        if !last.tag.may_be(&answered) {
-            return Err(other_batch(&last.tag, &answered).into());
-        }
+        last.tag.check_answer(&answered)?;
         let next = head.next_batch_tag.as_deref().map(Tag::new).transpose()?;
         if let Some(next) = &next {
             next.check_day(self.today())?;
@@ -200,8 +185,8 @@ impl Downloader {
         if head.etag != last.etag {
             // The batch has lost an upload since. What matters here is the link.
             let expected = last.tag.clone();
-            self.with_place(move |place| {
-                if let Some(last) = &mut place.cursor.last
+            self.with_position(move |position| {
+                if let Some(last) = &mut position.cursor.last
                     && last.tag == expected
                 {
                     last.etag = head.etag;
@@ -210,19 +195,19 @@ impl Downloader {
             })
             .await?;
         }
-        Ok(Known::Here(next))
+        Ok(Some(next))
     }
 
     /// A batch that was named.
     async fn fetch(&self, tag: &Tag, date: NaiveDate) -> Result<Known<Found>, DownloadError> {
-        let cursor = self.with_place(|place| Ok(place.cursor.clone())).await?;
+        let cursor = self.with_position(|position| Ok(position.cursor.clone())).await?;
         match self.ask(date, Some(tag)).await {
             Ok(Some((head, body))) => {
                 let (tag, next) = check(&head, Some(tag), &cursor, self.today())?;
-                Ok(Known::Here(Found { tag, date, etag: head.etag, next, body }))
+                Ok(Some(Found { last: Last { tag, date, etag: head.etag }, next, body }))
             }
             Ok(None) => self.unknown(tag, date),
-            Err(error) if is_gone(&error) => Ok(Known::Expired),
+            Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -230,50 +215,55 @@ impl Downloader {
     /// A batch that the gateway does not know is either too old, or it should know it.
     fn unknown<T>(&self, tag: &Tag, date: NaiveDate) -> Result<Known<T>, DownloadError> {
         if date < oldest(self.today()) {
-            return Ok(Known::Expired);
+            return Ok(None);
         }
-        Err(ChainError::Forgotten { tag: tag.as_str().to_owned(), date }.into())
+        let tag = tag.as_str();
+        Err(ChainError(format!(
+            "the gateway does not know batch {tag} of {date}, which it must still serve: is it a different gateway \
+             from before? To start again with this one, download into another folder"
+        ))
+        .into())
     }
 
     /// Asks for a batch and reads all of it.
     async fn ask(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
-        let mut failures = 0;
-        loop {
-            match self.ask_once(date, tag).await {
-                Err(error) => self.wait_after(error, &mut failures).await?,
-                answer => return answer,
+        let ask = || async {
+            match self.hear(date, tag, None).await? {
+                Answer::Batch(head, response) => Ok(Some((head, Body::read(response).await?))),
+                Answer::Unchanged(_) | Answer::NotFound => Ok(None),
             }
-        }
+        };
+        self.repeating(ask).await
     }
 
-    async fn ask_once(&self, date: NaiveDate, tag: Option<&Tag>) -> Result<Option<(Head, Body)>, Error> {
-        let answer = self.options.gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, None).await;
-        match self.hear(answer)? {
-            Answer::Batch(head, unread) => Ok(Some((head, unread.read().await?))),
-            Answer::Unchanged(_) | Answer::NotFound(_) => Ok(None),
-        }
-    }
-
-    async fn ask_audit(&self, date: NaiveDate, tag: &Tag) -> Result<AuditAnswer, Error> {
+    /// Makes a call, and repeats it while that can help.
+    async fn repeating<T, F>(&self, call: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
         let mut failures = 0;
         loop {
-            match self.options.gateway.ask_audit(date, tag.as_str()).await {
-                Err(error) => self.wait_after(error, &mut failures).await?,
+            let error = match call().await {
+                Err(error) => error,
                 answer => return answer,
-            }
+            };
+            let (error, wait) = self.options.retry.after(error, &mut failures, &self.options.clock)?;
+            self.tell(&DownloadEvent::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
+            time::sleep(wait).await;
         }
     }
 
     /// Asks for the audit of a batch, verifies it, and if it holds stores it.
     async fn settle(&self, found: Found) -> Result<Result<Released, Box<Bad>>, DownloadError> {
-        let Found { tag, date, .. } = &found;
-        let audit = self.ask_audit(*date, tag).await?;
+        let Last { tag, date, .. } = &found.last;
+        let gateway = &self.options.gateway;
+        let audit = self.repeating(|| gateway.ask_audit(*date, tag.as_str())).await?;
         let auditor = self.options.auditor.clone();
         let (today, quarantine, dry_run) = (self.today(), self.quarantine(tag, *date), self.options.dry_run);
         let outcome = self
-            .with_place(move |place| {
+            .with_position(move |position| {
                 let outcome = verify(&auditor, found, audit)
-                    .map(|verified| place.release(verified, today))
+                    .map(|verified| position.release(verified, today))
                     .map_or_else(|bad| Ok(Err(bad)), |released| released.map(Ok))?;
                 if outcome.is_ok() && !dry_run {
                     quarantine::resolve(&quarantine)?;
@@ -282,7 +272,7 @@ impl Downloader {
             })
             .await?;
         if let Ok(released) = &outcome {
-            let event = if dry_run { Event::WouldStore } else { Event::Stored };
+            let event = if dry_run { DownloadEvent::WouldStore } else { DownloadEvent::Stored };
             self.tell(&event(released.clone()));
         }
         Ok(outcome)
@@ -293,21 +283,21 @@ impl Downloader {
     }
 
     async fn put_aside(&self, bad: Box<Bad>, skip: bool) -> Result<Quarantined, DownloadError> {
-        let folder = self.quarantine(&bad.found.tag, bad.found.date);
+        let folder = self.quarantine(&bad.found.last.tag, bad.found.last.date);
         let (today, dry_run) = (self.today(), self.options.dry_run);
-        self.with_place(move |place| {
+        self.with_position(move |position| {
             let Bad { report, found, audit } = *bad;
             let quarantined = match dry_run {
                 true => Quarantined::new(&report, None),
                 false => quarantine::put_aside(&folder, &report, &found.body, &audit)?,
             };
             if skip {
-                let mut cursor = place.cursor.clone();
-                cursor.pass(Last { tag: found.tag, date: found.date, etag: found.etag }, today);
+                let mut cursor = position.cursor.clone();
+                cursor.pass(found.last, today);
                 if !dry_run {
-                    cursor.save(&place.cursor_path)?;
+                    cursor.save(&position.cursor_path)?;
                 }
-                (place.cursor, place.next) = (cursor, found.next);
+                (position.cursor, position.next) = (cursor, found.next);
             }
             Ok(quarantined)
         })
@@ -318,11 +308,12 @@ impl Downloader {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the gateway's time in the first answer.
-    fn hear(&self, answer: Result<Answer, Error>) -> Result<Answer, Error> {
-        let answer = answer?;
+    /// Asks for a batch once, and keeps the gateway's time in the first answer.
+    async fn hear(&self, date: NaiveDate, tag: Option<&Tag>, etag: Option<&str>) -> Result<Answer, Error> {
+        let gateway = &self.options.gateway;
+        let (answer, time) = gateway.ask(date, tag.map(Tag::as_str), Format::Protobuf, etag).await?;
         let mut told = self.told();
-        *told = told.or_else(|| answer.date());
+        *told = told.or(time);
         drop(told);
         Ok(answer)
     }
@@ -336,28 +327,17 @@ impl Downloader {
         }
         let today = self.today();
         let certain = (self.options.clock.now().min(told) - SKEW).date_naive();
-        self.with_place(move |place| {
-            if place.cursor.complete_on.is_some_and(|day| day >= certain && day <= today) {
+        self.with_position(move |position| {
+            if position.cursor.complete_on.is_some_and(|day| day >= certain && day <= today) {
                 return Ok(());
             }
-            let mut cursor = place.cursor.clone();
+            let mut cursor = position.cursor.clone();
             cursor.complete_on = Some(certain);
-            cursor.save(&place.cursor_path)?;
-            place.cursor = cursor;
+            cursor.save(&position.cursor_path)?;
+            position.cursor = cursor;
             Ok(())
         })
         .await
-    }
-
-    /// Waits until a call that failed can be repeated.
-    ///
-    /// # Errors
-    /// See [`Retry::after`](crate::Retry::after).
-    async fn wait_after(&self, error: Error, failures: &mut u32) -> Result<(), Error> {
-        let (error, wait) = self.options.retry.after(error, failures, &self.options.clock)?;
-        self.tell(&Event::Waiting { reason: error.to_string(), seconds: wait.as_secs() });
-        time::sleep(wait).await;
-        Ok(())
     }
 }
 
@@ -369,11 +349,7 @@ fn check(
     today: NaiveDate,
 ) -> Result<(Tag, Option<Tag>), ChainError> {
     let tag = Tag::new(&head.batch_tag)?;
-    if let Some(asked) = asked
-        && !asked.may_be(&tag)
-    {
-        return Err(other_batch(asked, &tag));
-    }
+    asked.map_or(Ok(()), |asked| asked.check_answer(&tag))?;
     tag.check_day(today)?;
     cursor.passed.check(&tag)?;
     let Some(next) = &head.next_batch_tag else { return Ok((tag, None)) };
@@ -385,10 +361,6 @@ fn check(
     Ok((tag, Some(next)))
 }
 
-fn other_batch(asked: &Tag, answered: &Tag) -> ChainError {
-    ChainError::OtherBatch { asked: asked.as_str().to_owned(), answered: answered.as_str().to_owned() }
-}
-
 fn is_gone(error: &Error) -> bool {
-    matches!(error, Error::Refused(Refusal { status: 410, code: Some(code), .. }) if code == "gone")
+    error.is_refusal(410, "gone")
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,9 +14,10 @@ use std::{
 use chrono::NaiveDate;
 use efgs_object_store::{self as object_store, Credentials, ObjectStore, SettingsError, Url};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Exporter, Period};
+use crate::profile::DEFAULT_TIMEOUT;
 
 #[cfg(test)]
 mod tests;
@@ -26,62 +27,55 @@ const AT_ONCE: usize = 4;
 /// What to do when the store seems to be another one.
 const CHECK: &str = "check `endpoint`, `name`, `region` and `path_style` in [export.bucket]";
 
-/// Where a bucket is, and who writes to it.
+/// Where a bucket is, and where the secrets to write to it are: the section `[export.bucket]` of a profile.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BucketSettings {
     /// The store, such as `https://s3.example`. Plain `http` only on this machine.
     pub endpoint: String,
     /// The bucket's name.
     pub name: String,
-    /// The store's region, as it wants it in signatures.
-    pub region: String,
+    /// The store's region, as it wants it in signatures; `us-east-1` unless it is given.
+    pub region: Option<String>,
     /// What the names of all objects begin with; empty, or ending with a slash as a rule.
+    #[serde(default)]
     pub prefix: String,
-    /// Whether the bucket's name is a part of the path instead of the host name.
-    pub path_style: bool,
-    /// The certificate authorities that may have issued the store's certificate, as PEM; without them, those
+    /// Whether the bucket's name is a part of the path instead of the host name, as it is unless this is given.
+    pub path_style: Option<bool>,
+    /// The file of the certificate authorities that may have issued the store's certificate; without it, those
     /// that the system trusts.
-    pub ca_pem: Option<String>,
-    /// The access key and its secret.
-    pub credentials: (String, String),
-    /// How long one request may take.
-    pub timeout: Duration,
+    pub ca: Option<PathBuf>,
+    /// The file of the access key; without it, the environment has it.
+    pub access_key_file: Option<PathBuf>,
+    /// The file of its secret.
+    pub secret_key_file: Option<PathBuf>,
+    /// How long one request may take; a minute unless it is given.
+    #[serde(default, with = "humantime_serde")]
+    pub timeout: Option<Duration>,
 }
 
-/// Why a bucket cannot be used. Holds neither a credential nor a signed URL.
+/// Why a bucket cannot be used, and what to do about it. Holds neither a credential nor a signed URL.
 #[derive(Debug, thiserror::Error)]
-pub enum BucketError {
-    /// The settings.
-    #[error("the bucket cannot be used: {0}")]
-    Settings(String),
-    /// The store refused, or did not answer.
-    #[error("{what}: {reason}")]
-    Store {
-        /// What was asked of the store.
-        what: String,
-        /// What came of it, and what to do about it.
-        reason: String,
-        /// Whether the same operation may succeed later without a fix.
-        temporary: bool,
-    },
-    /// A file of the archives' folder cannot be read.
-    #[error("cannot read {}: {source}; `efgs export` must be able to read the whole folder", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+#[error("{reason}")]
+pub struct BucketError {
+    reason: String,
+    temporary: bool,
 }
 
 impl BucketError {
     /// Whether the same operation may succeed later without a fix: the store did not answer, or is
     /// overloaded (408, 429, 5xx).
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Store { temporary: true, .. })
+        self.temporary
+    }
+
+    /// A permanent error, until somebody fixes it.
+    fn permanent(reason: String) -> Self {
+        Self { reason, temporary: false }
     }
 
     /// Says what to do.
-    fn store(what: String, error: object_store::Error) -> Self {
+    fn store(what: &str, error: object_store::Error) -> Self {
         let temporary = error.is_temporary();
         let reason = match &error {
             object_store::Error::NoAnswer(reason) => format!("no answer from the store: {reason}"),
@@ -96,7 +90,7 @@ impl BucketError {
             | object_store::Error::TooLong { .. }
             | object_store::Error::NotAList(_) => format!("{error}; {CHECK}"),
         };
-        Self::Store { what, reason, temporary }
+        Self { reason: format!("{what}: {reason}"), temporary }
     }
 }
 
@@ -114,28 +108,32 @@ pub struct Mirrored {
 pub struct Bucket(ObjectStore);
 
 impl Bucket {
-    /// Prepares the requests; nothing is connected yet.
+    /// Prepares the requests; nothing is connected yet. The secrets were read by the caller: the authorities as
+    /// PEM, the access key and its secret.
     ///
     /// # Errors
-    /// [`BucketError::Settings`].
-    pub fn new(settings: BucketSettings) -> Result<Self, BucketError> {
-        let refuse = |reason: String| BucketError::Settings(reason);
+    /// Names the setting that cannot be used.
+    pub fn new(
+        settings: &BucketSettings,
+        ca_pem: Option<&str>,
+        (access, secret): (String, String),
+    ) -> Result<Self, BucketError> {
+        let refuse = |reason: String| BucketError::permanent(format!("the bucket cannot be used: {reason}"));
         let endpoint: Url =
             settings.endpoint.parse().map_err(|e| refuse(format!("`endpoint` is not a URL: {e}")))?;
         let local = matches!(endpoint.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         if endpoint.scheme() != "https" && !local {
             return Err(refuse("`endpoint` does not begin with https://".into()));
         }
-        let (access, secret) = settings.credentials;
         let store = ObjectStore::new(object_store::Settings {
             endpoint,
-            name: settings.name,
-            region: settings.region,
-            prefix: settings.prefix,
-            path_style: settings.path_style,
-            ca_pem: settings.ca_pem,
+            name: settings.name.clone(),
+            region: settings.region.clone().unwrap_or_else(|| "us-east-1".to_owned()),
+            prefix: settings.prefix.clone(),
+            path_style: settings.path_style.unwrap_or(true),
+            ca_pem: ca_pem.map(str::to_owned),
             credentials: Credentials::new(access, secret),
-            timeout: settings.timeout,
+            timeout: settings.timeout.unwrap_or(DEFAULT_TIMEOUT),
             user_agent: concat!("efgs-client/", env!("CARGO_PKG_VERSION")),
         });
         store.map(Self).map_err(|error: SettingsError| refuse(error.to_string()))
@@ -150,19 +148,19 @@ impl Bucket {
         };
         let headers = [("content-type", content), ("cache-control", cache)];
         let put = self.0.put(path, body, &headers).await;
-        put.map_err(|error| BucketError::store(format!("putting {}", self.0.key(path)), error))
+        put.map_err(|error| BucketError::store(&format!("putting {}", self.0.key(path)), error))
     }
 
     async fn delete(&self, path: &str) -> Result<(), BucketError> {
         let deleted = self.0.delete(path).await;
-        deleted.map_err(|error| BucketError::store(format!("deleting {}", self.0.key(path)), error))
+        deleted.map_err(|error| BucketError::store(&format!("deleting {}", self.0.key(path)), error))
     }
 
     /// What lies under the prefix: paths and lengths.
     async fn list(&self) -> Result<BTreeMap<String, u64>, BucketError> {
         let listed = self.0.list("", || {}).await;
         let listed = listed
-            .map_err(|error| BucketError::store(format!("listing the bucket {}", self.0.name()), error))?;
+            .map_err(|error| BucketError::store(&format!("listing the bucket {}", self.0.name()), error))?;
         Ok(listed.into_iter().map(|object| (object.name, object.bytes)).collect())
     }
 }
@@ -219,5 +217,10 @@ impl Exporter {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, BucketError> {
-    fs::read(path).map_err(|source| BucketError::Read { path: path.to_owned(), source })
+    fs::read(path).map_err(|error| {
+        let path = path.display();
+        BucketError::permanent(format!(
+            "cannot read {path}: {error}; `efgs export` must be able to read the whole folder"
+        ))
+    })
 }

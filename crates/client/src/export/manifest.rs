@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{ExportError, Period, Regions, Table};
-use crate::state::{self, StateError};
+use crate::{
+    hex,
+    state::{self, StateError},
+};
 
 /// The name of the manifest in the state folder.
 const MANIFEST: &str = "export.json";
@@ -24,6 +27,8 @@ const KEYS: &str = "keys-";
 const BEHIND: TimeDelta = TimeDelta::hours(1);
 /// How far ahead of the last run it may be. That far ahead, keys and archives are still kept for 12 days.
 const AHEAD: TimeDelta = TimeDelta::days(2);
+/// How many missing archives an error names.
+const MAX_NAMED: usize = 10;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,11 +86,8 @@ pub struct IndexFile {
 impl Manifest {
     pub(super) fn load(folder: &Path) -> Result<Self, StateError> {
         let path = folder.join(MANIFEST);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(StateError::io(&path)(error)),
-        }
+        let Some(bytes) = state::read(&path)? else { return Ok(Self::default()) };
+        serde_json::from_slice(&bytes).map_err(|error| damaged(path, &error.to_string()))
     }
 
     /// Refuses a time that is not plausible after the last run.
@@ -103,12 +105,19 @@ impl Manifest {
         if missing.is_empty() {
             return Ok(());
         }
-        Err(match &self.folder {
-            Some(known) if known != absolute => {
-                ExportError::OtherFolder { folder: absolute.to_owned(), known: known.clone() }
-            }
-            _ => ExportError::Missing { folder: absolute.to_owned(), paths: missing },
-        })
+        Err(ExportError::Folder(match &self.folder {
+            Some(known) if known != absolute => format!(
+                "the archives of this state folder are in {known}, not in {absolute}: export into that folder, move \
+                 it there unchanged, or use a profile with another state folder for the other one"
+            ),
+            _ => format!(
+                "{absolute} lacks {} of its archives: restore them from a backup or the bucket, or delete the state \
+                 folder's `export` to publish all keys again. Missing: {}{}",
+                missing.len(),
+                missing[..missing.len().min(MAX_NAMED)].join(", "),
+                if missing.len() > MAX_NAMED { ", …" } else { "" }
+            ),
+        }))
     }
 
     pub(super) fn load_table(&self, folder: &Path) -> Result<Table, StateError> {
@@ -178,7 +187,7 @@ impl Manifest {
 fn damaged(path: PathBuf, what: &str) -> StateError {
     let reason =
         format!("{what}; restore the folder's backup, or delete the folder to publish all keys again");
-    StateError::Damaged { path, reason }
+    StateError::Damaged(path, reason)
 }
 
 /// The name of an index.
@@ -214,8 +223,4 @@ struct Day<'a> {
 #[expect(clippy::expect_used, reason = "only maps with other keys than texts cannot be written as JSON")]
 fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).expect("texts as keys")
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -150,9 +150,6 @@ impl ExportSettings {
     }
 }
 
-/// How many missing archives an error names.
-const MAX_NAMED: usize = 10;
-
 /// Why nothing could be published. No text holds key data.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -177,24 +174,9 @@ pub enum ExportError {
         /// When the last run was, by the clock of then.
         last: DateTime<Utc>,
     },
-    /// The archives that the state folder remembers are in another folder.
-    #[error(
-        "the archives of this state folder are in {known}, not in {folder}: export into that folder, move it there unchanged, or use a profile with another state folder for the other one"
-    )]
-    OtherFolder {
-        /// The folder that was given.
-        folder: String,
-        /// The folder of the last run.
-        known: String,
-    },
-    /// Archives that the index lists are not in the folder.
-    #[error("{folder} lacks {} of its archives: restore them from a backup or the bucket, or delete the state folder's `export` to publish all keys again. Missing: {}{}", paths.len(), paths[..paths.len().min(MAX_NAMED)].join(", "), if paths.len() > MAX_NAMED { ", …" } else { "" })]
-    Missing {
-        /// The folder.
-        folder: String,
-        /// Their paths in it.
-        paths: Vec<String>,
-    },
+    /// The archives that the index lists are not in the folder, but in another one, or some are missing.
+    #[error("{0}")]
+    Folder(String),
     /// There is no randomness for padding.
     #[error("the system gives no random bytes: {0}")]
     Random(openssl::error::ErrorStack),

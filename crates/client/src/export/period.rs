@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// How much time one archive covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Period {
     /// An hour, from minute 0.

@@ -13,13 +13,12 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ExportError, Exporter, Intake, Period, PublishedFile,
-    manifest::{IndexFile, hex},
-    regions::RegionSet,
+    ExportError, Exporter, Intake, Period, PublishedFile, manifest::IndexFile, regions::RegionSet,
     table::Record,
 };
 use crate::{
     gaen::{self, ExportHeader, Section, TemporaryExposureKey},
+    hex,
     state::{self, StateError},
 };
 
@@ -324,19 +323,16 @@ fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, StateError> {
 /// The secret of this state folder; made when it is first needed.
 fn padding_secret(folder: &Path, dry_run: bool) -> Result<[u8; 32], ExportError> {
     let path = folder.join(PADDING_SECRET);
-    match fs::read(&path) {
-        Ok(bytes) => bytes.try_into().map_err(|_| {
+    if let Some(bytes) = state::read(&path)? {
+        return bytes.try_into().map_err(|_| {
             let reason = "it has not 32 bytes; put back its backup, or delete it".into();
-            StateError::Damaged { path, reason }.into()
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut secret = [0; 32];
-            rand_bytes(&mut secret).map_err(ExportError::Random)?;
-            if !dry_run {
-                state::replace(&path, &secret)?;
-            }
-            Ok(secret)
-        }
-        Err(error) => Err(StateError::io(&path)(error).into()),
+            StateError::Damaged(path, reason).into()
+        });
     }
+    let mut secret = [0; 32];
+    rand_bytes(&mut secret).map_err(ExportError::Random)?;
+    if !dry_run {
+        state::replace(&path, &secret)?;
+    }
+    Ok(secret)
 }

@@ -14,7 +14,7 @@
 //!
 //! let mut export = ExportFile::open(File::open("export.zip")?)?;
 //! export.verify(&VerifyingKey::from_pem(&fs::read("publisher.pem")?)?)?;
-//! for entry in export.into_keys()? {
+//! for entry in export.keys()? {
 //!     let entry = entry?;
 //!     println!("{:?} {}", entry.section, entry.key.rolling_start_interval_number);
 //! }
@@ -35,7 +35,7 @@ use efgs_protocol::{
 };
 
 pub use message::{ExportHeader, SignatureInfo};
-pub use read::{Entry, ExportFile, Keys, MAX_EXPORT_BYTES, ReadError};
+pub use read::{ExportFile, ExportedKey, Keys, MAX_EXPORT_BYTES, ReadError};
 pub use sign::{ExportSigner, KeyError, SIGNATURE_ALGORITHM, VerifyingKey};
 pub use write::{WriteError, write};
 

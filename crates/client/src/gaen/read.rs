@@ -1,17 +1,17 @@
 //! Reading export files, of any length in little memory.
 
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use efgs_protocol::wire;
-use flate2::{CrcReader, bufread::DeflateDecoder};
 use prost::Message;
 use sha2::{Digest, Sha256};
-use zip::{CompressionMethod, ZipArchive, result::ZipError};
+use zip::{CompressionMethod, ZipArchive, read::ZipFile, result::ZipError};
 
 use super::{
     EXPORT_ENTRY, ExportHeader, HEADER, SIGNATURE_ENTRY, Section, SignatureInfo, TemporaryExposureKey,
     VerifyingKey,
     message::{Key, SignatureList},
+    write::Hashing,
 };
 
 /// How many bytes of `export.bin` are read at most, unpacked: about eight million keys.
@@ -32,12 +32,9 @@ pub enum ReadError {
     /// No zip archive, or one that cannot be unpacked.
     #[error("it is not a zip archive that can be unpacked: {0}")]
     Archive(String),
-    /// An entry is missing.
-    #[error("the archive has no entry {0}: it is not a key export file")]
-    Missing(&'static str),
-    /// `export.bin` does not begin with its header.
-    #[error("export.bin does not begin with \"EK Export v1\" and four spaces")]
-    Header,
+    /// It is another archive than an export file: an entry is missing, or is not what it should be.
+    #[error("{0}")]
+    NoExport(String),
     /// An entry is longer than any real one.
     #[error("{entry} has more than {limit} bytes")]
     TooLong {
@@ -45,14 +42,6 @@ pub enum ReadError {
         entry: &'static str,
         /// How many bytes are read at most.
         limit: u64,
-    },
-    /// `export.bin` is not the message that it should be.
-    #[error("export.bin cannot be read: {what} before byte {at}")]
-    Malformed {
-        /// What is wrong.
-        what: &'static str,
-        /// Where, in the unpacked entry.
-        at: u64,
     },
     /// One key is none. The keys behind it can still be read.
     #[error("key {index}: the key data has {found} bytes instead of 16")]
@@ -62,9 +51,6 @@ pub enum ReadError {
         /// The number of bytes found.
         found: usize,
     },
-    /// `export.sig` is not the message that it should be.
-    #[error("export.sig cannot be read: it is not a list of signatures")]
-    Signatures,
     /// No signature is one of the given key.
     #[error("none of the {signatures} signatures in export.sig is the given key's over this export.bin")]
     NotVerified {
@@ -75,18 +61,8 @@ pub enum ReadError {
 
 /// An export file, opened: both entries are there and can be unpacked.
 pub struct ExportFile<R> {
-    reader: R,
-    export: Place,
+    archive: ZipArchive<R>,
     signatures: SignatureList,
-}
-
-/// Where an entry lies in the archive, and how.
-#[derive(Clone, Copy)]
-struct Place {
-    start: u64,
-    packed: u64,
-    deflated: bool,
-    crc32: u32,
 }
 
 impl<R: Read + Seek> ExportFile<R> {
@@ -96,15 +72,15 @@ impl<R: Read + Seek> ExportFile<R> {
     /// See [`ReadError`].
     pub fn open(reader: R) -> Result<Self, ReadError> {
         let mut archive = ZipArchive::new(reader).map_err(|error| archive_error(error, EXPORT_ENTRY))?;
-        let export = place(&mut archive, EXPORT_ENTRY)?;
-        let place = place(&mut archive, SIGNATURE_ENTRY)?;
-        let mut reader = archive.into_inner();
-
+        unpack(&mut archive, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
         let mut bytes = Vec::new();
-        let mut entry = place.unpack(&mut reader, SIGNATURE_ENTRY, MAX_SIGNATURE_BYTES)?;
-        entry.read_to_end(&mut bytes).map_err(unpack_error)?;
-        let signatures = SignatureList::decode(&*bytes).map_err(|_| ReadError::Signatures)?;
-        Ok(Self { reader, export, signatures })
+        let mut signatures = unpack(&mut archive, SIGNATURE_ENTRY, MAX_SIGNATURE_BYTES)?;
+        signatures.read_to_end(&mut bytes).map_err(|error| unpack_error(error, SIGNATURE_ENTRY))?;
+        drop(signatures);
+        let signatures = SignatureList::decode(&*bytes).map_err(|_| {
+            ReadError::NoExport("export.sig cannot be read: it is not a list of signatures".into())
+        })?;
+        Ok(Self { archive, signatures })
     }
 
     /// Checks the file's signatures: at least one must be the given key's, over the whole of `export.bin`.
@@ -113,18 +89,10 @@ impl<R: Read + Seek> ExportFile<R> {
     /// # Errors
     /// See [`ReadError`].
     pub fn verify(&mut self, key: &VerifyingKey) -> Result<SignatureInfo, ReadError> {
-        let mut export = self.export.unpack(&mut self.reader, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
-        let mut sha256 = Sha256::new();
-        loop {
-            let bytes = export.fill_buf().map_err(unpack_error)?;
-            if bytes.is_empty() {
-                break;
-            }
-            sha256.update(bytes);
-            let length = bytes.len();
-            export.consume(length);
-        }
-        let digest = sha256.finalize();
+        let mut export = unpack(&mut self.archive, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
+        let mut hashing = Hashing { out: io::sink(), sha256: Sha256::new() };
+        io::copy(&mut export, &mut hashing).map_err(export_error)?;
+        let digest = hashing.sha256.finalize();
         let signatures = &self.signatures.signatures;
         let by_key =
             signatures.iter().find(|one| key.verify(&digest, one.signature.as_deref().unwrap_or_default()));
@@ -143,12 +111,13 @@ impl<R: Read + Seek> ExportFile<R> {
     ///
     /// # Errors
     /// When `export.bin` does not begin as it should.
-    pub fn into_keys(self) -> Result<Keys<R>, ReadError> {
-        let mut export = self.export.unpack(self.reader, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
+    pub fn keys(&mut self) -> Result<Keys<'_, R>, ReadError> {
+        let mut export = unpack(&mut self.archive, EXPORT_ENTRY, MAX_EXPORT_BYTES)?;
         let mut header = Vec::new();
-        export.by_ref().take(HEADER.len() as u64).read_to_end(&mut header).map_err(unpack_error)?;
+        export.by_ref().take(HEADER.len() as u64).read_to_end(&mut header).map_err(export_error)?;
         if header != HEADER {
-            return Err(ReadError::Header);
+            let what = "export.bin does not begin with \"EK Export v1\" and four spaces";
+            return Err(ReadError::NoExport(what.into()));
         }
         Ok(Keys {
             export,
@@ -163,7 +132,7 @@ impl<R: Read + Seek> ExportFile<R> {
 
 /// A key in an export file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ExportedKey {
     /// In which of the two lists it stands.
     pub section: Section,
     /// The key.
@@ -174,8 +143,8 @@ pub struct Entry {
 /// any other error is the last item.
 ///
 /// The end of the items means that the file was whole: its length and its check sum are right.
-pub struct Keys<R: Read> {
-    export: Unpacked<R>,
+pub struct Keys<'a, R: Read> {
+    export: Unpacked<'a, R>,
     /// How many bytes have been read.
     position: u64,
     /// The fields that are no keys, as they stand in the file.
@@ -186,20 +155,20 @@ pub struct Keys<R: Read> {
     ended: bool,
 }
 
-impl<R: Read> Keys<R> {
+impl<R: Read> Keys<'_, R> {
     /// What the file says besides its keys. It is complete once all keys have been read: most files have it
     /// before the keys, but the format does not promise that.
     ///
     /// # Errors
-    /// [`ReadError::Malformed`].
+    /// [`ReadError::NoExport`].
     pub fn header(&self) -> Result<ExportHeader, ReadError> {
         ExportHeader::decode(&*self.header).map_err(|_| self.malformed("a header field of another type"))
     }
 
-    fn next_key(&mut self) -> Result<Option<Entry>, ReadError> {
+    fn next_key(&mut self) -> Result<Option<ExportedKey>, ReadError> {
         // Each turn reads one field of the outer message.
         loop {
-            if self.export.fill_buf().map_err(unpack_error)?.is_empty() {
+            if self.export.fill_buf().map_err(export_error)?.is_empty() {
                 // A header that cannot be read makes the file none, even if nobody asks for the header.
                 return self.header().map(|_| None);
             }
@@ -233,7 +202,7 @@ impl<R: Read> Keys<R> {
             let index = self.read;
             self.read += 1;
             return match key.parse() {
-                Ok(key) => Ok(Some(Entry { section, key })),
+                Ok(key) => Ok(Some(ExportedKey { section, key })),
                 Err(found) => Err(ReadError::KeyDataLength { index, found }),
             };
         }
@@ -257,12 +226,12 @@ impl<R: Read> Keys<R> {
     }
 
     fn malformed(&self, what: &'static str) -> ReadError {
-        ReadError::Malformed { what, at: self.position }
+        malformed(what, self.position)
     }
 }
 
-impl<R: Read> Iterator for Keys<R> {
-    type Item = Result<Entry, ReadError>;
+impl<R: Read> Iterator for Keys<'_, R> {
+    type Item = Result<ExportedKey, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -276,103 +245,63 @@ impl<R: Read> Iterator for Keys<R> {
 
 /// Appends the next `length` bytes.
 fn append<R: Read>(
-    export: &mut Unpacked<R>,
+    export: &mut Unpacked<'_, R>,
     position: &mut u64,
     length: u64,
     to: &mut Vec<u8>,
 ) -> Result<(), ReadError> {
-    let read = export.take(length).read_to_end(to).map_err(unpack_error)? as u64;
+    let read = export.take(length).read_to_end(to).map_err(export_error)? as u64;
     *position += read;
     if read < length {
-        return Err(ReadError::Malformed { what: "a field that is cut off", at: *position });
+        return Err(malformed("a field that is cut off", *position));
     }
     Ok(())
 }
 
-fn place<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &'static str) -> Result<Place, ReadError> {
-    let entry = archive.by_name(name).map_err(|error| archive_error(error, name))?;
-    let deflated = match entry.compression() {
-        CompressionMethod::Stored => false,
-        CompressionMethod::Deflated => true,
-        other => {
-            return Err(ReadError::Archive(format!("{name} is packed with {other}, not deflated or stored")));
-        }
-    };
-    let start = entry.data_start().ok_or_else(|| ReadError::Archive(format!("{name} has no data")))?;
-    Ok(Place { start, packed: entry.compressed_size(), deflated, crc32: entry.crc32() })
+fn malformed(what: &str, at: u64) -> ReadError {
+    ReadError::NoExport(format!("export.bin cannot be read: {what} before byte {at}"))
 }
 
-impl Place {
-    fn unpack<R: Read + Seek>(
-        self,
-        mut reader: R,
-        entry: &'static str,
-        limit: u64,
-    ) -> Result<Unpacked<R>, ReadError> {
-        reader.seek(SeekFrom::Start(self.start))?;
-        let packed = BufReader::new(reader.take(self.packed));
-        let bytes = CrcReader::new(if self.deflated {
-            Packed::Deflated(DeflateDecoder::new(packed))
-        } else {
-            Packed::Stored(packed)
-        });
-        Ok(BufReader::new(Checked { bytes, crc32: self.crc32, entry, limit, left: limit }))
-    }
-}
+/// The bytes of an entry. Reading fails when it unpacks to more than its declared size, or when its check sum is
+/// wrong.
+type Unpacked<'a, R> = BufReader<ZipFile<'a, R>>;
 
-/// The bytes of an entry.
-type Unpacked<R> = BufReader<Checked<R>>;
-
-enum Packed<R> {
-    Stored(BufReader<Take<R>>),
-    Deflated(DeflateDecoder<BufReader<Take<R>>>),
-}
-
-impl<R: Read> Read for Packed<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Stored(bytes) => bytes.read(into),
-            Self::Deflated(bytes) => bytes.read(into),
-        }
-    }
-}
-
-/// Refuses an entry that is too long, whatever the archive says of its length, or whose check sum is wrong.
-struct Checked<R> {
-    bytes: CrcReader<Packed<R>>,
-    crc32: u32,
-    entry: &'static str,
+fn unpack<'a, R: Read + Seek>(
+    archive: &'a mut ZipArchive<R>,
+    name: &'static str,
     limit: u64,
-    left: u64,
-}
-
-impl<R: Read> Read for Checked<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let read = self.bytes.read(into)?;
-        if read == 0 && !into.is_empty() && self.bytes.crc().sum() != self.crc32 {
-            let reason = format!("the check sum of {} is wrong", self.entry);
-            return Err(io::Error::other(ReadError::Archive(reason)));
-        }
-        self.left = (self.left.checked_sub(read as u64))
-            .ok_or_else(|| io::Error::other(ReadError::TooLong { entry: self.entry, limit: self.limit }))?;
-        Ok(read)
+) -> Result<Unpacked<'a, R>, ReadError> {
+    let entry = archive.by_name(name).map_err(|error| archive_error(error, name))?;
+    let method = entry.compression();
+    if !matches!(method, CompressionMethod::Stored | CompressionMethod::Deflated) {
+        return Err(ReadError::Archive(format!("{name} is packed with {method}, not deflated or stored")));
     }
+    if entry.size() > limit {
+        return Err(ReadError::TooLong { entry: name, limit });
+    }
+    Ok(BufReader::new(entry))
 }
 
 fn archive_error(error: ZipError, entry: &'static str) -> ReadError {
     match error {
-        ZipError::FileNotFound => ReadError::Missing(entry),
+        ZipError::FileNotFound => {
+            ReadError::NoExport(format!("the archive has no entry {entry}: it is not a key export file"))
+        }
         ZipError::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof => ReadError::Io(error),
         other => ReadError::Archive(other.to_string()),
     }
 }
 
-/// What went wrong while bytes were unpacked: something of ours, bytes that are not deflated, or the disk.
-fn unpack_error(error: io::Error) -> ReadError {
+/// What went wrong while bytes were unpacked: the archive, or the disk.
+fn unpack_error(error: io::Error, entry: &str) -> ReadError {
     match error.kind() {
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-            ReadError::Archive(error.to_string())
+            ReadError::Archive(format!("{entry}: {error}"))
         }
-        _ => error.downcast::<ReadError>().unwrap_or_else(ReadError::Io),
+        _ => ReadError::Io(error),
     }
+}
+
+fn export_error(error: io::Error) -> ReadError {
+    unpack_error(error, EXPORT_ENTRY)
 }

@@ -68,8 +68,9 @@ fn open(bytes: &[u8]) -> Result<ExportFile<Cursor<&[u8]>>, ReadError> {
 }
 
 /// Reads all that there is, as a user would.
-fn read(bytes: &[u8]) -> Result<(ExportHeader, Vec<Result<Entry, ReadError>>), ReadError> {
-    let mut keys = open(bytes)?.into_keys()?;
+fn read(bytes: &[u8]) -> Result<(ExportHeader, Vec<Result<ExportedKey, ReadError>>), ReadError> {
+    let mut file = open(bytes)?;
+    let mut keys = file.keys()?;
     let all: Vec<_> = keys.by_ref().collect();
     Ok((keys.header().unwrap_or_default(), all))
 }
@@ -80,7 +81,7 @@ fn entry(file: &[u8], name: &str) -> Vec<u8> {
     bytes
 }
 
-fn error(result: Result<(ExportHeader, Vec<Result<Entry, ReadError>>), ReadError>) -> String {
+fn error(result: Result<(ExportHeader, Vec<Result<ExportedKey, ReadError>>), ReadError>) -> String {
     match result {
         Err(error) => error.to_string(),
         Ok((_, keys)) => keys.into_iter().next_back().unwrap().unwrap_err().to_string(),
@@ -219,7 +220,7 @@ fn a_damaged_archive_is_noticed_even_without_its_signature() {
     let mut bytes = export_of(&[&[0x3a, 18, 0x0a, 16][..], &[5; 16]].concat());
     let place = bytes.windows(16).position(|window| window == [5; 16]).unwrap();
     bytes[place] ^= 1;
-    assert!(error(read(&bytes)).contains("the check sum of export.bin is wrong"));
+    assert!(error(read(&bytes)).contains("export.bin: Invalid checksum"));
 }
 
 #[test]

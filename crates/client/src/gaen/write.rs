@@ -86,9 +86,9 @@ pub fn write<W: Write + Seek>(
 }
 
 /// Passes bytes on and hashes them.
-struct Hashing<W> {
-    out: W,
-    sha256: Sha256,
+pub(super) struct Hashing<W> {
+    pub(super) out: W,
+    pub(super) sha256: Sha256,
 }
 
 impl<W: Write> Write for Hashing<W> {

@@ -21,14 +21,11 @@ const COUNTRIES: [&str; 31] = [
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExportSection {
-    #[serde(default = "default_folder")]
-    folder: PathBuf,
-    #[serde(default = "default_batches")]
-    batches: PathBuf,
+    folder: Option<PathBuf>,
+    batches: Option<PathBuf>,
     pub(super) signing_key: PathBuf,
     key_id: String,
-    #[serde(default = "default_version")]
-    key_version: String,
+    key_version: Option<String>,
     countries: Option<Vec<Country>>,
     combined: Option<String>,
     #[serde(default)]
@@ -42,50 +39,7 @@ pub(super) struct ExportSection {
     retention_days: Option<u32>,
     #[serde(default, deserialize_with = "report_types")]
     report_types: Option<Vec<ReportType>>,
-    bucket: Option<BucketSection>,
-}
-
-/// `[export.bucket]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BucketSection {
-    endpoint: String,
-    name: String,
-    #[serde(default = "default_region")]
-    region: String,
-    #[serde(default)]
-    prefix: String,
-    #[serde(default = "default_path_style")]
-    path_style: bool,
-    ca: Option<PathBuf>,
-    access_key_file: Option<PathBuf>,
-    secret_key_file: Option<PathBuf>,
-    #[serde(default = "default_timeout", with = "humantime_serde")]
-    timeout: Duration,
-}
-
-fn default_region() -> String {
-    "us-east-1".to_owned()
-}
-
-fn default_path_style() -> bool {
-    true
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(60)
-}
-
-fn default_folder() -> PathBuf {
-    PathBuf::from("phones")
-}
-
-fn default_batches() -> PathBuf {
-    PathBuf::from("batches")
-}
-
-fn default_version() -> String {
-    "v1".to_owned()
+    bucket: Option<BucketSettings>,
 }
 
 fn report_types<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ReportType>>, D::Error> {
@@ -119,10 +73,11 @@ impl Profile {
     /// When the section is missing, or its key cannot be used.
     pub fn export(&self) -> Result<ExportProfile, ProfileError> {
         let section = self.section("export", self.content.export.as_ref())?;
-        let refuse = |reason: String| ProfileError::Section { section: "export", reason };
+        let refuse = |reason: String| ProfileError::section("export", reason);
         let key = self.read("export.signing_key", &section.signing_key)?;
-        let signer = ExportSigner::from_pem(&key, &section.key_id, &section.key_version)
-            .map_err(|error| refuse(format!("`signing_key`: {error}")))?;
+        let signer =
+            ExportSigner::from_pem(&key, &section.key_id, section.key_version.as_deref().unwrap_or("v1"))
+                .map_err(|error| refuse(format!("`signing_key`: {error}")))?;
 
         let all = || COUNTRIES.iter().filter_map(|country| country.parse().ok()).collect();
         let countries: Vec<Country> = section.countries.clone().unwrap_or_else(all);
@@ -152,14 +107,14 @@ impl Profile {
                 signers: usual.signers,
                 trust_clock: usual.trust_clock,
             },
-            folder: self.resolve(&section.folder),
-            batches: self.resolve(&section.batches),
+            folder: self.resolve(section.folder.as_deref().unwrap_or("phones".as_ref())),
+            batches: self.resolve(section.batches.as_deref().unwrap_or("batches".as_ref())),
             bucket: section.bucket.as_ref().map(|section| self.bucket(section)).transpose()?,
         })
     }
 
-    fn bucket(&self, section: &BucketSection) -> Result<Bucket, ProfileError> {
-        let refuse = |reason: String| ProfileError::Section { section: "export.bucket", reason };
+    fn bucket(&self, section: &BucketSettings) -> Result<Bucket, ProfileError> {
+        let refuse = |reason: String| ProfileError::section("export.bucket", reason);
         let text = |key: &str, path| {
             let bytes = self.read(&format!("export.bucket.{key}"), path)?;
             let text =
@@ -173,23 +128,15 @@ impl Profile {
             }
             _ => variable("AWS_ACCESS_KEY_ID").zip(variable("AWS_SECRET_ACCESS_KEY")),
         };
-        let settings = BucketSettings {
-            endpoint: section.endpoint.clone(),
-            name: section.name.clone(),
-            region: section.region.clone(),
-            prefix: section.prefix.clone(),
-            path_style: section.path_style,
-            ca_pem: section.ca.as_ref().map(|path| text("ca", path)).transpose()?,
-            credentials: credentials.ok_or_else(|| {
-                refuse(
-                    "there are no credentials: set `access_key_file` and `secret_key_file`, or AWS_ACCESS_KEY_ID and \
-                     AWS_SECRET_ACCESS_KEY in the environment"
-                        .into(),
-                )
-            })?,
-            timeout: section.timeout,
-        };
-        Bucket::new(settings).map_err(|error| refuse(error.to_string()))
+        let credentials = credentials.ok_or_else(|| {
+            refuse(
+                "there are no credentials: set `access_key_file` and `secret_key_file`, or AWS_ACCESS_KEY_ID and \
+                 AWS_SECRET_ACCESS_KEY in the environment"
+                    .into(),
+            )
+        })?;
+        let ca = section.ca.as_ref().map(|path| text("ca", path)).transpose()?;
+        Bucket::new(section, ca.as_deref(), credentials).map_err(|error| refuse(error.to_string()))
     }
 }
 

@@ -5,13 +5,13 @@
 //! needs is read when it asks for it ([`Profile::gateway`], [`Profile::signer`], [`Profile::anchor`]).
 
 use std::{
-    fs, io,
+    fmt, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use efgs_protocol::{
-    anchor::{AnchorError, TrustAnchor},
+    anchor::TrustAnchor,
     certificate::Certificate,
     country::Country,
     signature::{BatchSigner, Identity, SignError, SignaturePolicy},
@@ -19,7 +19,7 @@ use efgs_protocol::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{Gateway, Settings, SettingsError, audit::Auditor};
+use crate::{Gateway, Settings, audit::Auditor};
 
 mod export;
 #[cfg(test)]
@@ -34,68 +34,31 @@ pub const EXAMPLE: &str = include_str!("example.toml");
 /// Where a profile is looked for when nobody says where it is.
 pub const DEFAULT_FILE: &str = "efgs-client.toml";
 
+/// How long a call of the gateway, or a request to the bucket, may take when the profile does not say.
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Why a profile cannot be used; every text names the file or the key, and says what to do. Never holds a
 /// secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
-    /// The profile is not there or not readable.
-    #[error("cannot read the profile {}: {source}; `efgs init` writes one, --profile names another", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The profile is not TOML, or a value is of the wrong kind, or missing.
-    #[error("{}, line {line}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong there.
-        reason: String,
-    },
     /// A section is missing that is needed now.
-    #[error("`[{section}]` is missing in {}: `efgs init` shows what belongs there", path.display())]
-    Missing {
-        /// The profile.
-        path: PathBuf,
-        /// The section's name.
-        section: &'static str,
-    },
-    /// A file that the profile names is not readable.
-    #[error("`{key}`: cannot read {}: {source}", path.display())]
-    File {
-        /// The key of the profile.
-        key: String,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The keys of a section contradict each other.
-    #[error("`[{section}]`: {reason}")]
-    Section {
-        /// The section's name.
-        section: &'static str,
-        /// What to do.
-        reason: String,
-    },
+    #[error("{0}")]
+    Missing(String),
+    /// The profile or a file that it names is not readable, or cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl ProfileError {
+    /// The keys of a section contradict each other, or what they name cannot be used.
+    fn section(name: &str, reason: impl fmt::Display) -> Self {
+        Self::Unusable(format!("`[{name}]`: {reason}"))
+    }
+
     /// A certificate and its private key cannot be used.
-    #[error("`[{section}]`: {source}{}", hint(source, section))]
-    Identity {
-        /// The section's name.
-        section: &'static str,
-        /// Why.
-        source: SignError,
-    },
-    /// The trust anchor cannot be used.
-    #[error("`trust.anchor`: {0}")]
-    Anchor(#[from] AnchorError),
-    /// The gateway cannot be called with these settings.
-    #[error("`[gateway]`: {0}")]
-    Gateway(#[from] SettingsError),
+    fn identity(section: &str, error: &SignError) -> Self {
+        Self::section(section, format_args!("{error}{}", hint(error, section)))
+    }
 }
 
 /// Where a password can come from, when it is missing or wrong.
@@ -125,8 +88,7 @@ pub struct Profile {
 #[serde(deny_unknown_fields)]
 struct Content {
     country: Country,
-    #[serde(default = "default_state")]
-    state: PathBuf,
+    state: Option<PathBuf>,
     gateway: Option<GatewaySection>,
     authentication: Option<IdentitySection>,
     signing: Option<IdentitySection>,
@@ -135,22 +97,14 @@ struct Content {
     callback: Option<CallbackSection>,
 }
 
-fn default_state() -> PathBuf {
-    PathBuf::from("efgs-state")
-}
-
 /// `[gateway]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GatewaySection {
     url: String,
     ca: PathBuf,
-    #[serde(default = "default_timeout", with = "humantime_serde")]
-    timeout: Duration,
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(60)
+    #[serde(default, with = "humantime_serde")]
+    timeout: Option<Duration>,
 }
 
 /// `[authentication]`, `[signing]`: a pair of PEM files, or one PKCS#12 file.
@@ -197,21 +151,21 @@ impl Profile {
     /// # Errors
     /// When it is not readable, or says something that nobody understands.
     pub fn load(path: &Path) -> Result<Self, ProfileError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ProfileError::Unreadable { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|error| {
+            let path = path.display();
+            ProfileError::Unusable(format!(
+                "cannot read the profile {path}: {error}; `efgs init` writes one, --profile names another"
+            ))
+        })?;
         Self::parse(&text, path)
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ProfileError> {
-        let content = toml::from_str(text).map_err(|error| ProfileError::Invalid {
-            path: path.to_owned(),
-            line: text
-                .get(..error.span().map_or(0, |span| span.start))
-                .unwrap_or_default()
-                .matches('\n')
-                .count()
-                + 1,
-            reason: explain(error.message()),
+        let content = toml::from_str(text).map_err(|error| {
+            let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let reason = explain(error.message());
+            ProfileError::Unusable(format!("{}, line {line}: {reason}", path.display()))
         })?;
         Ok(Self { path: path.to_owned(), content })
     }
@@ -233,7 +187,7 @@ impl Profile {
 
     /// The folder in which commands remember what they did. It may not exist yet.
     pub fn state(&self) -> PathBuf {
-        self.resolve(&self.content.state)
+        self.resolve(self.content.state.as_deref().unwrap_or("efgs-state".as_ref()))
     }
 
     /// The gateway, called with the AUTHENTICATION certificate; nothing is connected yet.
@@ -241,7 +195,7 @@ impl Profile {
     /// # Errors
     /// When `[gateway]` or `[authentication]` is missing or cannot be used.
     pub fn gateway(&self) -> Result<Gateway, ProfileError> {
-        Ok(Gateway::new(self.settings()?)?)
+        Gateway::new(self.settings()?).map_err(|error| ProfileError::section("gateway", error))
     }
 
     /// What it takes to call the gateway.
@@ -252,13 +206,13 @@ impl Profile {
         let section = self.section("gateway", self.content.gateway.as_ref())?;
         let server_ca_pem = String::from_utf8_lossy(&self.read("gateway.ca", &section.ca)?).into_owned();
         let identity = self.authentication()?;
-        let unusable = |source| ProfileError::Identity { section: "authentication", source };
+        let key = identity.private_key_pem();
         Ok(Settings {
             url: section.url.clone(),
             server_ca_pem,
             certificate_pem: identity.certificates_pem(),
-            private_key_pem: identity.private_key_pem().map_err(unusable)?,
-            timeout: section.timeout,
+            private_key_pem: key.map_err(|error| ProfileError::identity("authentication", &error))?,
+            timeout: section.timeout.unwrap_or(DEFAULT_TIMEOUT),
         })
     }
 
@@ -284,7 +238,8 @@ impl Profile {
     /// When `[trust]` is missing or cannot be used.
     pub fn anchor(&self) -> Result<TrustAnchor, ProfileError> {
         let section = self.section("trust", self.content.trust.as_ref())?;
-        Ok(TrustAnchor::from_pem(&*self.read("trust.anchor", &section.anchor)?)?)
+        TrustAnchor::from_pem(&*self.read("trust.anchor", &section.anchor)?)
+            .map_err(|error| ProfileError::Unusable(format!("`trust.anchor`: {error}")))
     }
 
     /// How the gateway calls.
@@ -293,14 +248,15 @@ impl Profile {
     /// When `[callback]` is missing or cannot be used.
     pub fn callback(&self) -> Result<CallbackServer, ProfileError> {
         let section = self.section("callback", self.content.callback.as_ref())?;
-        let refuse = |reason| ProfileError::Section { section: "callback", reason };
         if !section.path.starts_with('/') {
-            return Err(refuse("`path` begins with a slash, as in the registered URL".to_owned()));
+            let reason = "`path` begins with a slash, as in the registered URL";
+            return Err(ProfileError::section("callback", reason));
         }
         let identity = self.identity("callback.server", Some(&section.server))?;
         let read = |path: &PathBuf| {
-            Certificate::from_file_contents(&self.read("callback.gateway", path)?, None)
-                .map_err(|e| refuse(format!("`gateway`: {}: {e}", path.display())))
+            Certificate::from_file_contents(&self.read("callback.gateway", path)?, None).map_err(|error| {
+                ProfileError::section("callback", format_args!("`gateway`: {}: {error}", path.display()))
+            })
         };
         let gateway = section.gateway.iter().map(read).collect::<Result<_, _>>()?;
         Ok(CallbackServer { path: section.path.clone(), identity, gateway })
@@ -333,25 +289,16 @@ impl Profile {
             .collect()
     }
 
-    fn identity(
-        &self,
-        name: &'static str,
-        section: Option<&IdentitySection>,
-    ) -> Result<Identity, ProfileError> {
+    fn identity(&self, name: &str, section: Option<&IdentitySection>) -> Result<Identity, ProfileError> {
         let section = self.section(name, section)?;
         let password = match &section.password_file {
             Some(path) => Some(self.read(&format!("{name}.password_file"), path)?),
             None => std::env::var(password_variable(name)).ok().map(|text| Zeroizing::new(text.into_bytes())),
         };
-        let refuse = |reason: &str| ProfileError::Section { section: name, reason: reason.to_owned() };
-        let password = match &password {
-            Some(bytes) => Some(
-                std::str::from_utf8(bytes)
-                    .map_err(|_| refuse("the password is not text"))?
-                    .trim_end_matches(['\r', '\n']),
-            ),
-            None => None,
-        };
+        let password = password.as_ref().map(|bytes| std::str::from_utf8(bytes)).transpose();
+        let password = password
+            .map_err(|_| ProfileError::section(name, "the password is not text"))?
+            .map(|text| text.trim_end_matches(['\r', '\n']));
         let read = |key: &str, path| self.read(&format!("{name}.{key}"), path);
         let identity = match (&section.certificate, &section.private_key, &section.pkcs12) {
             (Some(certificate), Some(key), None) => {
@@ -359,22 +306,26 @@ impl Profile {
             }
             (None, None, Some(pkcs12)) => Identity::from_pkcs12(&read("pkcs12", pkcs12)?, password),
             _ => {
-                return Err(refuse("name a `certificate` with its `private_key`, or one `pkcs12` file"));
+                let reason = "name a `certificate` with its `private_key`, or one `pkcs12` file";
+                return Err(ProfileError::section(name, reason));
             }
         };
-        identity.map_err(|source| ProfileError::Identity { section: name, source })
+        identity.map_err(|error| ProfileError::identity(name, &error))
     }
 
-    fn section<'a, T>(&self, name: &'static str, section: Option<&'a T>) -> Result<&'a T, ProfileError> {
-        section.ok_or_else(|| ProfileError::Missing { path: self.path.clone(), section: name })
+    fn section<'a, T>(&self, name: &str, section: Option<&'a T>) -> Result<&'a T, ProfileError> {
+        section.ok_or_else(|| {
+            let path = self.path.display();
+            ProfileError::Missing(format!(
+                "`[{name}]` is missing in {path}: `efgs init` shows what belongs there"
+            ))
+        })
     }
 
     fn read(&self, key: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, ProfileError> {
         let path = self.resolve(path);
-        fs::read(&path).map(Zeroizing::new).map_err(|source| ProfileError::File {
-            key: key.to_owned(),
-            path,
-            source,
+        fs::read(&path).map(Zeroizing::new).map_err(|error| {
+            ProfileError::Unusable(format!("`{key}`: cannot read {}: {error}", path.display()))
         })
     }
 }

@@ -15,7 +15,7 @@ fn the_example_is_read_and_paths_are_relative_to_it() {
     assert_eq!(profile.country().as_str(), "XX");
     assert_eq!(profile.state(), Path::new("folder/efgs-state"));
     assert_eq!(profile.resolve(Path::new("/absolute")), Path::new("/absolute"));
-    assert_eq!(profile.content.gateway.unwrap().timeout, Duration::from_secs(60));
+    assert_eq!(profile.content.gateway.unwrap().timeout, Some(Duration::from_secs(60)));
 }
 
 #[test]

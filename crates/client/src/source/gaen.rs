@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, copy},
+    io::{Read, Seek, copy},
 };
 
 use efgs_protocol::{
@@ -10,7 +10,7 @@ use efgs_protocol::{
     key::{InvalidReason, KeyBatch},
 };
 
-use super::Each;
+use super::{Each, SourceProblem};
 use crate::gaen::{ExportFile, MAX_EXPORT_BYTES, ReadError, VerifyingKey};
 
 /// What export files do not say of their keys, and who must have signed the files.
@@ -24,17 +24,6 @@ pub struct GaenDefaults {
     pub key: Option<VerifyingKey>,
 }
 
-/// Why an export cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum GaenProblem {
-    /// It cannot be read, or its signature does not verify.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// What is no file on disk is too long to be an export.
-    #[error("a GAEN export has at most {MAX_EXPORT_BYTES} bytes")]
-    TooLong,
-}
-
 /// Keys of both lists, the new ones and the revised ones. An archive is read from its end, so that what is no
 /// file on disk is copied to one.
 pub(super) fn read(
@@ -42,7 +31,7 @@ pub(super) fn read(
     reader: impl Read,
     defaults: &GaenDefaults,
     each: &mut Each<'_>,
-) -> Result<(), GaenProblem> {
+) -> Result<(), SourceProblem> {
     let file = match file {
         Some(file) => file,
         None => spool(reader)?,
@@ -51,7 +40,7 @@ pub(super) fn read(
     if let Some(key) = &defaults.key {
         export.verify(key)?;
     }
-    for entry in export.into_keys()? {
+    for entry in export.keys()? {
         let handed_on = match entry {
             Ok(entry) => {
                 let mut one = KeyBatch::new();
@@ -70,15 +59,12 @@ pub(super) fn read(
     Ok(())
 }
 
-fn spool(reader: impl Read) -> Result<File, GaenProblem> {
-    let spool = || -> io::Result<(File, u64)> {
-        let mut file = tempfile::tempfile()?;
-        let length = copy(&mut reader.take(MAX_EXPORT_BYTES + 1), &mut file)?;
-        file.rewind()?;
-        Ok((file, length))
-    };
-    match spool().map_err(ReadError::Io)? {
-        (_, length) if length > MAX_EXPORT_BYTES => Err(GaenProblem::TooLong),
-        (file, _) => Ok(file),
+fn spool(reader: impl Read) -> Result<File, SourceProblem> {
+    let mut file = tempfile::tempfile()?;
+    if copy(&mut reader.take(MAX_EXPORT_BYTES + 1), &mut file)? > MAX_EXPORT_BYTES {
+        let what = format!("a GAEN export has at most {MAX_EXPORT_BYTES} bytes");
+        return Err(SourceProblem::Malformed(what));
     }
+    file.rewind()?;
+    Ok(file)
 }

@@ -1,6 +1,6 @@
 //! Keys as JSON: in a batch, or each on a line.
 
-use std::{fmt, io::BufRead, ops::ControlFlow};
+use std::{fmt, io::BufRead};
 
 use efgs_protocol::wire;
 use serde::{
@@ -38,11 +38,11 @@ pub(super) fn read_batch(
     budget: &Budget,
     each: &mut Each<'_>,
 ) -> Result<(), SourceProblem> {
-    let mut reading = Reading { budget, each, broken_off: false };
+    let mut visitor = BatchVisitor { budget, each, broken_off: false };
     let mut json = serde_json::Deserializer::from_reader(stream);
-    let read = reading.deserialize_batch(&mut json).and_then(|()| json.end());
+    let read = json.deserialize_map(&mut visitor).and_then(|()| json.end());
     match read {
-        Err(_) if reading.broken_off => Ok(()),
+        Err(_) if visitor.broken_off => Ok(()),
         Err(error) if error.is_io() => Err(SourceProblem::Read(error.into())),
         // The parser's own words quote what it finds, which may be key data.
         Err(error) => Err(SourceProblem::Malformed(format!(
@@ -55,22 +55,14 @@ pub(super) fn read_batch(
     }
 }
 
-struct Reading<'r, 'e> {
+/// Takes the object of a batch, and the list of keys in it.
+struct BatchVisitor<'r, 'e> {
     budget: &'r Budget,
     each: &'r mut Each<'e>,
     broken_off: bool,
 }
 
-impl Reading<'_, '_> {
-    fn deserialize_batch<'de, D: Deserializer<'de>>(&mut self, json: D) -> Result<(), D::Error> {
-        json.deserialize_map(Batch(self))
-    }
-}
-
-/// The batch: an object with a list of keys.
-struct Batch<'b, 'r, 'e>(&'b mut Reading<'r, 'e>);
-
-impl<'de> Visitor<'de> for Batch<'_, '_, '_> {
+impl<'de> Visitor<'de> for &mut BatchVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,43 +76,31 @@ impl<'de> Visitor<'de> for Batch<'_, '_, '_> {
                 "keys" if seen => return Err(A::Error::duplicate_field("keys")),
                 "keys" => {
                     seen = true;
-                    map.next_value_seed(Keys(self.0))?;
+                    map.next_value_seed(&mut *self)?;
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         if seen { Ok(()) } else { Err(A::Error::missing_field("keys")) }
     }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut keys: A) -> Result<(), A::Error> {
+        while let Some(key) = keys.next_element::<Box<RawValue>>()? {
+            if hand_on(self.each, |one| wire::decode_json_key(key.get().as_bytes(), one)).is_break() {
+                self.broken_off = true;
+                return Err(A::Error::custom("broken off"));
+            }
+            self.budget.renew();
+        }
+        Ok(())
+    }
 }
 
-struct Keys<'b, 'r, 'e>(&'b mut Reading<'r, 'e>);
-
-impl<'de> DeserializeSeed<'de> for Keys<'_, '_, '_> {
+/// The list of keys.
+impl<'de> DeserializeSeed<'de> for &mut BatchVisitor<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
         json.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Keys<'_, '_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of keys")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut keys: A) -> Result<(), A::Error> {
-        let Reading { budget, each, broken_off } = self.0;
-        while let Some(key) = keys.next_element::<Box<RawValue>>()? {
-            if let ControlFlow::Break(()) =
-                hand_on(each, |one| wire::decode_json_key(key.get().as_bytes(), one))
-            {
-                *broken_off = true;
-                return Err(A::Error::custom("broken off"));
-            }
-            budget.renew();
-        }
-        Ok(())
     }
 }

@@ -8,16 +8,15 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::{self, Write},
+    fs::File,
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use efgs_protocol::batch_tag::UploadTag;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Lock, StateError, replace};
+use crate::state::{self, Lock, StateError};
 
 const NAME: &str = "upload.journal";
 /// For how long a line is kept. The gateway refuses keys older than 15 days and forgets what is older than 14.
@@ -28,9 +27,12 @@ const RENEWED_DAYS: i64 = KEPT_DAYS / 2;
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "lowercase", tag = "event")]
-enum Event {
+pub(super) enum Step {
+    /// An upload is going to be sent.
     Sending { tag: String, keys: usize },
+    /// It was answered 201.
     Stored { tag: String },
+    /// The gateway has every key of a piece: see [`Journal::done`].
     Done { piece: String },
 }
 
@@ -38,7 +40,7 @@ enum Event {
 struct Line {
     at: DateTime<Utc>,
     #[serde(flatten)]
-    event: Event,
+    event: Step,
 }
 
 pub(super) struct Journal {
@@ -54,32 +56,29 @@ impl Journal {
     pub(super) fn open(folder: &Path, now: DateTime<Utc>) -> Result<Self, StateError> {
         let lock = Lock::take(folder, "upload.lock")?;
         let path = folder.join(NAME);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.map_err(StateError::io(&path))?,
-        };
+        let bytes = state::read(&path)?.unwrap_or_default();
         // What stands behind the last line feed was being written when the process died.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let mut kept = Vec::with_capacity(whole);
         let mut done = HashMap::new();
         for (number, line) in (1..).zip(bytes[..whole].split_inclusive(|byte| *byte == b'\n')) {
-            let Line { at, event } = serde_json::from_slice(line).map_err(|_| StateError::Damaged {
-                path: path.clone(),
-                reason: format!(
+            let Line { at, event } = serde_json::from_slice(line).map_err(|_| {
+                let reason = format!(
                     "line {number} is not an entry; move the file away: its uploads are then sent again, and the \
                      gateway stores nothing twice"
-                ),
+                );
+                StateError::Damaged(path.clone(), reason)
             })?;
             if now - at > TimeDelta::days(KEPT_DAYS) {
                 continue;
             }
             kept.extend_from_slice(line);
-            if let Event::Done { piece } = event {
+            if let Step::Done { piece } = event {
                 done.insert(piece, at);
             }
         }
         if kept.len() < bytes.len() || bytes.is_empty() {
-            replace(&path, &kept)?;
+            state::replace(&path, &kept)?;
         }
         let file = File::options().append(true).open(&path).map_err(StateError::io(&path))?;
         Ok(Self { path, file, done, _lock: lock })
@@ -94,31 +93,17 @@ impl Journal {
         Ok(true)
     }
 
-    /// An upload is going to be sent.
-    pub(super) fn sending(
-        &mut self,
-        tag: &UploadTag,
-        keys: usize,
-        at: DateTime<Utc>,
-    ) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Sending { tag: tag.to_string(), keys } })
-    }
-
-    /// An upload was answered 201.
-    pub(super) fn stored(&mut self, tag: &UploadTag, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Stored { tag: tag.to_string() } })
-    }
-
     /// The gateway has every key of a piece.
     pub(super) fn done(&mut self, piece: &str, at: DateTime<Utc>) -> Result<(), StateError> {
-        self.append(&Line { at, event: Event::Done { piece: piece.to_owned() } })?;
+        self.append(at, Step::Done { piece: piece.to_owned() })?;
         self.done.insert(piece.to_owned(), at);
         Ok(())
     }
 
-    fn append(&mut self, line: &Line) -> Result<(), StateError> {
-        let mut write = || {
-            let mut text = serde_json::to_vec(line)?;
+    /// Writes down a step, before anything else is done.
+    pub(super) fn append(&mut self, at: DateTime<Utc>, event: Step) -> Result<(), StateError> {
+        let write = || {
+            let mut text = serde_json::to_vec(&Line { at, event })?;
             text.push(b'\n');
             self.file.write_all(&text)?;
             self.file.sync_data()

@@ -1,13 +1,6 @@
 //! Before anything is sent: reading, checking, splitting.
 
-use std::{
-    collections::HashSet,
-    fs::File,
-    io::{BufWriter, Write},
-    ops::ControlFlow,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::HashSet, fs::File, io::Write, ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
@@ -19,8 +12,8 @@ use efgs_protocol::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counts, Event, FileReport, InvalidEntry, MAX_KEYS_READ, MAX_LISTED, Options, Progress, Report,
-    UploadError, digest, journal::Journal,
+    Counts, FileReport, InvalidEntry, MAX_KEYS_READ, MAX_LISTED, Progress, RunReport, UploadError,
+    UploadEvent, UploadOptions, digest, journal::Journal,
 };
 use crate::{
     source::{Source, SourceProblem},
@@ -40,7 +33,7 @@ pub(super) struct Reading {
     pub(super) state: PathBuf,
     /// The URL of the gateway: what another gateway has says nothing about this one.
     pub(super) gateway: String,
-    pub(super) options: Options,
+    pub(super) options: UploadOptions,
     pub(super) now: DateTime<Utc>,
     pub(super) stop: CancellationToken,
     pub(super) progress: Arc<Progress>,
@@ -49,7 +42,7 @@ pub(super) struct Reading {
 /// What is going to be sent.
 pub(super) struct Prepared {
     pub(super) journal: Journal,
-    pub(super) report: Report,
+    pub(super) report: RunReport,
     /// The bodies of all pieces, one after another, in protobuf. It has no name and ends with the process.
     pub(super) spool: File,
     pub(super) pieces: Vec<Piece>,
@@ -85,11 +78,8 @@ enum Unsendable {
 
 struct Preparing {
     reading: Reading,
-    journal: Journal,
-    report: Report,
-    spool: BufWriter<File>,
+    prepared: Prepared,
     spooled: u64,
-    pieces: Vec<Piece>,
     /// The first half of each payload hash. Two different keys with the same one would have to be sought for
     /// longer than anybody can.
     seen: HashSet<[u8; 16]>,
@@ -102,11 +92,13 @@ impl Reading {
         let journal = Journal::open(&self.state, self.now)?;
         let spool = tempfile::tempfile_in(&self.state).map_err(StateError::io(&self.state))?;
         let mut preparing = Preparing {
-            journal,
-            report: Report { dry_run: self.options.dry_run, ..Report::default() },
-            spool: BufWriter::new(spool),
+            prepared: Prepared {
+                journal,
+                report: RunReport { dry_run: self.options.dry_run, ..RunReport::default() },
+                spool,
+                pieces: Vec::new(),
+            },
             spooled: 0,
-            pieces: Vec::new(),
             seen: HashSet::new(),
             group: Group::default(),
             read: 0,
@@ -115,14 +107,16 @@ impl Reading {
         for source in sources {
             preparing.source(source)?;
         }
-        preparing.finish()
+        let mut prepared = preparing.prepared;
+        prepared.report.planned_uploads = prepared.pieces.len();
+        Ok(prepared)
     }
 }
 
 impl Preparing {
     fn source(&mut self, source: Source) -> Result<(), UploadError> {
         let name = source.name().to_owned();
-        self.report.files.push(FileReport { name, format: None, keys: Counts::default() });
+        self.prepared.report.files.push(FileReport { name, format: None, keys: Counts::default() });
         let mut failed = None;
         let defaults = self.reading.options.gaen.clone();
         let stop = self.reading.stop.clone();
@@ -145,7 +139,7 @@ impl Preparing {
 
     fn file(&mut self) -> &mut FileReport {
         #[expect(clippy::expect_used, reason = "it is pushed before the file is read")]
-        self.report.files.last_mut().expect("a file")
+        self.prepared.report.files.last_mut().expect("a file")
     }
 
     /// Takes the next key of the file.
@@ -163,7 +157,7 @@ impl Preparing {
                 return Ok(());
             }
         };
-        let Options { max_keys, max_bytes, .. } = self.reading.options;
+        let UploadOptions { max_keys, max_bytes, .. } = self.reading.options;
         let bytes = KEY_BYTES + COUNTRY_BYTES * key.visited_countries().len();
         let full = self.group.keys.len() >= max_keys || self.group.bytes + bytes > max_bytes;
         if full && !self.group.keys.is_empty() {
@@ -179,8 +173,8 @@ impl Preparing {
         let file = self.file();
         file.keys.invalid += 1;
         let file = file.name.clone();
-        if self.report.invalid.len() < MAX_LISTED {
-            self.report.invalid.push(InvalidEntry { file, key, reason });
+        if self.prepared.report.invalid.len() < MAX_LISTED {
+            self.prepared.report.invalid.push(InvalidEntry { file, key, reason });
         }
     }
 
@@ -194,7 +188,7 @@ impl Preparing {
             return Err(UploadError::Stopped);
         }
         let progress = self.reading.progress.clone();
-        progress(Event::Read { file: &self.file().name, keys: keys.len() as u64 });
+        progress(UploadEvent::Read { file: &self.file().name, keys: keys.len() as u64 });
         let canonical = CanonicalKeys::of(&keys);
         let new: Vec<usize> = canonical
             .payload_hashes()
@@ -241,16 +235,22 @@ impl Preparing {
 
     fn spool(&mut self, id: String, keys: &KeyBatch) -> Result<(), UploadError> {
         let body = wire::encode(Format::Protobuf, keys);
-        self.spool.write_all(&body).map_err(StateError::io(&self.reading.state))?;
-        let file = self.report.files.len() - 1;
-        self.pieces.push(Piece { id, file, keys: keys.len(), start: self.spooled, length: body.len() });
+        self.prepared.spool.write_all(&body).map_err(StateError::io(&self.reading.state))?;
+        let file = self.prepared.report.files.len() - 1;
+        self.prepared.pieces.push(Piece {
+            id,
+            file,
+            keys: keys.len(),
+            start: self.spooled,
+            length: body.len(),
+        });
         self.spooled += body.len() as u64;
         self.file().keys.unsent += keys.len() as u64;
         Ok(())
     }
 
     fn is_done(&mut self, id: &str) -> Result<bool, StateError> {
-        self.journal.is_done(id, self.reading.now)
+        self.prepared.journal.is_done(id, self.reading.now)
     }
 
     fn id(&self, keys: &CanonicalKeys) -> String {
@@ -279,13 +279,6 @@ impl Preparing {
         } else {
             !self.seen.contains(&halves[0])
         }
-    }
-
-    fn finish(mut self) -> Result<Prepared, UploadError> {
-        self.report.planned_uploads = self.pieces.len();
-        let spool = self.spool.into_inner().map_err(|error| error.into_error());
-        let spool = spool.map_err(StateError::io(&self.reading.state))?;
-        Ok(Prepared { journal: self.journal, report: self.report, spool, pieces: self.pieces })
     }
 }
 

@@ -91,7 +91,7 @@ pub struct FailedUpload {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum RunOutcome {
     /// The gateway has every key that is not too old; of a dry run: every such key can be sent.
     #[default]
     Complete,
@@ -110,9 +110,9 @@ pub enum Outcome {
 
 /// The report of an upload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct RunReport {
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: RunOutcome,
     /// Whether nothing was to be sent.
     pub dry_run: bool,
     /// All keys.
@@ -131,7 +131,7 @@ pub struct Report {
     pub failed: Vec<FailedUpload>,
 }
 
-impl Report {
+impl RunReport {
     pub(super) fn sum_up(&mut self) {
         self.keys = Counts::default();
         for file in &self.files {

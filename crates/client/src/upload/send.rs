@@ -20,8 +20,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Event, FailedUpload, Outcome, Progress, Report, StoredUpload, UploadError, Uploader, digest,
-    journal::Journal,
+    FailedUpload, Progress, RunOutcome, RunReport, StoredUpload, UploadError, UploadEvent, Uploader, digest,
+    journal::{Journal, Step},
     prepare::{Piece, pick},
 };
 use crate::{Error, Refusal, Upload, state::StateError};
@@ -49,16 +49,16 @@ struct Sent<'p> {
     /// How many keys were stored under that tag.
     keys: usize,
     existing: usize,
-    failure: Option<(UploadTag, Failure)>,
+    failure: Option<(UploadTag, NotStored)>,
 }
 
 /// Why the rest of a piece was not stored.
-enum Failure {
+enum NotStored {
     Interrupted,
     Refused(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for NotStored {
     fn from(error: Error) -> Self {
         Self::Refused(error)
     }
@@ -83,7 +83,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends the pieces in order, some at once, and writes into the report what became of them.
-    pub(super) async fn send_all(self, pieces: &[Piece], report: &mut Report) -> Result<(), UploadError> {
+    pub(super) async fn send_all(self, pieces: &[Piece], report: &mut RunReport) -> Result<(), UploadError> {
         let concurrency = self.uploader.options.concurrency.max(1);
         let mut waiting = pieces.iter();
         let mut under_way = FuturesUnordered::new();
@@ -96,13 +96,13 @@ impl<'a> Sender<'a> {
             self.take(sent?, report);
         }
         report.retries = self.retries.load(Ordering::Relaxed);
-        if report.outcome == Outcome::Complete && waiting.next().is_some() {
-            report.outcome = Outcome::Interrupted;
+        if report.outcome == RunOutcome::Complete && waiting.next().is_some() {
+            report.outcome = RunOutcome::Interrupted;
         }
         Ok(())
     }
 
-    fn take(&self, sent: Sent<'_>, report: &mut Report) {
+    fn take(&self, sent: Sent<'_>, report: &mut RunReport) {
         let Sent { piece, stored, keys, existing, failure } = sent;
         let file = &mut report.files[piece.file];
         file.keys.stored += keys as u64;
@@ -112,16 +112,16 @@ impl<'a> Sender<'a> {
             let upload = StoredUpload { tag: tag.to_string(), file: file.name.clone(), keys: keys as u64 };
             report.uploads.push(upload);
         }
-        (self.progress)(Event::Sent { keys: piece.keys as u64 });
+        (self.progress)(UploadEvent::Sent { keys: piece.keys as u64 });
         let Some((tag, failure)) = failure else { return };
         let outcome = match &failure {
-            Failure::Interrupted => Outcome::Interrupted,
+            NotStored::Interrupted => RunOutcome::Interrupted,
             // It concerns this upload alone.
-            Failure::Refused(Error::Refused(Refusal { status: 409, .. })) => Outcome::Complete,
-            Failure::Refused(error) if error.is_temporary() => Outcome::Unanswered,
-            Failure::Refused(_) => Outcome::Refused,
+            NotStored::Refused(Error::Refused(Refusal { status: 409, .. })) => RunOutcome::Complete,
+            NotStored::Refused(error) if error.is_temporary() => RunOutcome::Unanswered,
+            NotStored::Refused(_) => RunOutcome::Refused,
         };
-        if let Failure::Refused(error) = failure {
+        if let NotStored::Refused(error) = failure {
             report.failed.push(FailedUpload {
                 tag: tag.to_string(),
                 file: file.name.clone(),
@@ -129,10 +129,10 @@ impl<'a> Sender<'a> {
                 reason: error.to_string(),
             });
         }
-        if outcome != Outcome::Complete {
+        if outcome != RunOutcome::Complete {
             self.halt.cancel();
             // What was interrupted by a failure is a consequence of it.
-            if matches!(report.outcome, Outcome::Complete | Outcome::Interrupted) {
+            if matches!(report.outcome, RunOutcome::Complete | RunOutcome::Interrupted) {
                 report.outcome = outcome;
             }
         }
@@ -147,13 +147,13 @@ impl<'a> Sender<'a> {
             let signed_bytes = CanonicalKeys::of(&keys).signed_bytes();
             let tag = self.tag(&signed_bytes);
             if self.halt.is_cancelled() {
-                sent.failure = Some((tag, Failure::Interrupted));
+                sent.failure = Some((tag, NotStored::Interrupted));
                 return Ok(sent);
             }
-            self.journal().sending(&tag, keys.len(), self.now())?;
+            self.note(Step::Sending { tag: tag.to_string(), keys: keys.len() })?;
             let rest = match self.call(&tag, &keys, &signed_bytes).await {
                 Ok(Upload::Stored) => {
-                    self.journal().stored(&tag, self.now())?;
+                    self.note(Step::Stored { tag: tag.to_string() })?;
                     sent.stored = Some(tag);
                     sent.keys = keys.len();
                     break;
@@ -177,12 +177,12 @@ impl<'a> Sender<'a> {
                 }
             }
         }
-        self.journal().done(&piece.id, self.now())?;
+        self.journal().done(&piece.id, self.uploader.clock.now())?;
         Ok(sent)
     }
 
     /// Calls the gateway until it says something that repeating would not change.
-    async fn call(&self, tag: &UploadTag, keys: &KeyBatch, signed_bytes: &[u8]) -> Result<Upload, Failure> {
+    async fn call(&self, tag: &UploadTag, keys: &KeyBatch, signed_bytes: &[u8]) -> Result<Upload, NotStored> {
         let Uploader { gateway, signer, options, clock, .. } = self.uploader;
         let signature = signer.sign(signed_bytes).map_err(Error::from)?;
         let body = wire::encode(MEDIA.format, keys);
@@ -194,10 +194,10 @@ impl<'a> Sender<'a> {
             };
             let (error, wait) = options.retry.after(error, &mut failures, clock)?;
             self.retries.fetch_add(1, Ordering::Relaxed);
-            (self.progress)(Event::Waiting { error: &error, wait });
+            (self.progress)(UploadEvent::Waiting { error: &error, wait });
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.halt.cancelled() => return Err(Failure::Interrupted),
+                () = self.halt.cancelled() => return Err(NotStored::Interrupted),
             }
         }
     }
@@ -225,8 +225,8 @@ impl<'a> Sender<'a> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> chrono::DateTime<chrono::Utc> {
-        self.uploader.clock.now()
+    fn note(&self, step: Step) -> Result<(), StateError> {
+        self.journal().append(self.uploader.clock.now(), step)
     }
 }
 

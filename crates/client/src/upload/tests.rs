@@ -57,13 +57,13 @@ struct Backend {
     signer: BatchSigner,
     state: TempDir,
     clock: Clock,
-    options: Options,
+    options: UploadOptions,
     stop: CancellationToken,
 }
 
 impl Backend {
     fn new() -> Self {
-        let mut options = Options::new(country("NL"));
+        let mut options = UploadOptions::new(country("NL"));
         options.max_keys = 10;
         options.retry =
             Retry { limit: 3, first: Duration::from_millis(2), longest: Duration::from_millis(4) };
@@ -77,7 +77,7 @@ impl Backend {
         }
     }
 
-    async fn run(&self, sources: Vec<Source>) -> Result<Report, UploadError> {
+    async fn run(&self, sources: Vec<Source>) -> Result<RunReport, UploadError> {
         let uploader = Uploader {
             gateway: &self.fake.gateway,
             signer: &self.signer,
@@ -98,11 +98,11 @@ impl Backend {
         Ok(report)
     }
 
-    async fn upload(&self, keys: &KeyBatch) -> Report {
+    async fn upload(&self, keys: &KeyBatch) -> RunReport {
         self.run(vec![source("keys", keys)]).await.unwrap()
     }
 
-    async fn fails(&self, faults: impl IntoIterator<Item = Fault>, amount: u32) -> Report {
+    async fn fails(&self, faults: impl IntoIterator<Item = Fault>, amount: u32) -> RunReport {
         self.fake.fail(faults);
         self.upload(&keys(0..amount)).await
     }
@@ -119,7 +119,7 @@ async fn files_are_split_and_each_key_is_sent_once() {
     let sources = vec![source("a", &keys(0..25)), source("b", &keys(20..37)), source("empty", &keys([]))];
     let report = backend.run(sources).await.unwrap();
     assert_eq!(backend.fake.stored(), (0..37).collect::<Vec<_>>());
-    assert_eq!(report.outcome, Outcome::Complete);
+    assert_eq!(report.outcome, RunOutcome::Complete);
     assert_eq!((report.planned_uploads, report.uploads.len(), report.retries), (5, 5, 0));
     let names: Vec<_> = report.files.iter().map(|file| (file.name.as_str(), file.keys.stored)).collect();
     assert_eq!(names, [("a", 25), ("b", 12), ("empty", 0)]);
@@ -166,7 +166,7 @@ async fn what_may_succeed_later_is_repeated_under_the_same_tag() {
     ] {
         let backend = Backend::new();
         let report = backend.fails([fault.clone(), fault.clone()], 15).await;
-        assert_eq!(report.outcome, Outcome::Complete, "{fault:?}");
+        assert_eq!(report.outcome, RunOutcome::Complete, "{fault:?}");
         assert_eq!((report.retries, report.keys.stored), (2, 15), "{fault:?}");
         assert_eq!(backend.fake.stored(), (0..15).collect::<Vec<_>>());
         let tags: BTreeSet<_> = backend.fake.tags().into_iter().collect();
@@ -179,7 +179,7 @@ async fn the_gateway_says_how_long_to_wait() {
     let backend = Backend::new();
     let begin = std::time::Instant::now();
     let report = backend.fails([Fault::Refuse("429 Too Many Requests\r\nRetry-After: 1".into())], 1).await;
-    assert_eq!(report.outcome, Outcome::Complete);
+    assert_eq!(report.outcome, RunOutcome::Complete);
     assert!(begin.elapsed() >= Duration::from_secs(1));
 }
 
@@ -187,12 +187,12 @@ async fn the_gateway_says_how_long_to_wait() {
 async fn a_gateway_that_stays_away_is_given_up_and_the_next_run_goes_on() {
     let backend = Backend::new();
     let report = backend.fails(vec![Fault::HangUp; 100], 25).await;
-    assert_eq!(report.outcome, Outcome::Unanswered);
+    assert_eq!(report.outcome, RunOutcome::Unanswered);
     assert_eq!(report.keys, Counts { read: 25, unsent: 25, ..Counts::default() });
     assert!(report.failed[0].reason.starts_with("no answer from the gateway"), "{report:?}");
     assert!(backend.fake.tags().len() <= 8, "two uploads, each four times");
     backend.fake.fail([]);
-    assert_eq!(backend.upload(&keys(0..25)).await.outcome, Outcome::Complete);
+    assert_eq!(backend.upload(&keys(0..25)).await.outcome, RunOutcome::Complete);
     assert_eq!(backend.fake.stored(), (0..25).collect::<Vec<_>>());
 }
 
@@ -204,7 +204,7 @@ async fn what_is_refused_for_good_is_not_repeated_and_ends_the_run() {
         let mut backend = Backend::new();
         backend.options.concurrency = 1;
         let report = backend.fails([Fault::Refuse(status.into())], 25).await;
-        assert_eq!((report.outcome, report.retries), (Outcome::Refused, 0), "{status}");
+        assert_eq!((report.outcome, report.retries), (RunOutcome::Refused, 0), "{status}");
         assert_eq!(backend.fake.tags().len(), 1, "{status}");
         assert_eq!((report.failed.len(), report.keys.unsent), (1, 25));
         assert!(report.failed[0].reason.contains(&status[..3]), "{report:?}");
@@ -216,7 +216,7 @@ async fn a_tag_that_is_taken_concerns_one_upload_alone() {
     let mut backend = Backend::new();
     backend.options.concurrency = 1;
     let report = backend.fails([Fault::Refuse("409 Conflict".into())], 25).await;
-    assert_eq!((report.outcome, report.failed.len()), (Outcome::Partial, 1));
+    assert_eq!((report.outcome, report.failed.len()), (RunOutcome::Partial, 1));
     assert_eq!((report.keys.stored, report.keys.unsent), (15, 10));
     // It is not forgotten.
     let report = backend.upload(&keys(0..25)).await;
@@ -230,14 +230,14 @@ async fn after_a_207_only_the_rest_is_sent_under_a_tag_of_its_own() {
     let report = backend.upload(&keys(0..25)).await;
     assert_eq!(backend.fake.stored(), (0..25).collect::<Vec<_>>());
     assert_eq!(report.keys, Counts { read: 25, stored: 20, existing: 5, ..Counts::default() });
-    assert_eq!((report.outcome, report.planned_uploads), (Outcome::Complete, 3));
+    assert_eq!((report.outcome, report.planned_uploads), (RunOutcome::Complete, 3));
     let tags: BTreeSet<_> = backend.fake.tags().into_iter().collect();
     assert_eq!((tags.len(), backend.fake.tags().len()), (5, 5));
     // All of it is there already, as after a journal that was lost.
     let backend = Backend { state: tempfile::tempdir().unwrap(), signer: new_signer(), ..backend };
     let report = backend.upload(&keys(0..25)).await;
     assert_eq!(report.keys, Counts { read: 25, existing: 25, ..Counts::default() });
-    assert_eq!((report.outcome, report.uploads), (Outcome::Complete, vec![]));
+    assert_eq!((report.outcome, report.uploads), (RunOutcome::Complete, vec![]));
 }
 
 #[tokio::test]
@@ -253,7 +253,7 @@ async fn a_207_that_makes_no_sense_is_refused() {
     ] {
         let backend = Backend::new();
         let report = backend.fails([Fault::MultiStatus(body.into())], 3).await;
-        assert_eq!((report.outcome, report.keys.unsent), (Outcome::Refused, 3), "{body}");
+        assert_eq!((report.outcome, report.keys.unsent), (RunOutcome::Refused, 3), "{body}");
     }
 }
 
@@ -265,7 +265,7 @@ async fn one_invalid_key_is_enough_and_nothing_is_sent() {
     bad.push(DiagnosisKey { origin: country("DE"), ..key(31) }, &[]);
     let sources = || vec![source("good", &keys(100..105)), source("bad", &bad)];
     let report = backend.run(sources()).await.unwrap();
-    assert_eq!((report.outcome, report.keys.invalid), (Outcome::Invalid, 2));
+    assert_eq!((report.outcome, report.keys.invalid), (RunOutcome::Invalid, 2));
     assert_eq!(backend.fake.tags(), [""; 0]);
     let entry = |key, reason: &str| InvalidEntry { file: "bad".into(), key, reason: reason.into() };
     let first = entry(30, "rollingPeriod 145 is not within 1 to 144");
@@ -273,7 +273,7 @@ async fn one_invalid_key_is_enough_and_nothing_is_sent() {
 
     backend.options.skip_invalid = true;
     let report = backend.run(sources()).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Partial);
+    assert_eq!(report.outcome, RunOutcome::Partial);
     assert_eq!((report.keys.invalid, report.keys.stored), (2, 35));
 }
 
@@ -295,7 +295,7 @@ async fn a_dry_run_says_what_would_be_sent() {
     let before = backend.fake.tags();
     backend.options.dry_run = true;
     let report = backend.upload(&keys(0..25)).await;
-    assert_eq!((report.outcome, report.dry_run, report.planned_uploads), (Outcome::Complete, true, 2));
+    assert_eq!((report.outcome, report.dry_run, report.planned_uploads), (RunOutcome::Complete, true, 2));
     assert_eq!(report.keys, Counts { read: 25, done_before: 10, unsent: 15, ..Counts::default() });
     assert_eq!(backend.fake.tags(), before);
 }
@@ -306,7 +306,7 @@ async fn a_run_that_is_stopped_begins_nothing_more() {
     let stop = backend.stop.clone();
     backend.fake.on_call(move || stop.cancel());
     let report = backend.upload(&keys(0..95)).await;
-    assert_eq!(report.outcome, Outcome::Interrupted);
+    assert_eq!(report.outcome, RunOutcome::Interrupted);
     let stored = report.keys.stored;
     assert!((10..=20).contains(&stored), "{stored}");
     assert_eq!(report.keys.unsent, 95 - stored);
@@ -315,7 +315,7 @@ async fn a_run_that_is_stopped_begins_nothing_more() {
     assert!(matches!(stopped, Err(UploadError::Stopped)));
     let backend = Backend { stop: CancellationToken::new(), ..backend };
     let report = backend.upload(&keys(0..95)).await;
-    assert_eq!((report.outcome, report.keys.done_before), (Outcome::Complete, stored));
+    assert_eq!((report.outcome, report.keys.done_before), (RunOutcome::Complete, stored));
     assert_eq!(backend.fake.stored(), (0..95).collect::<Vec<_>>());
 }
 
@@ -336,5 +336,5 @@ async fn a_long_wait_ends_when_the_run_is_stopped() {
     backend.fake.on_call(move || stop.cancel());
     let report =
         backend.fails([Fault::Refuse("503 Service Unavailable\r\nRetry-After: 500".into())], 1).await;
-    assert_eq!((report.outcome, report.keys.unsent), (Outcome::Interrupted, 1));
+    assert_eq!((report.outcome, report.keys.unsent), (RunOutcome::Interrupted, 1));
 }

@@ -51,7 +51,7 @@ fn the_example_is_accepted_and_shows_the_defaults() {
         (minimal.database.pool, minimal.database.timeout)
     );
     assert_eq!(example.trust.refresh, minimal.trust.refresh);
-    assert_eq!(minimal.participant("NL".parse().unwrap()).chain, Chain::SinceDate);
+    assert_eq!(minimal.participant("NL".parse().unwrap()).chain, ChainScope::SinceDate);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn the_environment_overrides_and_can_add_whole_sections() {
     assert_eq!(config.server.listen.port(), 4433);
     assert_eq!((config.upload.max_keys, config.upload.max_bytes), (7, ByteSize::mib(2)));
     let dutch = config.participant("NL".parse().unwrap());
-    assert!(dutch.chain == Chain::Day && dutch.allow_sha1_signatures);
+    assert!(dutch.chain == ChainScope::Day && dutch.allow_sha1_signatures);
     assert_eq!(config.database_url().unwrap().reveal(), "mysql://a:p=\"w@h/d");
     assert_eq!(config.encryption.keys[0].id, 2);
     for name in ["EFGS__", "EFGS__SERVER__", "EFGS____LISTEN"] {

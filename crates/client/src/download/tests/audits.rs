@@ -7,9 +7,9 @@ use super::{
     all,
     gateway::{Scene, country, day, entry, keys, participant},
 };
-use crate::audit::{AuditError, Audited, Report};
+use crate::audit::{AuditError, AuditReport, Audited};
 
-async fn online(scene: &Scene, tag: &str) -> Result<Report, AuditError> {
+async fn online(scene: &Scene, tag: &str) -> Result<AuditReport, AuditError> {
     scene.auditor().audit_online(&scene.options().gateway, day("2026-11-22"), tag).await
 }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use super::{super::*, all, gateway::Scene};
 
-fn dry(scene: &Scene) -> Options {
-    Options { dry_run: true, ..scene.options() }
+fn dry(scene: &Scene) -> DownloadOptions {
+    DownloadOptions { dry_run: true, ..scene.options() }
 }
 
 fn open(scene: &Scene) -> Downloader {
@@ -33,7 +33,9 @@ async fn a_dry_run_tells_what_would_be_stored_and_writes_nothing() {
     assert_eq!(all(&mut open(&scene)).await, ["20261122-1", "20261122-2", "20261123-1"]);
     assert!(everything(root).is_empty(), "{:?}", everything(root).keys());
     let events = std::mem::take(&mut *scene.events.lock().unwrap());
-    let [Event::WouldStore(first), Event::WouldStore(_), Event::WouldStore(third)] = &events[..] else {
+    let [DownloadEvent::WouldStore(first), DownloadEvent::WouldStore(_), DownloadEvent::WouldStore(third)] =
+        &events[..]
+    else {
         panic!("{events:?}");
     };
     assert_eq!((first.keys, first.uploads, first.number, third.number), (5, 2, 1, 3));
@@ -73,7 +75,7 @@ async fn a_dry_run_says_what_does_not_verify_and_puts_nothing_aside() {
         text.starts_with("batch 20261122-2 does not verify") && text.contains("would quarantine it"),
         "{text}"
     );
-    let options = Options { continue_past: Some("20261122-2".into()), ..dry(&scene) };
+    let options = DownloadOptions { continue_past: Some("20261122-2".into()), ..dry(&scene) };
     let mut passing = Downloader::open(options, scene.target()).unwrap();
     assert_eq!(all(&mut passing).await, ["20261122-1", "20261123-1"]);
     assert!(everything(root).is_empty());

@@ -16,7 +16,7 @@ use efgs_protocol::{
 };
 use efgs_test_ca::{Identity, KeyKind, Participant, Pki, Request};
 
-use super::super::{Downloader, Event, Options, Target, stored::StoredFormat};
+use super::super::{DownloadEvent, DownloadOptions, Downloader, Target};
 use crate::{
     Format, Gateway,
     audit::Auditor,
@@ -72,7 +72,7 @@ pub(super) struct Scene {
     pub(super) script: Arc<Mutex<Script>>,
     pub(super) folder: tempfile::TempDir,
     pub(super) clock: Clock,
-    pub(super) events: Arc<Mutex<Vec<Event>>>,
+    pub(super) events: Arc<Mutex<Vec<DownloadEvent>>>,
     pub(super) server: Server,
 }
 
@@ -205,9 +205,9 @@ impl Scene {
         }
     }
 
-    pub(super) fn options(&self) -> Options {
+    pub(super) fn options(&self) -> DownloadOptions {
         let gateway = Gateway::new(self.server.settings()).unwrap();
-        let mut options = Options::new(gateway, self.auditor(), self.folder.path().join("state"));
+        let mut options = DownloadOptions::new(gateway, self.auditor(), self.folder.path().join("state"));
         options.settle = std::time::Duration::ZERO;
         options.retry.limit = 1;
         options.retry.first = std::time::Duration::from_millis(1);
@@ -222,7 +222,7 @@ impl Scene {
     }
 
     pub(super) fn target(&self) -> Target {
-        Target::Folder { path: self.batches_folder(), format: StoredFormat::Protobuf }
+        Target::Folder { path: self.batches_folder(), format: Format::Protobuf }
     }
 
     pub(super) fn open(&self) -> Downloader {

@@ -249,7 +249,7 @@ async fn one_batch_can_be_left_out_when_it_is_named() {
     let scene = Scene::new();
     scene.lie(|batch| batch.keys = pick(&batch.keys, &[0]));
     let open = |tag: &str| {
-        let options = Options { continue_past: Some(tag.into()), ..scene.options() };
+        let options = DownloadOptions { continue_past: Some(tag.into()), ..scene.options() };
         Downloader::open(options, scene.target()).unwrap()
     };
     let mut other = open("20261123-1");
@@ -259,7 +259,7 @@ async fn one_batch_can_be_left_out_when_it_is_named() {
     assert_eq!(all(&mut open("20261122-2")).await, ["20261123-1"]);
     let events = scene.events.lock().unwrap();
     let passed = events.iter().find_map(|event| match event {
-        Event::Passed(quarantined) => quarantined.folder.clone(),
+        DownloadEvent::Passed(quarantined) => quarantined.folder.clone(),
         _ => None,
     });
     assert!(Path::new(&passed.unwrap()).join("report.txt").exists());

@@ -13,12 +13,13 @@ fn list(answers: impl IntoIterator<Item = String> + Send + 'static) -> Result<us
     let settings = BucketSettings {
         endpoint: format!("http://127.0.0.1:{}", listener.local_addr().unwrap().port()),
         name: "phones".into(),
-        region: "eu".into(),
+        region: Some("eu".into()),
         prefix: "p/".into(),
-        path_style: true,
-        ca_pem: None,
-        credentials: ("access".into(), "secret".into()),
-        timeout: Duration::from_secs(20),
+        path_style: Some(true),
+        ca: None,
+        access_key_file: None,
+        secret_key_file: None,
+        timeout: Some(Duration::from_secs(20)),
     };
     std::thread::spawn(move || {
         for answer in answers {
@@ -29,7 +30,7 @@ fn list(answers: impl IntoIterator<Item = String> + Send + 'static) -> Result<us
             drop((&stream).write_all(answer.as_bytes()));
         }
     });
-    let bucket = Bucket::new(settings).unwrap();
+    let bucket = Bucket::new(&settings, None, ("access".into(), "secret".into())).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(bucket.list()).map(|objects| objects.len())
 }

@@ -105,11 +105,11 @@ impl Backend {
             paths += &format!("{}\n", file.path);
             let path = self.folder().join(&file.path);
             let bytes = fs::read(&path).unwrap();
-            assert_eq!((file.size, file.sha256), (bytes.len(), manifest::hex(&Sha256::digest(&bytes))));
+            assert_eq!((file.size, file.sha256), (bytes.len(), crate::hex(&Sha256::digest(&bytes))));
             let mut export = ExportFile::open(File::open(&path).unwrap()).unwrap();
             let signer = ExportSigner::from_pem(&self.key, "", "").unwrap();
             export.verify(&signer.verifying_key().unwrap()).unwrap();
-            let mut keys = export.into_keys().unwrap();
+            let mut keys = export.keys().unwrap();
             let entries: Vec<_> = keys.by_ref().map(Result::unwrap).map(|e| (e.section, e.key)).collect();
             let header = keys.header().unwrap();
             assert_eq!(header.region.as_deref(), Some(region));

@@ -12,7 +12,7 @@ async fn the_same_files_again_send_nothing_whatever_the_day() {
         // By then the keys are too old to be sent.
         backend.clock.set(now() + TimeDelta::days(days));
         let report = backend.run(sources()).await.unwrap();
-        assert_eq!(report.outcome, Outcome::Complete, "{days}");
+        assert_eq!(report.outcome, RunOutcome::Complete, "{days}");
         assert_eq!(report.keys.done_before + report.keys.repeated, 35, "{days}");
         // In another order of their keys, and beside a new file.
         let shuffled = keys([3, 1, 2, 0, 9, 8, 7, 6, 5, 4]);
@@ -44,9 +44,9 @@ async fn an_upload_whose_answer_was_never_read_is_not_stored_twice() {
     let mut backend = Backend::new();
     backend.options.retry.limit = 0;
     let report = backend.fails([Fault::StoreAndHangUp], 5).await;
-    assert_eq!((report.outcome, report.keys.unsent), (Outcome::Unanswered, 5));
+    assert_eq!((report.outcome, report.keys.unsent), (RunOutcome::Unanswered, 5));
     let report = backend.upload(&keys(0..5)).await;
-    assert_eq!((report.outcome, report.keys.stored), (Outcome::Complete, 5));
+    assert_eq!((report.outcome, report.keys.stored), (RunOutcome::Complete, 5));
     let tags = backend.fake.tags();
     assert_eq!((tags.len(), &tags[0]), (2, &tags[1]));
     // With another signing certificate it is another upload, so that the gateway names the keys.
@@ -54,7 +54,7 @@ async fn an_upload_whose_answer_was_never_read_is_not_stored_twice() {
     assert_eq!(backend.upload(&keys(10..18)).await.keys.unsent, 8);
     let backend = Backend { signer: new_signer(), ..backend };
     let report = backend.upload(&keys(10..18)).await;
-    assert_eq!((report.outcome, report.keys.existing), (Outcome::Complete, 8));
+    assert_eq!((report.outcome, report.keys.existing), (RunOutcome::Complete, 8));
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_run_that_is_dropped_leaves_a_state_to_go_on_from() {
         }
     }
     let report = backend.upload(&keys).await;
-    assert_eq!(report.outcome, Outcome::Complete);
+    assert_eq!(report.outcome, RunOutcome::Complete);
     assert_eq!(backend.fake.stored(), (0..95).collect::<Vec<_>>());
     assert_eq!(backend.fake.uploads().len(), 10);
 }
@@ -132,7 +132,7 @@ async fn the_journal_survives_a_torn_line_and_notices_damage() {
     for length in (0..whole.len()).step_by(31) {
         std::fs::write(&path, &whole[..length]).unwrap();
         let report = backend.upload(&keys(0..15)).await;
-        assert_eq!((report.outcome, report.keys.unsent), (Outcome::Complete, 0), "{length}");
+        assert_eq!((report.outcome, report.keys.unsent), (RunOutcome::Complete, 0), "{length}");
     }
     assert_eq!(backend.fake.uploads().len(), 2);
     std::fs::write(&path, b"{}\n").unwrap();
@@ -169,7 +169,7 @@ async fn keys_that_were_sent_long_ago_do_not_stop_new_ones() {
     backend.clock.set(now() + TimeDelta::days(31));
     // Nobody met the old file in the meantime, so that the journal has forgotten it.
     let report = backend.run(vec![old(), source("new", &new)]).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Complete);
+    assert_eq!(report.outcome, RunOutcome::Complete);
     assert_eq!(report.keys, Counts { read: 26, too_old: 25, stored: 1, ..Counts::default() });
     assert!(report.invalid.is_empty());
 
@@ -179,7 +179,7 @@ async fn keys_that_were_sent_long_ago_do_not_stop_new_ones() {
         batch.push(later(101, 31), &[]);
         batch.push(bad, &[]);
         let report = backend.run(vec![old(), source("bad", &batch)]).await.unwrap();
-        assert_eq!((report.outcome, report.keys.invalid, report.keys.too_old), (Outcome::Invalid, 1, 25));
+        assert_eq!((report.outcome, report.keys.invalid, report.keys.too_old), (RunOutcome::Invalid, 1, 25));
     }
 }
 
@@ -189,7 +189,7 @@ async fn a_file_that_is_met_again_and_again_stays_known() {
     for day in 0..80 {
         backend.clock.set(now() + TimeDelta::days(day));
         let report = backend.upload(&keys(0..25)).await;
-        assert_eq!(report.outcome, Outcome::Complete);
+        assert_eq!(report.outcome, RunOutcome::Complete);
         assert_eq!(report.keys.done_before, if day == 0 { 0 } else { 25 }, "day {day}");
     }
     assert_eq!(backend.fake.tags().len(), 3);
@@ -208,7 +208,7 @@ async fn a_file_that_grows_for_weeks_is_sent_every_day() {
         let first = 4 * day as u32;
         (first..first + 4).for_each(|number| file.push(later(number, day), &[]));
         let report = backend.upload(&file).await;
-        assert_eq!((report.outcome, report.keys.stored), (Outcome::Complete, 4), "day {day}");
+        assert_eq!((report.outcome, report.keys.stored), (RunOutcome::Complete, 4), "day {day}");
         assert!(report.keys.too_old == 0 || day > 14, "day {day}: {report:?}");
     }
     assert_eq!(backend.fake.stored(), (0..120).collect::<Vec<_>>());
