@@ -71,6 +71,7 @@ fn upload(keys: KeyBatch, batch_signature: String) -> SignedUpload {
         keys,
         body_bytes: 1234,
         at: now(),
+        keep_encoding: false,
     }
 }
 
@@ -148,6 +149,16 @@ fn every_key_is_sealed_with_its_own_hash_and_they_are_in_the_order_of_the_hashes
     }
     let nonces: HashSet<_> = verified.keys().iter().map(|key| &key.payload[4..16]).collect();
     assert_eq!(nonces.len(), 6);
+}
+
+#[test]
+fn the_encoding_is_kept_on_request_in_the_order_of_the_upload() {
+    let keys = numbered([3, 1, 2]);
+    assert_eq!(verify(signed_by(&SIGNER, keys.clone())).unwrap().take_encoding(), None);
+    let upload = SignedUpload { keep_encoding: true, ..signed_by(&SIGNER, keys.clone()) };
+    let mut verified = verify(upload).unwrap();
+    assert_eq!(verified.take_encoding(), Some(wire::encode(Format::Protobuf, &keys)));
+    assert_eq!(verified.take_encoding(), None);
 }
 
 #[test]
