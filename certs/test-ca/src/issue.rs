@@ -15,7 +15,7 @@ use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
     SubjectKeyIdentifier,
 };
-use openssl::x509::{X509, X509Builder, X509Name};
+use openssl::x509::{X509, X509Builder, X509Name, X509NameRef};
 
 use crate::Error;
 
@@ -184,12 +184,24 @@ impl Authority {
     /// # Errors
     /// When OpenSSL fails.
     pub fn of_country(country: &str, common_name: &str, key: KeyKind) -> Result<Self, Error> {
-        let key = key.generate()?;
         let subject = name(&[country.into()], common_name)?;
+        Self::of_subject(&subject, key.generate()?)
+    }
+
+    /// Makes another certificate of this authority, with the same subject and the same key. Each verifies what the
+    /// other issued.
+    ///
+    /// # Errors
+    /// When OpenSSL fails.
+    pub fn renew(&self) -> Result<Self, Error> {
+        Self::of_subject(self.x509.subject_name(), self.key.clone())
+    }
+
+    fn of_subject(subject: &X509NameRef, key: PKey<Private>) -> Result<Self, Error> {
         let now = now();
-        let mut builder = builder(&subject, &key, now - Days::new(1), now + Days::new(3650))?;
+        let mut builder = builder(subject, &key, now - Days::new(1), now + Days::new(3650))?;
         builder.set_version(2)?;
-        builder.set_issuer_name(&subject)?;
+        builder.set_issuer_name(subject)?;
         builder.append_extension(BasicConstraints::new().critical().ca().build()?)?;
         builder.append_extension(
             KeyUsage::new().critical().digital_signature().key_cert_sign().crl_sign().build()?,
@@ -226,7 +238,7 @@ pub(crate) fn now() -> DateTime<Utc> {
 }
 
 fn builder(
-    subject: &X509Name,
+    subject: &X509NameRef,
     key: &PKey<Private>,
     not_before: DateTime<Utc>,
     not_after: DateTime<Utc>,

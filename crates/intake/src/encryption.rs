@@ -249,4 +249,70 @@ mod tests {
         let distinct: std::collections::HashSet<_> = nonces.iter().collect();
         assert_eq!(distinct.len(), 1000);
     }
+
+    #[test]
+    fn a_sealed_payload_has_its_key_and_nonce_in_front_and_its_tag_behind() {
+        let ring = keyring(&[(0x0102_0304, 1)]);
+        let nonce = [9; NONCE_LEN];
+        let sealed = ring.seal(&[7; 32], nonce, b"a key").unwrap();
+        assert_eq!(sealed.len(), KEY_ID + NONCE_LEN + 5 + TAG);
+        assert_eq!(sealed[..4], [1, 2, 3, 4]);
+        assert_eq!(sealed[4..16], nonce);
+        assert!(!sealed.windows(5).any(|window| window == b"a key"));
+        assert_eq!(Keyring::id_of(&sealed), Ok(0x0102_0304));
+        assert_eq!(Keyring::id_of(&sealed[..3]), Err(EncryptionError::Truncated));
+    }
+
+    #[test]
+    fn a_keyring_without_keys_seals_and_opens_nothing() {
+        let empty = keyring(&[]);
+        assert_eq!(empty.seal(&[7; 32], [0; NONCE_LEN], b"a key"), Err(EncryptionError::UnknownKey(0)));
+        assert_eq!(empty.sealer().id(), Err(EncryptionError::UnknownKey(0)));
+        assert_eq!(
+            format!("{:?} {:?}", empty.sealer(), keyring(&[(3, 3)]).sealer()),
+            "Sealer(None) Sealer(Some(3))"
+        );
+        assert_eq!(empty.marks(), Ok(vec![]));
+        let mut sealed = keyring(&[(3, 3)]).seal(&[7; 32], [0; NONCE_LEN], b"a key").unwrap();
+        assert_eq!(empty.open(&[7; 32], &mut sealed), Err(EncryptionError::UnknownKey(3)));
+    }
+
+    #[test]
+    fn a_mark_recognises_its_key_and_is_no_payload() {
+        let ring = keyring(&[(2, 2), (1, 1)]);
+        let marks = ring.marks().unwrap();
+        assert_eq!(marks.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
+        for (id, mark) in &marks {
+            assert!(ring.is_recognised(mark));
+            assert_eq!(Keyring::id_of(mark), Ok(*id));
+            assert!(!keyring(&[(*id, 9)]).is_recognised(mark), "another key under the id");
+            assert!(!keyring(&[(7, *id as u8)]).is_recognised(mark), "the key under another id");
+            assert!(ring.open(&[7; 32], &mut mark.clone()).is_err());
+        }
+        let payload = ring.seal(&[7; 32], [0; NONCE_LEN], b"").unwrap();
+        assert!(!ring.is_recognised(&payload));
+        assert!(!ring.is_recognised(&[]));
+    }
+
+    #[test]
+    fn keys_are_read_from_files_of_32_bytes_in_base64() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            let file = folder.path().join("key");
+            std::fs::write(&file, text).unwrap();
+            Keyring::load(&Encryption { keys: vec![EncryptionKey { id: 5, file }] })
+        };
+        let ring = load(&format!(" {}\n", STANDARD.encode([1; 32]))).unwrap();
+        assert_eq!(ring.ids(), [5]);
+        let mut sealed = keyring(&[(5, 1)]).seal(&[7; 32], [0; NONCE_LEN], b"a key").unwrap();
+        assert_eq!(ring.open(&[7; 32], &mut sealed), Ok(&b"a key"[..]));
+        for text in [String::new(), "?".into(), STANDARD.encode([1; 16]), STANDARD.encode([1; 33])] {
+            let error = load(&text).unwrap_err().to_string();
+            assert!(error.contains("id 5: ") && error.contains("does not hold 32 bytes"), "{error}");
+            assert!(text.len() < 2 || !error.contains(&text), "{error}");
+        }
+        let file = folder.path().join("missing");
+        let error = Keyring::load(&Encryption { keys: vec![EncryptionKey { id: 5, file }] }).unwrap_err();
+        assert!(error.to_string().contains("id 5: cannot read"), "{error}");
+    }
 }

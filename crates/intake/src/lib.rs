@@ -6,6 +6,8 @@
 
 mod encryption;
 mod registry;
+#[cfg(test)]
+mod testing;
 mod usage;
 mod verify;
 

@@ -277,3 +277,6 @@ impl Trust {
         self.refresh / 4
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -346,12 +346,4 @@ impl VerifiedUpload {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::repeats;
-
-    #[test]
-    fn a_key_that_repeats_is_a_conflict_of_the_later_one() {
-        assert_eq!(repeats(&[[1; 32], [2; 32], [1; 32], [1; 32]]), [2, 3]);
-        assert!(repeats(&[[1; 32], [2; 32]]).is_empty());
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use chrono::{Days, TimeDelta};
 use efgs_test_ca::efgs_protocol::certificate::CertificateType as TestType;
 use efgs_test_ca::{KeyKind, KeyPair, Request};
+use openssl::asn1::Asn1Time;
 use openssl::ec::{Asn1Flag, EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
@@ -10,11 +11,13 @@ use openssl::pkcs12::Pkcs12;
 use openssl::pkey::PKey;
 use openssl::rsa::{Padding, Rsa};
 use openssl::sign::{RsaPssSaltlen, Signer};
-use openssl::x509::X509;
+use openssl::x509::extension::{BasicConstraints, KeyUsage};
+use openssl::x509::{X509, X509Name};
 use proptest::prelude::*;
-use x509_parser::x509::SubjectPublicKeyInfo;
+use x509_parser::x509::{AlgorithmIdentifier, SubjectPublicKeyInfo};
 
 use super::*;
+use crate::signature::ber;
 
 fn request(kind: TestType) -> Request {
     Request::new(kind, "DE")
@@ -320,5 +323,125 @@ fn keys_out_of_the_ordinary_are_described_and_never_used() {
     for key in [explicit, short, edwards] {
         assert!(!key.is_supported());
         assert_eq!(key.verify(Scheme::Ecdsa(Hash::Sha256), b"", b""), Err(VerifyError::Unsupported));
+    }
+}
+
+#[test]
+fn an_issuer_is_an_authority_of_that_name_and_key() {
+    let test_ca = |country, name| efgs_test_ca::Authority::of_country(country, name, KeyKind::Ec256).unwrap();
+    let certificate = |ca: &efgs_test_ca::Authority| Certificate::from_der(ca.certificate().der()).unwrap();
+    let ca = test_ca("DE", "national CA");
+    let authority = certificate(&ca);
+    let leaf = read(&ca.issue(&request(TestType::Signing)).unwrap());
+    assert!(authority.is_authority());
+    assert!(!leaf.is_authority());
+    assert!(leaf.is_issued_by(&authority));
+    assert!(leaf.is_issued_by(&certificate(&ca.renew().unwrap())));
+    assert!(authority.is_issued_by(&authority));
+    assert!(!authority.is_issued_by(&leaf));
+
+    // The same name with another key, and another name.
+    assert!(!leaf.is_issued_by(&certificate(&test_ca("DE", "national CA"))));
+    assert!(!leaf.is_issued_by(&certificate(&test_ca("DE", "other CA"))));
+    let sha1 = Request { sha1: true, ..request(TestType::Signing) };
+    assert!(!read(&ca.issue(&sha1).unwrap()).is_issued_by(&authority));
+    // Its own key signed it under its own name, but it is no authority.
+    let own = read(&signing());
+    assert!(!own.is_issued_by(&own));
+}
+
+#[test]
+fn an_issuer_with_the_right_key_under_another_name_is_none() {
+    let key = PKey::from_ec_key(
+        EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap(),
+    );
+    let key = key.unwrap();
+    let authority = |name: &str| {
+        let mut subject = X509Name::builder().unwrap();
+        subject.append_entry_by_text("C", "DE").unwrap();
+        subject.append_entry_by_text("CN", name).unwrap();
+        let subject = subject.build();
+        let mut builder = X509::builder().unwrap();
+        builder.set_version(2).unwrap();
+        builder.set_subject_name(&subject).unwrap();
+        builder.set_issuer_name(&subject).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&Asn1Time::from_unix(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::from_unix(9_999).unwrap()).unwrap();
+        builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+        builder.append_extension(KeyUsage::new().key_cert_sign().build().unwrap()).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        Certificate::from_der(&builder.build().to_der().unwrap()).unwrap()
+    };
+    let (one, other) = (authority("one"), authority("other"));
+    assert!(one.is_issued_by(&authority("one")));
+    assert!(!one.is_issued_by(&other));
+}
+
+#[test]
+fn a_certificate_permits_what_its_usages_name() {
+    use CertificateType::{Authentication, Callback, Signing};
+    for (named, permitted) in [
+        (TestType::Authentication, [true, true, false]),
+        (TestType::Signing, [true, true, true]),
+        (TestType::Callback, [false, true, true]),
+    ] {
+        let certificate = read(&request(named).self_signed().unwrap());
+        let found = [Authentication, Signing, Callback].map(|kind| certificate.permits(kind));
+        assert_eq!(found, permitted, "{named}");
+    }
+}
+
+/// Calls `read` with an algorithm identifier that has no parameters.
+fn with_algorithm<T>(oid: &str, read: impl FnOnce(&AlgorithmIdentifier<'_>) -> T) -> T {
+    let oid = const_oid::ObjectIdentifier::new_unwrap(oid);
+    let algorithm = ber::der(ber::SEQUENCE, &ber::der(ber::OID, oid.as_bytes()));
+    read(&AlgorithmIdentifier::from_der(&algorithm).unwrap().1)
+}
+
+#[test]
+fn every_algorithm_identifier_names_its_own_scheme() {
+    use Hash::{Sha1, Sha256, Sha384, Sha512};
+    for (oid, expected) in [
+        ("1.3.14.3.2.26", Ok(Sha1)),
+        ("2.16.840.1.101.3.4.2.1", Ok(Sha256)),
+        ("2.16.840.1.101.3.4.2.2", Ok(Sha384)),
+        ("2.16.840.1.101.3.4.2.3", Ok(Sha512)),
+        ("1.2.840.113549.2.2", Err(AlgorithmError::Weak("MD2"))),
+        ("1.2.840.113549.2.5", Err(AlgorithmError::Weak("MD5"))),
+        ("1.2.3", Err(AlgorithmError::Unsupported("digest algorithm 1.2.3".into()))),
+    ] {
+        assert_eq!(with_algorithm(oid, Hash::read), expected, "{oid}");
+    }
+    let unsupported = |oid: &str| Err(AlgorithmError::Unsupported(format!("signature algorithm {oid}")));
+    for (oid, expected) in [
+        ("1.2.840.113549.1.1.5", Ok(Scheme::RsaPkcs1(Sha1))),
+        ("1.2.840.113549.1.1.11", Ok(Scheme::RsaPkcs1(Sha256))),
+        ("1.2.840.113549.1.1.12", Ok(Scheme::RsaPkcs1(Sha384))),
+        ("1.2.840.113549.1.1.13", Ok(Scheme::RsaPkcs1(Sha512))),
+        ("1.2.840.113549.1.1.10", Ok(Scheme::RsaPss { hash: Sha1, salt: 20 })),
+        ("1.2.840.10045.4.1", Ok(Scheme::Ecdsa(Sha1))),
+        ("1.2.840.10045.4.3.2", Ok(Scheme::Ecdsa(Sha256))),
+        ("1.2.840.10045.4.3.3", Ok(Scheme::Ecdsa(Sha384))),
+        ("1.2.840.10045.4.3.4", Ok(Scheme::Ecdsa(Sha512))),
+        ("1.2.840.113549.1.1.2", Err(AlgorithmError::Weak("MD2"))),
+        ("1.2.840.113549.1.1.4", Err(AlgorithmError::Weak("MD5"))),
+        // SHA-224, which is outside the contract.
+        ("1.2.840.113549.1.1.14", unsupported("1.2.840.113549.1.1.14")),
+        ("1.2.840.10045.4.3.1", unsupported("1.2.840.10045.4.3.1")),
+    ] {
+        // The hash that is named beside it changes nothing.
+        for digest in [None, Some(Sha384)] {
+            assert_eq!(with_algorithm(oid, |algorithm| Scheme::read(algorithm, digest)), expected, "{oid}");
+        }
+        if let Ok(scheme) = expected {
+            assert!(scheme.to_string().ends_with(&format!(" with {}", scheme.hash())), "{scheme}");
+        }
+    }
+    for (oid, expected) in
+        [("1.2.840.113549.1.1.1", Scheme::RsaPkcs1(Sha384)), ("1.2.840.10045.2.1", Scheme::Ecdsa(Sha384))]
+    {
+        assert_eq!(with_algorithm(oid, |algorithm| Scheme::read(algorithm, Some(Sha384))), Ok(expected));
+        assert_eq!(with_algorithm(oid, |algorithm| Scheme::read(algorithm, None)), unsupported(oid));
     }
 }

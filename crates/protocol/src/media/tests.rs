@@ -29,6 +29,16 @@ fn content_types_in_every_spelling() {
 }
 
 #[test]
+fn a_format_is_found_by_exactly_its_short_name() {
+    for (name, format) in [("protobuf", Format::Protobuf), ("json", Format::Json)] {
+        assert_eq!((format.name(), name.parse()), (name, Ok(format)));
+    }
+    for name in ["", "JSON", "application/json", "proto"] {
+        assert!(matches!(name.parse::<Format>(), Err(MediaError::UnknownType { .. })), "{name}");
+    }
+}
+
+#[test]
 fn standard_media_types_are_not_accepted() {
     for text in ["application/json", "application/protobuf; charset=utf-8", "application/json; version"] {
         assert!(matches!(content_type(text), Err(MediaError::NoVersion { .. })), "{text}");

@@ -142,3 +142,31 @@ fn der_form_is_sorted_short_and_in_one_piece() {
     let again = Reader::new(&expected).read().unwrap();
     assert_eq!(again.to_der().unwrap(), expected);
 }
+
+#[test]
+fn exactly_32_levels_may_nest() {
+    let indefinite =
+        |levels| [[0x24, 0x80].repeat(levels), [4, 1, 7].to_vec(), [0, 0].repeat(levels)].concat();
+    let definite = |levels| (0..levels).fold(vec![4, 1, 7], |inner, _| der(0x24, &inner));
+    for bytes in [indefinite(32), definite(32)] {
+        let element = Reader::new(&bytes).read().unwrap();
+        assert_eq!(element.octets(), Ok(vec![7]));
+        assert_eq!(element.to_der(), Ok(vec![4, 1, 7]));
+    }
+    assert_eq!(Reader::new(&indefinite(33)).read().unwrap_err(), BerError::TooDeep);
+    let bytes = definite(33);
+    assert_eq!(Reader::new(&bytes).read().unwrap().octets(), Err(BerError::TooDeep));
+    let sequences = |levels| (0..levels).fold(vec![4, 1, 7], |inner, _| der(SEQUENCE, &inner));
+    for (levels, expected) in [(32, Ok(sequences(32))), (33, Err(BerError::TooDeep))] {
+        assert_eq!(Reader::new(&sequences(levels)).read().unwrap().to_der(), expected, "{levels}");
+    }
+}
+
+#[test]
+fn only_octet_strings_are_pieces_of_an_octet_string() {
+    let octets = |pieces: &[u8]| Reader::new(&der(0x24, pieces)).read().unwrap().octets();
+    assert_eq!(octets(&[4, 1, 1, 0x24, 3, 4, 1, 2, 4, 0]), Ok(vec![1, 2]));
+    for pieces in [&[2, 1, 1][..], &[0x30, 0], &[0x84, 1, 1], &[4, 1, 1, 2, 1, 1], &[0x24, 3, 2, 1, 1]] {
+        assert_eq!(octets(pieces), Err(BerError::Unexpected), "{pieces:02x?}");
+    }
+}
