@@ -12,7 +12,7 @@ use efgs_protocol::{
 
 use crate::{
     access_log,
-    bodies::{self, Bodies, Encoding},
+    body_cache::{self, BodyCache, Encoding},
     chain::{self, Chain, ChainError},
     downloaded::Downloaded,
     http::{self, Code, Error, ErrorBody, HeaderError, Problem, reply},
@@ -27,7 +27,7 @@ pub struct Downloads {
     /// The batches.
     pub chain: Arc<Chain>,
     /// Their bodies.
-    pub bodies: Bodies,
+    pub body_cache: BodyCache,
     /// Who has got what.
     pub downloaded: Arc<Downloaded>,
 }
@@ -89,7 +89,7 @@ pub async fn download(
     state: web::Data<Downloads>,
 ) -> Result<HttpResponse, Error> {
     let media = accepted(&request)?;
-    let encoding = bodies::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
+    let encoding = body_cache::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
     access_log::note(&request, |facts| facts.date = chain::parse_date(&date));
     let date = state.chain.date(&date)?;
     let tag = match http::header(&request, wire::BATCH_TAG).map_err(DownloadError::from)? {
@@ -115,7 +115,7 @@ pub async fn download(
         state.downloaded.note(caller.country, batch.id);
         return Ok(headers.not_modified());
     }
-    let body = state.bodies.get(batch, media.format, encoding, caller.country).await?;
+    let body = state.body_cache.get(batch, media.format, encoding, caller.country).await?;
     access_log::note(&request, |facts| facts.origins = Some(origins(batch, caller.country)));
     state.downloaded.note(caller.country, batch.id);
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);

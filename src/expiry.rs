@@ -9,7 +9,7 @@ use chrono::NaiveDate;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
-    bodies::Bodies,
+    body_cache::BodyCache,
     chain::Chain,
     health::{Health, JobWatch},
     jobs::{self, Shutdown},
@@ -30,7 +30,7 @@ pub struct Expiry {
     /// From which day on it is kept.
     pub chain: Arc<Chain>,
     /// The bodies of batches.
-    pub bodies: Bodies,
+    pub body_cache: BodyCache,
     /// How the job stands.
     pub health: Arc<Health>,
 }
@@ -45,7 +45,7 @@ impl Expiry {
 
     async fn turn(&self, watch: &JobWatch) -> Result<(), StoreError> {
         // Of this instance's own memory, whoever has the lease.
-        self.bodies.forget_before(self.chain.oldest()).await;
+        self.body_cache.forget_before(self.chain.oldest()).await;
         let overdue = self.store.overdue(Job::Expiry).await?;
         watch.set_overdue(overdue);
         if overdue.is_none() {

@@ -20,7 +20,7 @@
 pub mod access_log;
 pub mod audit;
 pub mod batching;
-pub mod bodies;
+pub mod body_cache;
 pub mod callback;
 pub mod chain;
 pub mod cli;

@@ -29,18 +29,18 @@ use crate::{
     telemetry::{self, InFlight},
 };
 
-mod doors;
-mod fair;
+mod connections;
+mod fair_queue;
 mod memory;
 mod pace;
 #[cfg(test)]
 mod tests;
 
-pub use doors::{Arrival, Open};
-pub use fair::{Fair, Place};
+pub use connections::{Arrival, Open};
+pub use fair_queue::{FairQueue, Permit};
 pub use memory::Held;
 
-use doors::Doors;
+use connections::Connections;
 use memory::Memory;
 use pace::Pace;
 
@@ -175,7 +175,7 @@ impl std::fmt::Display for Kind {
 
 /// A request's share of what its country may have under way, until it is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Admitted {
     _permit: OwnedSemaphorePermit,
     _counted: InFlight,
 }
@@ -185,14 +185,14 @@ pub struct Turn {
 pub struct Limits {
     config: Config,
     countries: Mutex<HashMap<Country, Arc<State>>>,
-    doors: Doors,
+    connections: Connections,
     memory: Arc<Memory>,
     /// Threads that compute for long: verify, decrypt, compress.
-    computing: Fair,
+    computing: FairQueue,
     /// Connections to the database that store uploads.
-    storing: Fair,
+    storing: FairQueue,
     /// Connections to the database that read batches for requests.
-    reading: Fair,
+    reading: FairQueue,
 }
 
 /// What is taken by one country.
@@ -216,12 +216,12 @@ impl Limits {
         Arc::new(Self {
             config: config.clone(),
             countries: Mutex::default(),
-            doors: Doors::default(),
+            connections: Connections::default(),
             memory: Memory::new(memory, share),
             // One core is left to the connections, where there are several.
-            computing: Fair::new("processor", (cores - 1).max(1)),
-            storing: Fair::new("database", storing),
-            reading: Fair::new("database", reading),
+            computing: FairQueue::new("processor", (cores - 1).max(1)),
+            storing: FairQueue::new("database", storing),
+            reading: FairQueue::new("database", reading),
         })
     }
 
@@ -243,7 +243,7 @@ impl Limits {
     }
 
     /// Lets a request go on when its country's pace and what the country has under way allow it.
-    pub async fn admit(&self, country: Country, method: &Method) -> Result<Turn, LimitError> {
+    pub async fn admit(&self, country: Country, method: &Method) -> Result<Admitted, LimitError> {
         let state = self.of(country);
         let taken = state.pace.lock().take(Instant::now(), PATIENCE);
         match taken {
@@ -266,7 +266,7 @@ impl Limits {
                 let (country, kind) = (country.to_string(), kind.name());
                 let gauge =
                     metrics::gauge!(telemetry::COUNTRY_IN_FLIGHT, "country" => country, "kind" => kind);
-                Ok(Turn { _permit: permit, _counted: InFlight::new(gauge) })
+                Ok(Admitted { _permit: permit, _counted: InFlight::new(gauge) })
             }
             _ => Err(LimitError::Concurrency { country, kind, limit }),
         }
@@ -278,18 +278,18 @@ impl Limits {
     }
 
     /// A thread to compute on.
-    pub async fn to_compute(&self, country: Country, kind: Kind) -> Result<Place, LimitError> {
-        self.computing.place(country, self.most(kind), self.patience()).await
+    pub async fn to_compute(&self, country: Country, kind: Kind) -> Result<Permit, LimitError> {
+        self.computing.permit(country, self.most(kind), self.patience()).await
     }
 
     /// A connection to the database to store an upload on.
-    pub async fn to_store(&self, country: Country) -> Result<Place, LimitError> {
-        self.storing.place(country, self.most(Kind::Uploads), self.patience()).await
+    pub async fn to_store(&self, country: Country) -> Result<Permit, LimitError> {
+        self.storing.permit(country, self.most(Kind::Uploads), self.patience()).await
     }
 
     /// A connection to the database to read on.
-    pub async fn to_read(&self, country: Country) -> Result<Place, LimitError> {
-        self.reading.place(country, self.most(Kind::Downloads), self.patience()).await
+    pub async fn to_read(&self, country: Country) -> Result<Permit, LimitError> {
+        self.reading.permit(country, self.most(Kind::Downloads), self.patience()).await
     }
 
     /// How long a request waits for its turn.

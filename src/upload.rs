@@ -26,7 +26,7 @@ use crate::{
     http::{self, BodyError, Code, Error, ErrorBody, HeaderError, Problem, reply},
     intake::Keyring,
     journal::Recording,
-    limits::{Held, Kind, LimitError, Limits, Turn},
+    limits::{Admitted, Held, Kind, LimitError, Limits},
     store::{Store, StoreError, UploadOutcome},
     telemetry,
     trust::{Caller, RegistryUnavailable, Trust},
@@ -221,7 +221,7 @@ pub async fn upload(
     state: web::Data<Uploads>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
-    let turn = request.extensions_mut().remove::<Turn>();
+    let admitted = request.extensions_mut().remove::<Admitted>();
     let mut memory = state.limits.memory(caller.country);
     let (max, timeout) = (state.config.upload.max_bytes.as_u64(), state.config.server.request_timeout);
     let body =
@@ -233,7 +233,7 @@ pub async fn upload(
     let (trail, uploads) = (access_log::trail(&request), state.clone());
     let accepting = state.workers.run(async move {
         // Held to the end, also when the sender goes away: otherwise one could have any number under way.
-        let _held: (Option<Turn>, Held) = (turn, memory);
+        let _held: (Option<Admitted>, Held) = (admitted, memory);
         uploads.accept(caller, tag, batch_signature, media, body, trail).await
     });
     Ok(match accepting.await?? {

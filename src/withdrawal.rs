@@ -11,7 +11,7 @@ use efgs_protocol::{batch_tag::UploadTag, country::Country};
 
 use crate::{
     access_log,
-    bodies::Bodies,
+    body_cache::BodyCache,
     chain::Chain,
     clock::Clock,
     http::{Code, Error, ErrorBody, Problem, reply},
@@ -31,7 +31,7 @@ pub struct Withdrawals {
     /// The batches in memory.
     pub chain: Arc<Chain>,
     /// Their bodies.
-    pub bodies: Bodies,
+    pub body_cache: BodyCache,
     /// What is recorded outside the database.
     pub journal: Recording,
     /// Where it is done.
@@ -116,7 +116,7 @@ impl Withdrawals {
     pub async fn refresh(&self) -> Result<(), StoreError> {
         for batch in self.chain.refresh_withdrawals().await? {
             tracing::info!(%batch, "a batch has lost an upload that was withdrawn");
-            self.bodies.forget(batch).await;
+            self.body_cache.forget(batch).await;
         }
         Ok(())
     }

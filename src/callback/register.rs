@@ -9,7 +9,7 @@ use super::{Callbacks, Refused};
 use crate::{
     access_log,
     http::{Code, Error, ErrorBody, Problem, Shown, reply},
-    limits::Turn,
+    limits::Admitted,
     store::Put,
     trust::Caller,
 };
@@ -135,12 +135,12 @@ pub async fn put(
         return Err(CallbackError::Url { found: more + 1 }.into());
     }
     // A look at the DNS can take long; a country that has many under way waits for itself.
-    let turn = request.extensions_mut().remove::<Turn>();
+    let admitted = request.extensions_mut().remove::<Admitted>();
     let work = state.clone();
     state
         .workers
         .run(async move {
-            let _turn = turn;
+            let _admitted = admitted;
             work.guard.check(&url).await.map_err(CallbackError::from)?;
             let country = caller.country;
             if work.store.put_subscription(country, &id, &url, MAX_CALLBACKS).await? == Put::TooMany {

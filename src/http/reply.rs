@@ -8,7 +8,7 @@ use actix_web::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::limits::Turn;
+use crate::limits::Admitted;
 
 /// The headers of the wire contract in the form that the HTTP library takes.
 pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
@@ -74,7 +74,7 @@ impl BatchHeaders {
     }
 
     /// 200 with the keys. The turn ends with the body, so that it counts while it is being sent.
-    pub fn ok(mut self, body: Vec<Bytes>, turn: Option<Turn>) -> HttpResponse {
+    pub fn ok(mut self, body: Vec<Bytes>, admitted: Option<Admitted>) -> HttpResponse {
         let content_type = std::mem::take(&mut self.content_type);
         let encoding = self.content_encoding;
         let mut response = HttpResponse::Ok();
@@ -83,7 +83,7 @@ impl BatchHeaders {
             response.insert_header((header::CONTENT_ENCODING, encoding));
         }
         self.apply(&mut response);
-        response.body(Chunks::new(body, turn))
+        response.body(Chunks::new(body, admitted))
     }
 
     /// 304: the client has these bytes already.
@@ -98,13 +98,13 @@ impl BatchHeaders {
 struct Chunks {
     size: u64,
     pieces: std::vec::IntoIter<Bytes>,
-    _turn: Option<Turn>,
+    _admitted: Option<Admitted>,
 }
 
 impl Chunks {
-    fn new(pieces: Vec<Bytes>, turn: Option<Turn>) -> Self {
+    fn new(pieces: Vec<Bytes>, admitted: Option<Admitted>) -> Self {
         let size = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { size, pieces: pieces.into_iter(), _turn: turn }
+        Self { size, pieces: pieces.into_iter(), _admitted: admitted }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     access_log::AccessLog,
     audit::Audits,
     batching::Batching,
-    bodies::Bodies,
+    body_cache::BodyCache,
     callback::{Callbacks, Guard, GuardError, Resolve, SystemResolver},
     chain::Chain,
     clock::Clock,
@@ -54,8 +54,8 @@ pub struct App {
     pub keyring: Arc<Keyring>,
     /// The batches.
     pub chain: Arc<Chain>,
-    /// Bodies that are ready to send.
-    pub bodies: Bodies,
+    /// BodyCache that are ready to send.
+    pub body_cache: BodyCache,
     /// What the journal is read from and written from.
     pub sources: Sources,
     /// What is recorded outside the database, when that is configured.
@@ -186,7 +186,8 @@ impl App {
         let open = |settings| Journal::open(settings, &instance, sources.clone()).map(Arc::new);
         let journal = Recording::new(config.journal.as_ref().map(open).transpose()?);
         let cache = config.download.cache.as_u64();
-        let bodies = Bodies::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
+        let body_cache =
+            BodyCache::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
         let downloaded = Arc::<Downloaded>::default();
         let (stored, formed) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         Ok(Arc::new(Self {
@@ -205,7 +206,7 @@ impl App {
             },
             downloads: Downloads {
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 downloaded: downloaded.clone(),
             },
             audits: Audits {
@@ -218,7 +219,7 @@ impl App {
                 store: store.clone(),
                 clock: clock.clone(),
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 journal: journal.clone(),
                 workers: workers.clone(),
             },
@@ -248,7 +249,7 @@ impl App {
                 interval: config.retention.interval,
                 store: store.clone(),
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 health: health.clone(),
             },
             access_log: Arc::new(access_log),
@@ -259,7 +260,7 @@ impl App {
             trust,
             keyring,
             chain,
-            bodies,
+            body_cache,
             health,
             limits,
             workers,

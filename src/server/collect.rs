@@ -69,7 +69,7 @@ pub(super) async fn collect(app: &App) {
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
 
-    let (entries, bytes) = app.bodies.size().await;
+    let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);
     gauge!(CACHE_MAX_BYTES).set(app.config.download.cache.as_u64() as f64);

@@ -165,8 +165,8 @@ impl FromRequest for Caller {
             request.extensions_mut().insert(KnownCaller(caller.country));
             access_log::note(&request, |facts| facts.country = Some(caller.country));
             // Who calls comes first; a handler that takes a caller cannot be reached past its limits.
-            let turn = admission.limits.admit(caller.country, request.method()).await?;
-            request.extensions_mut().insert(turn);
+            let admitted = admission.limits.admit(caller.country, request.method()).await?;
+            request.extensions_mut().insert(admitted);
             Ok(caller)
         })
     }

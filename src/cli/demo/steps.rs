@@ -54,7 +54,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
 }
 
 /// A gateway that runs, and who uses it.
-pub(super) struct Story<'a, W> {
+pub(super) struct Steps<'a, W> {
     pub(super) report: &'a mut Report<W>,
     pub(super) folder: &'a Folder,
     pub(super) app: &'a Arc<App>,
@@ -65,9 +65,9 @@ pub(super) struct Story<'a, W> {
     pub(super) run: String,
 }
 
-impl<W: Write> Story<'_, W> {
+impl<W: Write> Steps<'_, W> {
     /// From the first upload to the audit.
-    pub(super) async fn tell(&mut self) -> Result<()> {
+    pub(super) async fn run(&mut self) -> Result<()> {
         let actor = |country| self.folder.actor(country, self.url);
         let (de, nl, be) = (actor("DE")?, actor("NL")?, actor("BE")?);
         let (de_keys, nl_keys, be_keys) = (

@@ -17,14 +17,14 @@ const REMEMBERED: usize = 4096;
 
 /// The connections that are open.
 #[derive(Debug, Default)]
-pub(super) struct Doors {
-    addresses: Mutex<HashMap<IpAddr, Visitor>>,
+pub(super) struct Connections {
+    addresses: Mutex<HashMap<IpAddr, AddressUse>>,
     /// `None` are callers that are not registered, all together.
     countries: Mutex<HashMap<Option<Country>, usize>>,
 }
 
 #[derive(Debug)]
-struct Visitor {
+struct AddressUse {
     open: usize,
     pace: Pace,
 }
@@ -60,19 +60,19 @@ impl Limits {
         if self.config.limits.shared_addresses.iter().any(|network| network.contains(address)) {
             return Arrival::Free;
         }
-        let (address, now) = (household(address), Instant::now());
-        let mut addresses = self.doors.addresses.lock();
+        let (address, now) = (customer_prefix(address), Instant::now());
+        let mut addresses = self.connections.addresses.lock();
         if addresses.len() >= REMEMBERED {
-            addresses.retain(|_, visitor| visitor.open > 0 || !visitor.pace.is_rested(now));
+            addresses.retain(|_, usage| usage.open > 0 || !usage.pace.is_rested(now));
         }
-        let visitor = addresses.entry(address).or_insert_with(|| Visitor {
+        let usage = addresses.entry(address).or_insert_with(|| AddressUse {
             open: 0,
             pace: Pace::new(self.config.limits.handshakes_per_second, self.config.limits.burst),
         });
-        if visitor.open < self.config.limits.connections_per_address
-            && let Ok(wait) = visitor.pace.take(now, patience)
+        if usage.open < self.config.limits.connections_per_address
+            && let Ok(wait) = usage.pace.take(now, patience)
         {
-            visitor.open += 1;
+            usage.open += 1;
             return Arrival::Counted(Open { limits: self.clone(), whose: Whose::Address(address) }, wait);
         }
         refused(None, "address");
@@ -86,7 +86,7 @@ impl Limits {
             Some(country) => self.of(country).settings.connections,
             None => self.config.limits.connections,
         };
-        let mut countries = self.doors.countries.lock();
+        let mut countries = self.connections.countries.lock();
         let open = countries.entry(country).or_default();
         if *open >= most {
             refused(country, "connections");
@@ -99,15 +99,15 @@ impl Limits {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let doors = &self.limits.doors;
+        let connections = &self.limits.connections;
         match self.whose {
             Whose::Address(address) => {
-                if let Some(visitor) = doors.addresses.lock().get_mut(&address) {
-                    visitor.open -= 1;
+                if let Some(usage) = connections.addresses.lock().get_mut(&address) {
+                    usage.open -= 1;
                 }
             }
             Whose::Country(country) => {
-                if let Some(open) = doors.countries.lock().get_mut(&country) {
+                if let Some(open) = connections.countries.lock().get_mut(&country) {
                     *open -= 1;
                 }
             }
@@ -116,7 +116,7 @@ impl Drop for Open {
 }
 
 /// The addresses that one customer of a network can choose from: one of IPv4, 2^64 of IPv6.
-fn household(address: IpAddr) -> IpAddr {
+fn customer_prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = u128::from(address) & !u128::from(u64::MAX);

@@ -58,7 +58,7 @@ enum Cached {
 
 /// The bodies of downloads: what is ready to send, and how it is built.
 #[derive(Clone, Debug)]
-pub struct Bodies {
+pub struct BodyCache {
     cache: Cache<CacheKey, Cached>,
     store: Store,
     keyring: Arc<Keyring>,
@@ -66,7 +66,7 @@ pub struct Bodies {
     workers: Workers,
 }
 
-impl Bodies {
+impl BodyCache {
     /// Keeps at most about `bytes` bytes.
     pub fn new(
         bytes: u64,

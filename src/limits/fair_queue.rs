@@ -11,7 +11,7 @@ use super::LimitError;
 /// Gives out a few places. When they are taken, each country has a queue of its own and the queues take turns:
 /// however much one country sends, another one waits for at most one of its pieces of work per place.
 #[derive(Clone, Debug)]
-pub struct Fair(Arc<Inner>);
+pub struct FairQueue(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -24,47 +24,47 @@ struct State {
     free: usize,
     waiting: usize,
     /// Never empty queues; the next one to be served first.
-    lanes: VecDeque<(Country, VecDeque<oneshot::Sender<Place>>)>,
+    lanes: VecDeque<(Country, VecDeque<oneshot::Sender<Permit>>)>,
 }
 
 /// A place, until it is dropped.
 #[derive(Debug)]
-pub struct Place(Option<Arc<Inner>>);
+pub struct Permit(Option<Arc<Inner>>);
 
-impl Fair {
-    pub(super) fn new(name: &'static str, places: usize) -> Self {
-        let state = State { free: places, waiting: 0, lanes: VecDeque::new() };
+impl FairQueue {
+    pub(super) fn new(name: &'static str, permits: usize) -> Self {
+        let state = State { free: permits, waiting: 0, lanes: VecDeque::new() };
         Self(Arc::new(Inner { name, state: Mutex::new(state) }))
     }
 
     /// Waits for a place, at most `patience` long. Where `most` are waiting already, of whichever country, nobody
     /// else waits.
-    pub async fn place(
+    pub async fn permit(
         &self,
         country: Country,
         most: usize,
         patience: Duration,
-    ) -> Result<Place, LimitError> {
+    ) -> Result<Permit, LimitError> {
         let overloaded = LimitError::Overloaded { country, by: self.0.name };
-        let place = {
+        let permit = {
             let mut state = self.0.state.lock();
             if state.free > 0 {
                 state.free -= 1;
-                return Ok(Place(Some(self.0.clone())));
+                return Ok(Permit(Some(self.0.clone())));
             }
             if state.waiting >= most {
                 return Err(overloaded);
             }
-            let (sender, place) = oneshot::channel();
+            let (sender, permit) = oneshot::channel();
             state.waiting += 1;
             match state.lanes.iter_mut().find(|(whose, _)| *whose == country) {
                 Some((_, lane)) => lane.push_back(sender),
                 None => state.lanes.push_back((country, VecDeque::from([sender]))),
             }
-            place
+            permit
         };
-        match tokio::time::timeout(patience, place).await {
-            Ok(Ok(place)) => Ok(place),
+        match tokio::time::timeout(patience, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
             _ => Err(overloaded),
         }
     }
@@ -72,7 +72,7 @@ impl Fair {
 
 impl State {
     /// The first of the next country.
-    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+    fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
         let (country, mut lane) = self.lanes.pop_front()?;
         let first = lane.pop_front();
         if !lane.is_empty() {
@@ -83,7 +83,7 @@ impl State {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some(inner) = self.0.take() else { return };
         loop {
@@ -100,7 +100,7 @@ impl Drop for Place {
             match next.send(Self(Some(inner.clone()))) {
                 Ok(()) => return,
                 // Gone before: the place is still ours to give.
-                Err(mut place) => drop(place.0.take()),
+                Err(mut permit) => drop(permit.0.take()),
             }
         }
     }
