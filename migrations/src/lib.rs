@@ -31,17 +31,37 @@ pub struct Migrator;
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![
-            Box::new(m0001_initial::Migration),
-            Box::new(m0002_callbacks::Migration),
-            Box::new(m0003_withdrawal::Migration),
-            Box::new(m0004_access_log::Migration),
-            Box::new(m0005_quota::Migration),
-            Box::new(m0006_journal::Migration),
-            Box::new(m0007_rotation::Migration),
-            Box::new(m0008_instance::Migration),
-            Box::new(m0009_encryption_key::Migration),
+            Box::new(m0001_initial::STEP),
+            Box::new(m0002_callbacks::STEP),
+            Box::new(m0003_withdrawal::STEP),
+            Box::new(m0004_access_log::STEP),
+            Box::new(m0005_quota::STEP),
+            Box::new(m0006_journal::STEP),
+            Box::new(m0007_rotation::STEP),
+            Box::new(m0008_instance::STEP),
+            Box::new(m0009_encryption_key::STEP),
             Box::new(m0010_upload_key::Migration),
         ]
+    }
+}
+
+/// A step that only carries out statements, each of which can be repeated.
+struct Step {
+    name: &'static str,
+    mysql: &'static [&'static str],
+    sqlite: &'static [&'static str],
+}
+
+impl MigrationName for Step {
+    fn name(&self) -> &str {
+        self.name
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Step {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        execute(manager, self.mysql, self.sqlite).await
     }
 }
 

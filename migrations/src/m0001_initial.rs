@@ -1,22 +1,7 @@
 //! Certificates, uploads, diagnosis keys, batches and the leases of jobs (spec §4.2).
 
-use sea_orm_migration::prelude::*;
-
 /// The first schema.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0001_initial"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0001_initial", mysql: MYSQL, sqlite: SQLITE };
 
 // Times are UTC with microseconds. Texts that are compared are binary (`ascii_bin`, VARBINARY), because
 // MySQL's default collations take `a` for `A` and ignore trailing spaces.

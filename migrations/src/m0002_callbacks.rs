@@ -1,22 +1,7 @@
 //! Callback subscriptions, the notifications that wait, and what each country has downloaded (spec §5.6).
 
-use sea_orm_migration::prelude::*;
-
 /// Callbacks.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0002_callbacks"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0002_callbacks", mysql: MYSQL, sqlite: SQLITE };
 
 // Times are milliseconds since 1970 by the clock of the database, as in `job`.
 const MYSQL: &[&str] = &[

@@ -1,23 +1,8 @@
 //! Which uploads were withdrawn, by whom and why (spec §5.4.2 names it as a purpose of upload tags).
 
-use sea_orm_migration::prelude::*;
-
 /// A table of its own, not a column of the upload: it outlives the upload as a record, and making a table can
 /// be repeated on every database.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0003_withdrawal"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0003_withdrawal", mysql: MYSQL, sqlite: SQLITE };
 
 const MYSQL: &[&str] = &["CREATE TABLE IF NOT EXISTS withdrawal (
         upload_id BIGINT NOT NULL PRIMARY KEY,

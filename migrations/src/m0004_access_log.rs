@@ -1,22 +1,7 @@
 //! The access log, its heads, and daily totals per country (spec §8).
 
-use sea_orm_migration::prelude::*;
-
 /// Access log and statistics.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0004_access_log"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0004_access_log", mysql: MYSQL, sqlite: SQLITE };
 
 // Times are microseconds since 1970, UTC: what is hashed has one form only.
 const MYSQL: &[&str] = &[

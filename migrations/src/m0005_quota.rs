@@ -1,23 +1,8 @@
 //! What was accepted of each country on each day, so that the quotas of a day are exact over all instances
 //! (expand: a new table, which the version before does not need).
 
-use sea_orm_migration::prelude::*;
-
 /// One row per country and day.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0005_quota"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0005_quota", mysql: MYSQL, sqlite: SQLITE };
 
 const MYSQL: &[&str] = &["CREATE TABLE IF NOT EXISTS quota (
         country CHAR(2) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

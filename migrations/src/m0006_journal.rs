@@ -1,24 +1,9 @@
 //! Entries that have not been written to the journal yet.
 
-use sea_orm_migration::prelude::*;
-
 /// Expands: new tables, which an earlier version does not need. A row is written in the transaction of its upload,
 /// batch or withdrawal, and deleted when that is in the journal. With `hold`, the upload is not put into a batch,
 /// and nothing is served, before that.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0006_journal"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0006_journal", mysql: MYSQL, sqlite: SQLITE };
 
 const MYSQL: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS journal_pending_upload (

@@ -1,22 +1,7 @@
 //! The running instances of the gateway.
 
-use sea_orm_migration::prelude::*;
-
 /// Expands: a table that earlier versions do not use.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0008_instance"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step = crate::Step { name: "m0008_instance", mysql: MYSQL, sqlite: SQLITE };
 
 // Times are milliseconds since 1970 by the clock of the database, as in `job`. A row lives as long as its instance; one
 // that was killed leaves it, and it is deleted a day after the last sign of life.

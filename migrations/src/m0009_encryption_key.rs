@@ -1,22 +1,8 @@
 //! A check value for each encryption key.
 
-use sea_orm_migration::prelude::*;
-
 /// Expands: a table that earlier versions do not use.
-pub(crate) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0009_encryption_key"
-    }
-}
-
-#[async_trait::async_trait]
-impl MigrationTrait for Migration {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        crate::execute(manager, MYSQL, SQLITE).await
-    }
-}
+pub(crate) const STEP: crate::Step =
+    crate::Step { name: "m0009_encryption_key", mysql: MYSQL, sqlite: SQLITE };
 
 // A known text sealed with each encryption key, by the first gateway that had it. Another key under the same id
 // cannot open it, and is rejected before it seals anything.

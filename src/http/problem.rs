@@ -232,6 +232,15 @@ pub enum Code {
 impl Code {
     /// The status of the answer: each code has one.
     pub fn status(self) -> StatusCode {
+        self.answer().0
+    }
+
+    /// Whether the caller learns what went wrong.
+    pub fn detail(self) -> Detail {
+        self.answer().1
+    }
+
+    fn answer(self) -> (StatusCode, Detail) {
         match self {
             Self::InvalidHeader
             | Self::MalformedBody
@@ -242,54 +251,20 @@ impl Code {
             | Self::ForeignOrigin
             | Self::InvalidDate
             | Self::BatchBeforeDate
-            | Self::InvalidCallback => StatusCode::BAD_REQUEST,
-            Self::Forbidden => StatusCode::FORBIDDEN,
+            | Self::InvalidCallback => (StatusCode::BAD_REQUEST, Detail::Shown),
+            Self::Forbidden => (StatusCode::FORBIDDEN, Detail::Shown),
             Self::NoSuchPath | Self::UploadNotFound | Self::BatchNotFound | Self::CallbackNotFound => {
-                StatusCode::NOT_FOUND
+                (StatusCode::NOT_FOUND, Detail::Shown)
             }
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NotAcceptable | Self::UrlRefused => StatusCode::NOT_ACCEPTABLE,
-            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::UploadTagTaken | Self::UploadWithdrawn => StatusCode::CONFLICT,
-            Self::Gone => StatusCode::GONE,
-            Self::BodyTooLarge | Self::TooManyKeys => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooManyRequests | Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-
-    /// Whether the caller learns what went wrong.
-    pub fn detail(self) -> Detail {
-        match self {
-            Self::Internal => Detail::RequestId,
-            Self::Unavailable => Detail::TryAgain,
-            Self::NoSuchPath
-            | Self::MethodNotAllowed
-            | Self::Forbidden
-            | Self::InvalidHeader
-            | Self::NotAcceptable
-            | Self::BodyTooLarge
-            | Self::TooManyKeys
-            | Self::RequestTimeout
-            | Self::MalformedBody
-            | Self::NoKeys
-            | Self::InvalidKey
-            | Self::InvalidSignature
-            | Self::UntrustedSigner
-            | Self::ForeignOrigin
-            | Self::UploadTagTaken
-            | Self::UploadWithdrawn
-            | Self::UploadNotFound
-            | Self::InvalidDate
-            | Self::Gone
-            | Self::BatchNotFound
-            | Self::BatchBeforeDate
-            | Self::InvalidCallback
-            | Self::UrlRefused
-            | Self::CallbackNotFound
-            | Self::TooManyRequests
-            | Self::QuotaExceeded => Detail::Shown,
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Detail::Shown),
+            Self::NotAcceptable | Self::UrlRefused => (StatusCode::NOT_ACCEPTABLE, Detail::Shown),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, Detail::Shown),
+            Self::UploadTagTaken | Self::UploadWithdrawn => (StatusCode::CONFLICT, Detail::Shown),
+            Self::Gone => (StatusCode::GONE, Detail::Shown),
+            Self::BodyTooLarge | Self::TooManyKeys => (StatusCode::PAYLOAD_TOO_LARGE, Detail::Shown),
+            Self::TooManyRequests | Self::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, Detail::Shown),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Detail::RequestId),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, Detail::TryAgain),
         }
     }
 

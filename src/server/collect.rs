@@ -36,7 +36,7 @@ pub(super) async fn collect(app: &App) {
         let country = certificate.country.map_or("-".to_owned(), |country| country.to_string());
         let labels = [
             ("country", country),
-            ("type", certificate.kind.to_owned()),
+            ("type", certificate.kind.name().to_owned()),
             ("thumbprint", certificate.thumbprint.to_string()),
         ];
         gauge!(CERTIFICATE_DAYS_LEFT, &labels).set(certificate.days_left(now) as f64);

@@ -57,7 +57,7 @@ impl App {
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();
             match certificate.days_left(now) {
-                ..=0 if certificate.is_vital() => readiness.reasons.push(format!("{name} has expired")),
+                ..=0 if certificate.kind.is_vital() => readiness.reasons.push(format!("{name} has expired")),
                 ..=0 => readiness.warnings.push(attention(format!("{name} has expired"))),
                 days @ 1..=WARN_DAYS => {
                     readiness.warnings.push(attention(format!("{name} expires in {days} days or less")));

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::App;
 use crate::{
     config::{Config, Encryption, Tls},
-    health::Trouble,
+    health::{CertificateUse, Trouble},
     intake::Keyring,
     jobs::Shutdown,
     rotation::{self, RotationError},
@@ -65,12 +65,12 @@ impl Reload {
     pub fn look_at_certificates(&self) {
         let Ok(registry) = self.app.trust.registry() else { return };
         let shown = [
-            ("TLS", self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
-            ("CALLBACK-CLIENT", self.app.callbacks.guard.certificate()),
+            (CertificateUse::Tls, self.tls.as_ref().and_then(|(_, tls)| tls.certificate())),
+            (CertificateUse::CallbackClient, self.app.callbacks.guard.certificate()),
         ];
         let shown =
             shown.into_iter().filter_map(|(kind, der)| Some((kind, Certificate::from_der(&der?).ok()?)));
-        let anchor = ("TRUST-ANCHOR", self.app.trust.anchor().certificate().clone());
+        let anchor = (CertificateUse::TrustAnchor, self.app.trust.anchor().certificate().clone());
         let in_use: Vec<_> = shown.chain([anchor]).collect();
         let now = self.app.clock.now();
         self.app.health.set_certificates(self.expiry.look(&registry, &self.app.config, &in_use, now));

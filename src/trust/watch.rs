@@ -10,7 +10,10 @@ use efgs_protocol::{
 use parking_lot::Mutex;
 
 use super::Registry;
-use crate::{config::Config, health::WatchedCertificate};
+use crate::{
+    config::Config,
+    health::{CertificateUse, WatchedCertificate},
+};
 
 /// Days ahead at which a warning is logged; at 0 it has expired.
 const DAYS: [i64; 5] = [60, 30, 14, 7, 0];
@@ -26,7 +29,7 @@ impl ExpiryWatch {
         &self,
         registry: &Registry,
         config: &Config,
-        in_use: &[(&'static str, Certificate)],
+        in_use: &[(CertificateUse, Certificate)],
         now: DateTime<Utc>,
     ) -> Vec<WatchedCertificate> {
         let watched = |country, kind, certificate: &Certificate| WatchedCertificate {
@@ -37,14 +40,16 @@ impl ExpiryWatch {
         };
         let registered = registry.entries().filter(|entry| entry.revoked_at.is_none());
         let mut all: Vec<_> = registered
-            .map(|entry| watched(Some(entry.country), entry.kind.as_str(), &entry.certificate))
+            .map(|entry| {
+                watched(Some(entry.country), CertificateUse::Registered(entry.kind), &entry.certificate)
+            })
             .collect();
-        all.extend(in_use.iter().map(|(kind, certificate)| watched(None, kind, certificate)));
+        all.extend(in_use.iter().map(|(kind, certificate)| watched(None, *kind, certificate)));
         let (tls, callback) = (config.tls.as_ref(), config.callback.as_ref());
         let authorities = [
-            ("TLS-CLIENT-CA", tls.and_then(|tls| tls.client_ca.as_ref())),
-            ("CALLBACK-CA", callback.and_then(|callback| callback.ca.as_ref())),
-            ("DATABASE-CA", config.database.tls_ca.as_ref()),
+            (CertificateUse::TlsClientCa, tls.and_then(|tls| tls.client_ca.as_ref())),
+            (CertificateUse::CallbackCa, callback.and_then(|callback| callback.ca.as_ref())),
+            (CertificateUse::DatabaseCa, config.database.tls_ca.as_ref()),
         ];
         for (kind, path) in authorities {
             let certificates = path.map(|path| read(path)).unwrap_or_default();
@@ -65,6 +70,7 @@ impl ExpiryWatch {
             return;
         }
         said.insert(*thumbprint, threshold);
+        let kind = kind.name();
         let country = country.as_ref().map_or("-", Country::as_str);
         if threshold == 0 {
             tracing::error!(country, kind, %thumbprint, %until, "a certificate has expired; import a new one");

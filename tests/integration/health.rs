@@ -100,7 +100,7 @@ async fn a_certificate_of_the_gateway_that_has_expired_makes_it_unready(case: &C
     let (status, body) = ready(&gateway).await;
     assert!(status == 200 && !body["warnings"].to_string().contains("TLS certificate"), "{status}: {body}");
     let watched = gateway.app.health.certificates();
-    let tls = watched.iter().find(|certificate| certificate.kind == "TLS").unwrap();
+    let tls = watched.iter().find(|certificate| certificate.kind.name() == "TLS").unwrap();
 
     case.clock.set(tls.not_after - TimeDelta::days(5));
     let (status, body) = ready(&gateway).await;
@@ -124,7 +124,7 @@ async fn a_certificate_that_is_not_taken_over_is_warned_of_until_it_is(case: &Ca
     let tls = || {
         gateway.files.look_at_certificates();
         let watched = gateway.app.health.certificates();
-        watched.iter().find(|certificate| certificate.kind == "TLS").unwrap().thumbprint
+        watched.iter().find(|certificate| certificate.kind.name() == "TLS").unwrap().thumbprint
     };
     let warned = async || {
         let (status, body) = ready(&gateway).await;
@@ -169,7 +169,8 @@ async fn what_needs_a_restart_is_warned_of(case: &Case) {
     assert!(warned().await.is_some_and(|text| text.ends_with(&restart)), "{:?}", warned().await);
     // The days left are those of the anchor that counts.
     let watched = gateway.app.health.certificates();
-    let anchors: Vec<_> = watched.iter().filter(|certificate| certificate.kind == "TRUST-ANCHOR").collect();
+    let anchors: Vec<_> =
+        watched.iter().filter(|certificate| certificate.kind.name() == "TRUST-ANCHOR").collect();
     assert!(anchors.len() == 1 && anchors[0].thumbprint == PKI.anchor_pair.certificate.thumbprint());
     std::fs::write(&anchor, PKI.anchor_pair.certificate.pem()).unwrap();
     gateway.files.all(&case.config()).await;

@@ -13,9 +13,24 @@ const FUZZ_RUNS: u32 = 50_000;
 /// Every check, the cheap ones first; stops at the first that fails.
 pub(crate) fn all(openapi: &str) -> Outcome {
     step("layers", layers::check)?;
+    print!("{}", layers::shown()?);
     step("format", || run(&mut cargo(["fmt", "--all", "--check"])))?;
     step("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+    })?;
+    // What is installed in production: without the demo, its test PKI and its client.
+    step("lints of the release program", || {
+        let release = [
+            "clippy",
+            "--package",
+            "efgs-gateway",
+            "--no-default-features",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        run(&mut cargo(release))
     })?;
     step("docs", || {
         run(cargo(["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"])

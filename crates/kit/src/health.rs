@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use efgs_protocol::{certificate::Thumbprint, country::Country};
+use efgs_protocol::{
+    certificate::{CertificateType, Thumbprint},
+    country::Country,
+};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -129,14 +132,55 @@ impl Trouble {
     }
 }
 
+/// What a certificate that the gateway watches is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateUse {
+    /// A country registered it.
+    Registered(CertificateType),
+    /// The gateway's own, towards national backends.
+    Tls,
+    /// An authority of `tls.client_ca`.
+    TlsClientCa,
+    /// The gateway's own, towards callbacks.
+    CallbackClient,
+    /// An authority of `callback.ca`.
+    CallbackCa,
+    /// An authority of `database.tls_ca`.
+    DatabaseCa,
+    /// The operator's trust anchor.
+    TrustAnchor,
+}
+
+impl CertificateUse {
+    /// As metrics, logs and warnings name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Registered(kind) => kind.as_str(),
+            Self::Tls => "TLS",
+            Self::TlsClientCa => "TLS-CLIENT-CA",
+            Self::CallbackClient => "CALLBACK-CLIENT",
+            Self::CallbackCa => "CALLBACK-CA",
+            Self::DatabaseCa => "DATABASE-CA",
+            Self::TrustAnchor => "TRUST-ANCHOR",
+        }
+    }
+
+    /// Whether the gateway cannot do its work when it has expired.
+    pub fn is_vital(self) -> bool {
+        match self {
+            Self::Tls | Self::CallbackClient | Self::TrustAnchor => true,
+            Self::Registered(_) | Self::TlsClientCa | Self::CallbackCa | Self::DatabaseCa => false,
+        }
+    }
+}
+
 /// A certificate whose end the gateway watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchedCertificate {
     /// The country that registered it; `None` for the gateway's own.
     pub country: Option<Country>,
-    /// AUTHENTICATION, SIGNING, CALLBACK; of its own TLS, TLS-CLIENT-CA, CALLBACK-CLIENT, CALLBACK-CA, DATABASE-CA,
-    /// TRUST-ANCHOR.
-    pub kind: &'static str,
+    /// What it is for.
+    pub kind: CertificateUse,
     /// Its thumbprint.
     pub thumbprint: Thumbprint,
     /// When it expires.
@@ -303,16 +347,11 @@ impl WatchedCertificate {
 
     /// For people.
     pub fn name(&self) -> String {
-        let (kind, thumbprint) = (self.kind, self.thumbprint);
+        let (kind, thumbprint) = (self.kind.name(), self.thumbprint);
         match self.country {
             Some(country) => format!("the {kind} certificate {thumbprint} of {country}"),
             None => format!("the gateway's {kind} certificate {thumbprint}"),
         }
-    }
-
-    /// Whether the gateway cannot do its work without it.
-    pub fn is_vital(&self) -> bool {
-        self.country.is_none() && matches!(self.kind, "TLS" | "CALLBACK-CLIENT" | "TRUST-ANCHOR")
     }
 }
 

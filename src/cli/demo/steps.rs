@@ -32,7 +32,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
     report.step(
         "The operator signs the countries' certificates",
         format_args!("{signed} signed"),
-        "Three per country, with the trust anchor, whose key is never on the gateway.",
+        "Three per country, with the trust anchor's key, which stays offline.",
         [check("signed certificates", bundles.len(), signed)],
     )?;
     for bundle in &bundles {
@@ -47,7 +47,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
     report.step(
         "The gateway imports them",
         format_args!("{active} active"),
-        "It verifies the anchor's signatures now, and again whenever it reads them.",
+        "It verifies the anchor's signatures now, and at every later reading.",
         [check("active certificates", bundles.len(), active)],
     )?;
     Ok(())
@@ -118,7 +118,7 @@ impl<W: Write> Steps<'_, W> {
         self.report.step(
             "BE asks for the first batch again",
             format_args!("next is {}", day_name(&records[1])),
-            "The link is updated: a reader at the end of the chain finds the next batch.",
+            "The link is updated: a reader at the end of the chain finds it.",
             [check("next batch", records[1].id, next(&download, &records))],
         )?;
         let why = "From batch to batch, until nextBatchTag says null.";
@@ -222,7 +222,7 @@ impl<W: Write> Steps<'_, W> {
         self.report.step(
             "An unregistered caller poses as NL",
             "403, not registered",
-            "Anyone can make a certificate that says NL, but not the anchor's signature.",
+            "Anyone can make a certificate for NL, but not the anchor's signature.",
             [answer("403 forbidden", &outcome)],
         )?;
         Ok(new)

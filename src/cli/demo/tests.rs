@@ -149,7 +149,7 @@ fn a_step_that_does_not_hold_says_what_was_expected() {
         report.summary().unwrap();
     }
     let text = printed(example, false);
-    assert!(text.ends_with("      keys: expected 5, got four\n\n✗ 1 of 2 steps did not hold.\n"), "{text}");
+    assert!(text.ends_with("      keys: expected 5, got four\n\n✗ 1 of 2 steps failed.\n"), "{text}");
     assert!(!text.contains('\x1b'));
     assert!(printed(example, true).contains("\x1b[31;1m✗\x1b[0m"));
 }
