@@ -1,4 +1,5 @@
-//! Connections: how many of one address and of one country are open, and how fast they come.
+//! Connection limits: how many connections one address and one country may have open, and how fast an address
+//! may open them.
 
 use std::{
     collections::HashMap,
@@ -12,14 +13,14 @@ use parking_lot::Mutex;
 
 use super::{Limits, pace::Pace, refused};
 
-/// Addresses that are remembered, open connections or not, before those that have rested are forgotten.
+/// When more addresses than this are remembered, idle ones are forgotten.
 const REMEMBERED: usize = 4096;
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     addresses: Mutex<HashMap<IpAddr, AddressUse>>,
-    /// `None` are callers that are not registered, all together.
+    /// `None`: all unregistered callers together.
     countries: Mutex<HashMap<Option<Country>, usize>>,
 }
 
@@ -42,20 +43,20 @@ enum Whose {
     Country(Option<Country>),
 }
 
-/// What becomes of a new connection, before its handshake.
+/// The decision about a new connection, before its handshake.
 #[derive(Debug)]
 pub enum Arrival {
-    /// Its address has limits of its own elsewhere.
+    /// The address is exempt (`limits.shared_addresses`).
     Free,
-    /// It may go on after a wait.
+    /// The connection is counted and may continue after a wait.
     Counted(Open, Duration),
-    /// It is closed.
+    /// The connection is to be closed.
     Refused,
 }
 
 impl Limits {
-    /// A new connection of an address. One that comes too fast waits, at most for `patience`: a client that
-    /// connects again and again is slowed, and its handshakes leave time for those of others.
+    /// Counts a new connection of an address. An address that opens connections too fast waits, at most for
+    /// `patience`, so that its handshakes leave processor time for those of others.
     pub fn arrive(self: &Arc<Self>, address: IpAddr, patience: Duration) -> Arrival {
         if self.config.limits.shared_addresses.iter().any(|network| network.contains(address)) {
             return Arrival::Free;
@@ -79,8 +80,8 @@ impl Limits {
         Arrival::Refused
     }
 
-    /// A connection whose handshake is over: a country's, or (`None`) one of nobody who is registered. No answer
-    /// means that it is to be closed.
+    /// Counts a connection after its handshake: a country's, or (`None`) an unregistered caller's. Returns
+    /// `None` if the connection is above the limit and has to be closed.
     pub fn enter(self: &Arc<Self>, country: Option<Country>) -> Option<Open> {
         let most = match country {
             Some(country) => self.of(country).settings.connections,
@@ -115,7 +116,7 @@ impl Drop for Open {
     }
 }
 
-/// The addresses that one customer of a network can choose from: one of IPv4, 2^64 of IPv6.
+/// The prefix that one customer of a network controls: a single IPv4 address, or a /64 of IPv6.
 fn customer_prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

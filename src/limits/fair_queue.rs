@@ -1,4 +1,4 @@
-//! A queue in which countries take turns.
+//! A queue that serves the countries in turn.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 
 use super::LimitError;
 
-/// Gives out a few places. When they are taken, each country has a queue of its own and the queues take turns:
-/// however much one country sends, another one waits for at most one of its pieces of work per place.
+/// Hands out a fixed number of permits. When none is free, each country has its own queue and the queues are
+/// served in turn: however much one country sends, another waits for at most one of its pieces of work per
+/// permit.
 #[derive(Clone, Debug)]
 pub struct FairQueue(Arc<Inner>);
 
@@ -23,11 +24,11 @@ struct Inner {
 struct State {
     free: usize,
     waiting: usize,
-    /// Never empty queues; the next one to be served first.
+    /// Non-empty queues. The first one is served next.
     lanes: VecDeque<(Country, VecDeque<oneshot::Sender<Permit>>)>,
 }
 
-/// A place, until it is dropped.
+/// Held until it is dropped.
 #[derive(Debug)]
 pub struct Permit(Option<Arc<Inner>>);
 
@@ -37,8 +38,8 @@ impl FairQueue {
         Self(Arc::new(Inner { name, state: Mutex::new(state) }))
     }
 
-    /// Waits for a place, at most `patience` long. Where `most` are waiting already, of whichever country, nobody
-    /// else waits.
+    /// Waits for a permit, at most for `patience`. Fails with [`LimitError::Overloaded`] after that, or at once
+    /// if `most` requests of any country are already waiting.
     pub async fn permit(
         &self,
         country: Country,
@@ -71,7 +72,7 @@ impl FairQueue {
 }
 
 impl State {
-    /// The first of the next country.
+    /// The next waiting request.
     fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
         let (country, mut lane) = self.lanes.pop_front()?;
         let first = lane.pop_front();
@@ -96,10 +97,10 @@ impl Drop for Permit {
                 next
             };
             let Some(next) = next else { return };
-            // Sent as a place, so that it is given back when the other side goes away just now.
+            // Sent as a permit, so that a receiver that disappears at this moment still releases it.
             match next.send(Self(Some(inner.clone()))) {
                 Ok(()) => return,
-                // Gone before: the place is still ours to give.
+                // The receiver has gone: pass the permit to the next one.
                 Err(mut permit) => drop(permit.0.take()),
             }
         }

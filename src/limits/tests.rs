@@ -37,10 +37,10 @@ fn a_pace_lets_a_burst_through_and_then_one_after_the_other() {
     for _ in 0..3 {
         assert_eq!(pace.take(start, LONG), Ok(Duration::ZERO));
     }
-    // Each has its own moment, in the order of arrival.
+    // Each request gets its own time, in the order of arrival.
     assert_eq!(pace.take(start, LONG), Ok(ms(100)));
     assert_eq!(pace.take(at(50), LONG), Ok(ms(150)));
-    // Who is refused takes nothing.
+    // A refused request is not counted.
     for _ in 0..5 {
         assert_eq!(pace.take(at(50), ms(100)), Err(ms(250)));
     }
@@ -53,7 +53,7 @@ fn a_pace_lets_a_burst_through_and_then_one_after_the_other() {
     assert_eq!(pace.take(at(600), LONG), Ok(ms(100)));
 }
 
-/// Waits for a place and says so.
+/// Waits for a permit and reports it.
 fn wait(
     fair: &FairQueue,
     code: &'static str,
@@ -76,12 +76,12 @@ async fn countries_take_turns_whatever_one_of_them_has_waiting() {
         waiting.push(wait(&fair, code, &order));
         tokio::task::yield_now().await;
     }
-    // No more than may wait: nobody of any country.
+    // The queue is full, for every country.
     for code in ["DE", "ES"] {
         let refused = fair.permit(country(code), 5, LONG).await.unwrap_err();
         assert_eq!(refused, LimitError::Overloaded { country: country(code), by: "test" });
     }
-    // Who has gone away in the meantime is passed over.
+    // A request that has gone away is skipped.
     waiting[1].abort();
     tokio::task::yield_now().await;
     drop(first);
@@ -92,7 +92,7 @@ async fn countries_take_turns_whatever_one_of_them_has_waiting() {
         drop(permit);
     }
     assert_eq!(served, ["DE", "NL", "IT", "DE"]);
-    // The place is free again.
+    // The permit is free again.
     drop(fair.permit(country("ES"), 0, Duration::ZERO).await.unwrap());
 }
 
@@ -167,12 +167,12 @@ fn an_address_is_an_ipv4_address_or_a_network_of_ipv6() {
 }
 
 #[test]
-fn a_country_has_its_own_connections_and_strangers_share_theirs() {
+fn a_country_has_its_own_connections_and_unregistered_callers_share_theirs() {
     let limits = limits("[limits]\nconnections = 1\n[participants.NL]\nconnections = 2\n");
     let open: Vec<_> = ["DE", "NL", "NL"].map(|code| limits.enter(Some(country(code)))).into();
     assert!(open.iter().all(Option::is_some));
-    let stranger = limits.enter(None);
-    assert!(stranger.is_some());
+    let unregistered = limits.enter(None);
+    assert!(unregistered.is_some());
     for who in [Some(country("DE")), Some(country("NL")), None] {
         assert!(limits.enter(who).is_none(), "{who:?}");
     }
