@@ -21,27 +21,27 @@ use crate::{
     trust::Caller,
 };
 
-/// What downloads are served from.
+/// What downloads need.
 #[derive(Clone, Debug)]
 pub struct Downloads {
     /// The batches.
     pub chain: Arc<Chain>,
-    /// Their bodies.
+    /// The download bodies.
     pub body_cache: BodyCache,
-    /// Who has got what.
+    /// What each country has downloaded.
     pub downloaded: Arc<Downloaded>,
 }
 
-/// Why a download is refused, beside what the chain says.
+/// Why a download is refused, in addition to [`ChainError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DownloadError {
-    /// A header is missing or unusable.
+    /// A header is missing or invalid.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// No acceptable format is supported.
+    /// None of the accepted formats is supported.
     #[error(transparent)]
     Media(#[from] MediaError),
-    /// No acceptable encoding is supported.
+    /// None of the accepted encodings is supported.
     #[error("none of the encodings in Accept-Encoding is supported: gzip, zstd or identity")]
     NoEncoding,
 }
@@ -99,7 +99,7 @@ pub async fn download(
     access_log::note(&request, |facts| facts.tag = tag.map(|tag| tag.to_string()));
     let link = state.chain.find(caller.country, date, tag).await??;
     let batch = &link.batch;
-    // Without a tag in the request, it is known from here on which batch is meant.
+    // From here on the batch is known, also when the request had no tag.
     access_log::note(&request, |facts| facts.tag = Some(batch.id.to_string()));
     let etag = etag(batch, caller.country, media, encoding);
     let headers = reply::BatchHeaders {
@@ -124,7 +124,7 @@ pub async fn download(
     Ok(headers.ok(body, request.extensions_mut().remove()))
 }
 
-/// Whose keys a country gets with a batch.
+/// Which countries' keys a download has.
 fn origins(batch: &BatchRecord, caller: Country) -> BTreeMap<Country, u32> {
     let mut origins = BTreeMap::new();
     for upload in batch.uploads.iter().filter(|upload| upload.country != caller) {
@@ -133,7 +133,7 @@ fn origins(batch: &BatchRecord, caller: Country) -> BTreeMap<Country, u32> {
     origins
 }
 
-/// The format for this request: the best of all its `Accept` headers.
+/// The best supported format of all `Accept` headers.
 fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
     let mut ranges = Vec::new();
     for value in request.headers().get_all(header::ACCEPT) {
@@ -142,7 +142,7 @@ fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
     Ok(MediaType::negotiate(ranges)?)
 }
 
-/// Everything that the bytes depend on; a batch changes only by losing withdrawn uploads.
+/// The ETag covers everything that the bytes depend on. A batch changes only when it loses withdrawn uploads.
 fn etag(batch: &BatchRecord, caller: Country, media: MediaType, encoding: Encoding) -> String {
     let format = match media.format {
         Format::Protobuf => "protobuf",
@@ -152,7 +152,7 @@ fn etag(batch: &BatchRecord, caller: Country, media: MediaType, encoding: Encodi
     format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller, media.version)
 }
 
-/// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags, compared weakly, or `*`.
+/// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags in a weak comparison, or `*`.
 fn matches(request: &HttpRequest, etag: &str) -> bool {
     let values = request.headers().get_all(header::IF_NONE_MATCH);
     let tags = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));

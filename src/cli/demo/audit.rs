@@ -1,4 +1,4 @@
-//! The end of the story: who was given keys checks what it need not believe.
+//! The last steps: a downloading country audits what it was given.
 
 use std::io::Write;
 

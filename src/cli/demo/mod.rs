@@ -144,7 +144,7 @@ impl Stage {
             report.stopped(error)?;
         }
         report.summary()?;
-        // Last, so that whoever waits for a profile finds batches too.
+        // Last, so that a caller that waits for a profile also finds batches.
         folder.write_profiles(url)?;
         next_batch_in(&app.store, Duration::ZERO).await?;
         Ok(())
@@ -161,7 +161,7 @@ fn refuse_environment(mut names: impl Iterator<Item = String>) -> Result<(), Str
     }
 }
 
-/// An address to listen on: the wanted one if it is free, or else another port if `may_move`.
+/// An address to listen on: the wanted one if it is free, otherwise another port if `may_move`.
 fn free(wanted: SocketAddr, may_move: bool) -> Result<SocketAddr, String> {
     let ip = wanted.ip();
     if !(ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST) {

@@ -1,4 +1,4 @@
-//! The story: three countries exchange keys through a gateway that runs, and every step compares what happened
+//! The steps of the demo: three countries exchange keys through a gateway that runs, and every step compares what happened
 //! with what should have.
 
 use std::{io::Write, sync::Arc};
@@ -217,8 +217,8 @@ impl<W: Write> Steps<'_, W> {
         )?;
 
         let certificate = Request::new(CertificateType::Authentication, "NL").self_signed()?;
-        let stranger = self.folder.stranger(self.url, certificate)?;
-        let outcome = stranger.download(self.date, None, Format::Json).await;
+        let unregistered = self.folder.unregistered(self.url, certificate)?;
+        let outcome = unregistered.download(self.date, None, Format::Json).await;
         self.report.step(
             "An unregistered caller poses as NL",
             "403, not registered",

@@ -33,13 +33,13 @@ async fn demo(folder: &Path) -> (String, bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_story_holds_twice_in_one_folder() {
+async fn all_steps_hold_twice_in_one_folder() {
     let folder = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         let (text, held) = demo(folder.path()).await;
         assert!(held, "{text}");
-        let story = text.split("The gateway keeps serving").next().unwrap();
-        for line in story.lines().filter(|line| !line.starts_with("Folder: ")) {
+        let printed_steps = text.split("The gateway keeps serving").next().unwrap();
+        for line in printed_steps.lines().filter(|line| !line.starts_with("Folder: ")) {
             assert!(line.chars().count() <= 80, "too long for a terminal: {line}");
         }
     }
