@@ -16,28 +16,28 @@ use crate::{
     workers::Workers,
 };
 
-/// What audits are answered from.
+/// What audits need.
 #[derive(Clone, Debug)]
 pub struct Audits {
     /// The batches.
     pub chain: Arc<Chain>,
     /// The uploads in them.
     pub store: Store,
-    /// Who may read.
+    /// The limits of each country.
     pub limits: Arc<Limits>,
-    /// Where it is read.
+    /// The threads that process requests.
     pub workers: Workers,
 }
 
-/// Why an audit is refused, beside what the chain says.
+/// Why an audit is refused, in addition to [`ChainError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditError {
-    /// The batch is older than the date that came with it.
+    /// The batch was formed before the requested date.
     #[error("the batch was formed on {formed}, before {date}")]
     BeforeDate {
         /// The batch's day.
         formed: NaiveDate,
-        /// What was asked for.
+        /// The requested date.
         date: NaiveDate,
     },
 }
@@ -96,7 +96,8 @@ pub async fn audit(
         Ok::<_, Error>(store.audit_rows(batch).await?)
     };
     let mut rows = state.workers.run(read).await??;
-    // What a download of this instance has, no more and no less: an upload may have been withdrawn meanwhile.
+    // The audit must match what this instance serves as the download: an upload may have been withdrawn
+    // meanwhile.
     rows.retain(|row| link.batch.uploads.iter().any(|upload| upload.id == row.upload_id));
     let (own, others): (Vec<_>, Vec<_>) =
         rows.into_iter().partition(|row| row.country == caller.country.as_str());

@@ -1,8 +1,8 @@
 //! Forming batches from uploads (spec §4.2.8).
 //!
-//! Every `batching.interval` all that waits is put into batches; in between, a batch is formed as soon as it
-//! would be full. One instance at a time does it, under a lease; when the interval ends is kept in the
-//! database, so it makes no difference how many instances there are.
+//! Every `batching.interval` all waiting uploads are put into batches. In between, a batch is formed as soon as
+//! it would be full. A lease ensures that one instance at a time does this. The end of the interval is in the
+//! database, so the number of instances makes no difference.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,30 +19,30 @@ use crate::{
     telemetry,
 };
 
-/// How often to look whether there is something to do; an upload to this instance is noticed at once.
+/// How often the job checks for work. An upload to this instance wakes it at once.
 const PACE: Duration = Duration::from_secs(1);
 
-/// What forms batches.
+/// Forms batches.
 #[derive(Clone, Debug)]
 pub struct Batching {
-    /// `[batching]`.
+    /// The section `[batching]`.
     pub settings: config::Batching,
     /// The uploads.
     pub store: Store,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// How the job stands.
+    /// The job's health.
     pub health: Arc<Health>,
-    /// What is recorded outside the database.
+    /// The journal, if configured.
     pub journal: Recording,
-    /// Tells the job that an upload has come.
+    /// Wakes the job after an upload.
     pub wake: Arc<Notify>,
-    /// Tells others that a batch has been formed.
+    /// Wakes the callbacks after a batch.
     pub formed: Arc<Notify>,
 }
 
 impl Batching {
-    /// The job, until the gateway stops.
+    /// Runs the job until the gateway stops.
     pub async fn run(self, shutdown: Shutdown) {
         let pace = PACE.min(self.settings.interval);
         let interval = self.journal.interval(self.settings.interval);
@@ -51,7 +51,7 @@ impl Batching {
         jobs::repeat(watch.clone(), pace, shutdown, wake, || self.turn(&watch)).await;
     }
 
-    /// One look: forms full batches when enough keys wait, and all when the interval is over.
+    /// One run: forms full batches if enough keys wait, and all batches if the interval is over.
     async fn turn(&self, watch: &JobWatch) -> Result<(), JournalError> {
         let pending = self.store.pending().await?;
         let overdue = self.store.overdue(Job::Batching).await?;
@@ -74,8 +74,8 @@ impl Batching {
             failed => failed,
         };
         match formed {
-            // It has been said, `ready` warns of it, and downloads go on: no reason to take the instance away, however
-            // long nothing is formed.
+            // `ready` already warns of it and downloads continue, so this instance must stay ready however long
+            // no batch is formed.
             Err(JournalError::Write(_)) => {
                 watch.set_overdue(None);
                 Ok(())
@@ -84,14 +84,14 @@ impl Batching {
         }
     }
 
-    /// Forms what is due, unless another instance does.
+    /// Forms batches unless another instance holds the lease.
     async fn form_due(&self, watch: &JobWatch) -> Result<(), JournalError> {
         let Some(lease) = self.store.acquire_lease(Job::Batching).await? else {
             return Ok(());
         };
         let span = trace_span!(target: telemetry::SPANS, "form batches");
         let working = jobs::under_lease(&self.store, lease, async |lease| {
-            // Asked again under the lease: another instance may have done it meanwhile.
+            // Checked again under the lease: another instance may have formed them meanwhile.
             let due = self.store.is_due(Job::Batching).await?;
             self.form_all(lease, !due, Some(watch)).await?;
             if due {
@@ -103,7 +103,7 @@ impl Batching {
         working.instrument(span).await
     }
 
-    /// Forms batches now until nothing waits, as the command `batch form` does; waits for the lease.
+    /// Forms batches until no upload waits, for the command `batch form`. Waits for the lease.
     pub async fn form_now(&self) -> Result<Vec<BatchRecord>, JournalError> {
         let lease = jobs::wait_for_lease(&self.store, Job::Batching).await?;
         jobs::under_lease(&self.store, lease, async |lease| self.form_all(lease, false, None).await).await
@@ -123,7 +123,7 @@ impl Batching {
             let Some(batch) = self.store.form_batch(lease, how).await? else {
                 return Ok(formed);
             };
-            // Before anybody is told of it.
+            // The journal has the batch before any country learns of it.
             self.journal.catch_up(Some(&steps)).await?;
             metrics::counter!(telemetry::BATCHES_FORMED).increment(1);
             tracing::info!(

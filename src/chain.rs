@@ -1,10 +1,10 @@
 //! The chain of batches, in memory.
 //!
-//! A batch never changes once it is visible and new ones are only added behind the newest, so what is in
-//! memory is right for ever; only "is there one more?" needs the database. A request asks it exactly when its
-//! answer would be "none yet" or "unknown", and requests that ask at the same time share one question. So the
-//! link to the next batch is live, also when another instance formed it, and a country that catches up on
-//! thousands of batches costs the database nothing.
+//! A batch never changes once it is visible, and new batches are only appended. So what is in memory stays
+//! correct, and only "is there another one?" needs the database. A request queries it exactly when its answer
+//! would be "none yet" or "unknown"; concurrent requests share one query. The link to the next batch is
+//! therefore always current, also when another instance formed that batch, and a country that catches up on
+//! thousands of batches costs no queries.
 
 use std::sync::{
     Arc,
@@ -29,38 +29,38 @@ use crate::{
     workers::Workers,
 };
 
-/// Why a batch cannot be given.
+/// Why there is no batch to serve.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// Not a date.
     #[error("the date {found:?} is not of the form yyyy-MM-dd")]
     InvalidDate {
-        /// What was sent, cut short.
+        /// What was sent, truncated.
         found: String,
     },
-    /// Before the retention.
+    /// The date is before the retention.
     #[error("the date {date} is too old: keys are kept since {oldest}")]
     TooOld {
-        /// What was asked for.
+        /// The requested date.
         date: NaiveDate,
         /// The first day that is kept.
         oldest: NaiveDate,
     },
-    /// No batch has been formed since.
+    /// No batch has been formed since the date.
     #[error("no batch has been formed on or after {date} yet")]
     NoneSince {
-        /// What was asked for.
+        /// The requested date.
         date: NaiveDate,
     },
     /// No such batch.
     #[error("there is no batch with this tag")]
     Unknown,
-    /// The batch is older than the date that came with it.
+    /// The batch was formed before the requested date.
     #[error("the batch was formed on {formed}, before {date}")]
     BeforeDate {
         /// The batch's day.
         formed: NaiveDate,
-        /// What was asked for.
+        /// The requested date.
         date: NaiveDate,
     },
 }
@@ -76,12 +76,12 @@ impl Problem for ChainError {
     }
 }
 
-/// A batch and the one behind it.
+/// A batch and the one after it.
 #[derive(Clone, Debug)]
 pub struct Link {
     /// The batch.
     pub batch: Arc<BatchRecord>,
-    /// The next one, as far as the caller's chain goes.
+    /// The next batch, if there is one yet.
     pub next: Option<Arc<BatchRecord>>,
 }
 
@@ -97,7 +97,7 @@ pub struct Chain {
     answered: tokio::sync::Mutex<u64>,
 }
 
-/// Reads a date of the form `yyyy-MM-dd`, and no other: chrono also takes signs and more digits.
+/// Parses a date of the form `yyyy-MM-dd` strictly: chrono also accepts signs and more digits.
 pub fn parse_date(text: &str) -> Option<NaiveDate> {
     let shape = text.len() == 10
         && text
@@ -108,7 +108,7 @@ pub fn parse_date(text: &str) -> Option<NaiveDate> {
 }
 
 impl Chain {
-    /// An empty chain; it fills itself when it is asked.
+    /// An empty chain. It loads the batches on the first request.
     pub fn new(store: Store, clock: Clock, workers: Workers, config: Arc<Config>) -> Self {
         Self {
             store,
@@ -127,7 +127,7 @@ impl Chain {
         today.checked_sub_days(Days::new(u64::from(self.config.retention.days))).unwrap_or(today)
     }
 
-    /// Reads a date and checks it against the retention.
+    /// Parses a date and checks it against the retention.
     pub fn date(&self, text: &str) -> Result<NaiveDate, ChainError> {
         let invalid = || ChainError::InvalidDate { found: text.chars().take(32).collect() };
         let date = parse_date(text).ok_or_else(invalid)?;
@@ -135,7 +135,7 @@ impl Chain {
         if date < oldest { Err(ChainError::TooOld { date, oldest }) } else { Ok(date) }
     }
 
-    /// What is known without asking the database, if that is the whole answer.
+    /// The answer, if it needs no query.
     pub fn known(
         &self,
         date: NaiveDate,
@@ -149,7 +149,7 @@ impl Chain {
         }
     }
 
-    /// The batch with this tag, or the first one formed on or after `date`; with the one behind it.
+    /// The batch with this tag, or the first one formed on or after `date`, together with the next one.
     pub fn look(
         &self,
         date: NaiveDate,
@@ -166,7 +166,7 @@ impl Chain {
                 .binary_search_by_key(&(day, sequence), |batch| (batch.day, batch.sequence))
                 .map_err(|_| ChainError::Unknown)?,
         };
-        // A batch of a major version that we do not speak is not there (spec §5.2).
+        // Batches of a major version that this gateway does not support are hidden (spec §5.2).
         let served = |batch: &Arc<BatchRecord>| batch.format_major == SUPPORTED.major;
         if tag.is_none() {
             at += batches[at..].iter().position(served).ok_or(ChainError::NoneSince { date })?;
@@ -183,12 +183,13 @@ impl Chain {
         Ok(Link { batch, next })
     }
 
-    /// Takes newly withdrawn uploads out of the batches in memory; returns the batches that lost one.
+    /// Removes newly withdrawn uploads from the batches in memory. Returns the batches that lost one.
     pub async fn refresh_withdrawals(&self) -> Result<Vec<ObjectId>, StoreError> {
-        // Not while new batches are added.
+        // The lock keeps new batches from being added meanwhile.
         let _adding = self.answered.lock().await;
         let withdrawn = self.store.withdrawn_uploads().await?;
-        // Not "nothing new": a batch may have been read from a node that did not know of a withdrawal yet.
+        // Every withdrawal is applied, not only new ones: a batch may have been read from a replica that lagged
+        // behind.
         if withdrawn.is_empty() {
             return Ok(Vec::new());
         }
@@ -209,17 +210,17 @@ impl Chain {
         Ok(changed)
     }
 
-    /// How many batches are in memory.
+    /// The number of batches in memory.
     pub fn len(&self) -> usize {
         self.snapshot().len()
     }
 
-    /// Whether none is.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The newest batches that are known, the newest first.
+    /// The newest known batches, newest first.
     pub fn newest(&self, amount: usize) -> Vec<Arc<BatchRecord>> {
         self.snapshot().iter().rev().take(amount).cloned().collect()
     }
@@ -228,14 +229,14 @@ impl Chain {
         self.batches.read().clone()
     }
 
-    /// Asks the database for what is behind the newest batch. What was read is kept, also when the database fails
-    /// before the end: the next question goes on from there. Until the end is reached, nobody is answered from it that
-    /// there is no further batch.
+    /// Loads the batches after the newest one. If the database fails, the batches read so far are kept and the
+    /// next call continues from there. Until the end has been reached, no request is told that there is no
+    /// further batch.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         let before = self.asked.load(Ordering::SeqCst);
         let mut answered = self.answered.lock().await;
         if *answered > before {
-            // Somebody asked after we came, and has the answer already.
+            // Another request has queried since we started waiting.
             return Ok(());
         }
         let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
@@ -246,7 +247,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Reads page after page to the end.
+    /// Reads pages until the last one.
     async fn read_on(&self, oldest: NaiveDate) -> Result<(), StoreError> {
         loop {
             let known = self.snapshot();
@@ -255,7 +256,7 @@ impl Chain {
             let new = page.batches;
             let outdated = known.partition_point(|batch| batch.day < oldest);
             if !new.is_empty() || outdated > 0 {
-                // The newest stays, expired or not: it is what the next question starts from.
+                // The newest batch stays even when it has expired: the next query starts from it.
                 let outdated = if new.is_empty() { outdated.min(known.len() - 1) } else { outdated };
                 let batches =
                     known[outdated..].iter().cloned().chain(new.into_iter().map(Arc::new)).collect();
@@ -267,8 +268,8 @@ impl Chain {
         }
     }
 
-    /// The batch with this tag, or the first one formed on or after `date`, and the one behind it, as far as the
-    /// country's chain goes.
+    /// The batch with this tag, or the first one formed on or after `date`, and the next one that the country
+    /// may see.
     pub async fn find(
         self: &Arc<Self>,
         country: Country,
@@ -284,12 +285,12 @@ impl Chain {
         Ok(self.look(date, tag, scope))
     }
 
-    /// The name of a batch that the gateway says to a country.
+    /// The name under which the country knows a batch.
     pub fn tag_for(&self, country: Country, batch: &BatchRecord) -> String {
         self.name_for(country, batch.id, DayName { day: batch.day, sequence: batch.sequence })
     }
 
-    /// The one of a batch's two names that the gateway says to a country.
+    /// Which of its two names the country knows.
     pub fn name_for(&self, country: Country, id: ObjectId, day_name: DayName) -> String {
         match self.config.participant(country).tags.unwrap_or(self.config.batching.tags) {
             TagStyle::ObjectId => id.to_string(),

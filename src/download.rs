@@ -12,7 +12,7 @@ use efgs_protocol::{
 
 use crate::{
     access_log,
-    bodies::{self, Bodies, Encoding},
+    body_cache::{self, BodyCache, Encoding},
     chain::{self, Chain, ChainError},
     downloaded::Downloaded,
     http::{self, Code, Error, ErrorBody, HeaderError, Problem, reply},
@@ -21,27 +21,27 @@ use crate::{
     trust::Caller,
 };
 
-/// What downloads are served from.
+/// What downloads need.
 #[derive(Clone, Debug)]
 pub struct Downloads {
     /// The batches.
     pub chain: Arc<Chain>,
-    /// Their bodies.
-    pub bodies: Bodies,
-    /// Who has got what.
+    /// The download bodies.
+    pub body_cache: BodyCache,
+    /// What each country has downloaded.
     pub downloaded: Arc<Downloaded>,
 }
 
-/// Why a download is refused, beside what the chain says.
+/// Why a download is refused, in addition to [`ChainError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DownloadError {
-    /// A header is missing or unusable.
+    /// A header is missing or invalid.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// No acceptable format is supported.
+    /// None of the accepted formats is supported.
     #[error(transparent)]
     Media(#[from] MediaError),
-    /// No acceptable encoding is supported.
+    /// None of the accepted encodings is supported.
     #[error("none of the encodings in Accept-Encoding is supported: gzip, zstd or identity")]
     NoEncoding,
 }
@@ -89,7 +89,7 @@ pub async fn download(
     state: web::Data<Downloads>,
 ) -> Result<HttpResponse, Error> {
     let media = accepted(&request)?;
-    let encoding = bodies::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
+    let encoding = body_cache::negotiate(&request).ok_or(DownloadError::NoEncoding)?;
     access_log::note(&request, |facts| facts.date = chain::parse_date(&date));
     let date = state.chain.date(&date)?;
     let tag = match http::header(&request, wire::BATCH_TAG).map_err(DownloadError::from)? {
@@ -99,7 +99,7 @@ pub async fn download(
     access_log::note(&request, |facts| facts.tag = tag.map(|tag| tag.to_string()));
     let link = state.chain.find(caller.country, date, tag).await??;
     let batch = &link.batch;
-    // Without a tag in the request, it is known from here on which batch is meant.
+    // From here on the batch is known, also when the request had no tag.
     access_log::note(&request, |facts| facts.tag = Some(batch.id.to_string()));
     let etag = etag(batch, caller.country, media, encoding);
     let headers = reply::BatchHeaders {
@@ -115,7 +115,7 @@ pub async fn download(
         state.downloaded.note(caller.country, batch.id);
         return Ok(headers.not_modified());
     }
-    let body = state.bodies.get(batch, media.format, encoding, caller.country).await?;
+    let body = state.body_cache.get(batch, media.format, encoding, caller.country).await?;
     access_log::note(&request, |facts| facts.origins = Some(origins(batch, caller.country)));
     state.downloaded.note(caller.country, batch.id);
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
@@ -124,7 +124,7 @@ pub async fn download(
     Ok(headers.ok(body, request.extensions_mut().remove()))
 }
 
-/// Whose keys a country gets with a batch.
+/// Which countries' keys a download has.
 fn origins(batch: &BatchRecord, caller: Country) -> BTreeMap<Country, u32> {
     let mut origins = BTreeMap::new();
     for upload in batch.uploads.iter().filter(|upload| upload.country != caller) {
@@ -133,7 +133,7 @@ fn origins(batch: &BatchRecord, caller: Country) -> BTreeMap<Country, u32> {
     origins
 }
 
-/// The format for this request: the best of all its `Accept` headers.
+/// The best supported format of all `Accept` headers.
 fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
     let mut ranges = Vec::new();
     for value in request.headers().get_all(header::ACCEPT) {
@@ -142,13 +142,13 @@ fn accepted(request: &HttpRequest) -> Result<MediaType, DownloadError> {
     Ok(MediaType::negotiate(ranges)?)
 }
 
-/// Everything that the bytes depend on; a batch changes only by losing withdrawn uploads.
+/// The ETag covers everything that the bytes depend on. A batch changes only when it loses withdrawn uploads.
 fn etag(batch: &BatchRecord, caller: Country, media: MediaType, encoding: Encoding) -> String {
     let (format, withdrawn, encoding) = (media.format.name(), batch.withdrawn, encoding.suffix());
     format!("\"{}-{}-{}-{format}-{withdrawn}{encoding}\"", batch.id, caller, media.version)
 }
 
-/// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags, compared weakly, or `*`.
+/// `If-None-Match` (RFC 9110 §13.1.2): any of the listed tags in a weak comparison, or `*`.
 fn matches(request: &HttpRequest, etag: &str) -> bool {
     let values = request.headers().get_all(header::IF_NONE_MATCH);
     let tags = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));

@@ -1,4 +1,4 @@
-//! What each country has downloaded, so that it is not told what it has (spec §5.6.4).
+//! What each country has downloaded, so that callbacks skip batches that it already has (spec §5.6.4).
 
 use std::collections::HashMap;
 
@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use crate::store::{Store, StoreError};
 
-/// The newest batch that each country has downloaded from this instance. It is written to the database once a
-/// second at most, not with each download.
+/// The newest batch that each country has downloaded from this instance. Written to the database at most once
+/// per second, not with each download.
 #[derive(Debug, Default)]
 pub struct Downloaded(Mutex<HashMap<Country, Newest>>);
 
@@ -19,7 +19,7 @@ struct Newest {
 }
 
 impl Downloaded {
-    /// A country has got this batch.
+    /// Records that a country has downloaded this batch.
     pub fn note(&self, country: Country, batch: ObjectId) {
         let mut all = self.0.lock();
         let newest = all.entry(country).or_insert(Newest { batch, recorded: false });
@@ -28,12 +28,12 @@ impl Downloaded {
         }
     }
 
-    /// The newest that a country has got.
+    /// The newest batch that a country has downloaded.
     pub fn newest(&self, country: Country) -> Option<ObjectId> {
         self.0.lock().get(&country).map(|newest| newest.batch)
     }
 
-    /// Writes down what is new.
+    /// Writes the changes to the database.
     pub async fn record(&self, store: &Store) -> Result<(), StoreError> {
         let new: Vec<(Country, ObjectId)> =
             self.0.lock().iter().filter(|(_, n)| !n.recorded).map(|(c, n)| (*c, n.batch)).collect();

@@ -1,7 +1,7 @@
-//! Forgetting after 14 days (spec §4.2.6).
+//! Deleting data after 14 days (spec §4.2.6).
 //!
-//! What is too old is never served, from the first moment of the day after its last one; this job only takes
-//! it out of the database, in steps so small that nobody notices.
+//! Expired data is not served from the first moment of the day after its last one. This job only deletes it
+//! from the database, in steps small enough not to disturb requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use chrono::NaiveDate;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
-    bodies::Bodies,
+    body_cache::BodyCache,
     chain::Chain,
     health::{Health, JobWatch},
     jobs::{self, Shutdown},
@@ -17,26 +17,26 @@ use crate::{
     telemetry,
 };
 
-/// How often to look whether the interval is over.
+/// How often the job checks whether the interval is over.
 const PACE: Duration = Duration::from_secs(60);
 
-/// What forgets.
+/// Deletes expired data.
 #[derive(Clone, Debug)]
 pub struct Expiry {
-    /// How often.
+    /// The interval.
     pub interval: Duration,
-    /// What is kept.
+    /// The database.
     pub store: Store,
-    /// From which day on it is kept.
+    /// The batches in memory. They know the first day that is kept.
     pub chain: Arc<Chain>,
-    /// The bodies of batches.
-    pub bodies: Bodies,
-    /// How the job stands.
+    /// The download bodies.
+    pub body_cache: BodyCache,
+    /// The job's health.
     pub health: Arc<Health>,
 }
 
 impl Expiry {
-    /// The job, until the gateway stops.
+    /// Runs the job until the gateway stops.
     pub async fn run(self, shutdown: Shutdown) {
         let pace = PACE.min(self.interval);
         let watch = self.health.watch(Job::Expiry.name(), self.interval);
@@ -44,8 +44,8 @@ impl Expiry {
     }
 
     async fn turn(&self, watch: &JobWatch) -> Result<(), StoreError> {
-        // Of this instance's own memory, whoever has the lease.
-        self.bodies.forget_before(self.chain.oldest()).await;
+        // This instance's own memory: needs no lease.
+        self.body_cache.forget_before(self.chain.oldest()).await;
         let overdue = self.store.overdue(Job::Expiry).await?;
         watch.set_overdue(overdue);
         if overdue.is_none() {
@@ -64,7 +64,7 @@ impl Expiry {
         working.instrument(span).await
     }
 
-    /// Deletes now all that is too old, as the command `expire` does; waits for the lease.
+    /// Deletes all expired data now, for the command `expire`. Waits for the lease.
     pub async fn expire_now(&self) -> Result<ExpiryStep, StoreError> {
         let lease = jobs::wait_for_lease(&self.store, Job::Expiry).await?;
         jobs::under_lease(&self.store, lease, async |lease| self.expire_all(lease, self.chain.oldest()).await)
@@ -77,7 +77,7 @@ impl Expiry {
             let step = self.store.expire_step(lease, oldest).await?;
             if step.is_empty() {
                 if !total.is_empty() {
-                    tracing::info!(keys = total.keys, uploads = total.uploads, batches = total.batches, %oldest, "what was too old was deleted");
+                    tracing::info!(keys = total.keys, uploads = total.uploads, batches = total.batches, %oldest, "expired data was deleted");
                 }
                 return Ok(total);
             }

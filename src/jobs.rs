@@ -1,4 +1,4 @@
-//! Work that is done again and again beside the requests, by one instance at a time. Knows no feature.
+//! Recurring background work that one instance at a time does. Depends on no feature.
 
 use std::{fmt::Display, future::Future, panic::AssertUnwindSafe, time::Duration};
 
@@ -11,31 +11,31 @@ use crate::{
     telemetry,
 };
 
-/// Says when the gateway is told to stop.
+/// Tells tasks that the gateway is to stop.
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// A switch, and the ear that hears it.
+    /// The sender that requests the stop, and the receiver that sees it.
     pub fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
     }
 
-    /// Returns when it is time to stop.
+    /// Returns when the gateway is to stop.
     pub async fn requested(&mut self) {
-        // A sender that is gone means the same.
+        // A dropped sender also means stop.
         drop(self.0.wait_for(|stop| *stop).await);
     }
 
-    /// Whether it is.
+    /// Whether the gateway is to stop.
     pub fn is_requested(&self) -> bool {
         *self.0.borrow()
     }
 }
 
-/// Calls `step` every `pace`, and when `wake` completes, until the gateway stops. A failed step is logged and
-/// tried again at the next turn; a step under way is brought to its end. `watch` is told of each.
+/// Calls `step` every `pace` and whenever `wake` completes, until the gateway stops. A failed step is logged
+/// and retried at the next turn. A started step runs to completion. Reports each result to `watch`.
 pub async fn repeat<F, Fut, E, W>(
     watch: JobWatch,
     pace: Duration,
@@ -51,7 +51,7 @@ pub async fn repeat<F, Fut, E, W>(
     let name = watch.name();
     let mut failing = false;
     loop {
-        // A panic is a defect, and has been logged; it must not end the job for good.
+        // The panic has been logged. The job goes on.
         let outcome = match AssertUnwindSafe(async { step().await }).catch_unwind().await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
             Err(_) => Err("a panic: please report it".to_owned()),
@@ -67,10 +67,10 @@ pub async fn repeat<F, Fut, E, W>(
                 tracing::info!(job = name, "the job works again");
             }
             Ok(()) => {}
-            // One message when it begins to fail: the database may be away for long.
+            // Logged at this level once, when the failures begin: the database may be unreachable for long.
             Err(error) if !failing => {
                 failing = true;
-                tracing::error!(job = name, %error, "the job failed; it is tried again");
+                tracing::error!(job = name, %error, "the job failed; it will be retried");
             }
             Err(error) => tracing::debug!(job = name, %error, "the job failed again"),
         }
@@ -82,7 +82,7 @@ pub async fn repeat<F, Fut, E, W>(
     }
 }
 
-/// Waits for the lease of a job, for commands that must do it now.
+/// Waits for the lease of a job, for commands that have to run it now.
 pub async fn wait_for_lease(store: &Store, job: Job) -> Result<Lease, StoreError> {
     loop {
         if let Some(lease) = store.acquire_lease(job).await? {
@@ -92,7 +92,7 @@ pub async fn wait_for_lease(store: &Store, job: Job) -> Result<Lease, StoreError
     }
 }
 
-/// Runs `work` under a lease and gives the lease back at the end, whatever the end is.
+/// Runs `work` under a lease and releases the lease afterwards, also when `work` fails.
 pub async fn under_lease<T, E>(
     store: &Store,
     lease: Lease,
@@ -100,13 +100,13 @@ pub async fn under_lease<T, E>(
 ) -> Result<T, E> {
     let result = work(&lease).await;
     if let Err(error) = store.release_lease(lease).await {
-        // It is taken again once the database answers, or ends by itself.
-        tracing::warn!(%error, "a lease could not be given back");
+        // The lease expires by itself.
+        tracing::warn!(%error, "a lease could not be released");
     }
     result
 }
 
-/// Work under a lease that takes many steps.
+/// Work of many steps under a lease.
 #[derive(Debug)]
 pub struct Steps<'a> {
     store: &'a Store,
@@ -115,12 +115,12 @@ pub struct Steps<'a> {
 }
 
 impl<'a> Steps<'a> {
-    /// Work under this lease; `watch`, if anybody watches it, is told of each step.
+    /// Work under this lease. Reports each step to `watch`, if there is one.
     pub fn new(store: &'a Store, lease: &'a Lease, watch: Option<&'a JobWatch>) -> Self {
         Self { store, lease, watch }
     }
 
-    /// Before each step: prolongs the lease, or fails when another instance has it.
+    /// To be called before each step: renews the lease. Fails if another instance has taken it.
     pub async fn next(&self) -> Result<(), StoreError> {
         self.store.prolong(self.lease).await?;
         if let Some(watch) = self.watch {
@@ -131,7 +131,7 @@ impl<'a> Steps<'a> {
 }
 
 #[cfg(test)]
-#[expect(clippy::panic, reason = "it is what is tested")]
+#[expect(clippy::panic, reason = "the test is about panics")]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,15 +1,16 @@
-//! What one country, one address and all together may take of an instance (spec §5.5, §6.3).
+//! What one country, one address and all callers together may use of an instance (spec §5.5, §6.3).
 //!
-//! A request passes, in this order: its address's and its country's share of the connections (`doors`), its
-//! country's pace (`pace`), its country's share of what is under way at once, and, for an upload, memory for its
-//! body (`memory`) and the day's quota. Work that costs processor time or a connection to the database waits in
-//! queues in which the countries take turns (`fair`). So a storm of one country waits for itself.
+//! A request passes these checks in order: the connections of its address and of its country (`connections`),
+//! its country's request rate (`pace`), the number of its country's concurrent requests and, for an upload,
+//! memory for the body (`memory`) and the daily quota. Work that costs processor time or a database connection
+//! waits in queues that serve the countries in turn (`fair_queue`). One country's burst queues behind its own
+//! requests.
 //!
-//! Who comes too fast **waits** for its turn rather than being sent away at once: a client that does not know the
-//! limits is only slowed down, and one that tries again at once costs a request per second and connection.
+//! A request above the rate **waits** and is not rejected at once. A client that does not know the limits only
+//! slows down. A client that retries immediately costs at most one request per second and connection.
 //!
-//! Limits hold for each instance. Only the quotas of a day are exact over all of them: the store counts what was
-//! accepted in the transaction that accepts it.
+//! Limits apply per instance. Only the daily quotas are exact across instances: the store counts accepted
+//! uploads in the transaction that accepts them.
 
 use std::{
     collections::HashMap,
@@ -29,37 +30,37 @@ use crate::{
     telemetry::{self, InFlight},
 };
 
-mod doors;
-mod fair;
+mod connections;
+mod fair_queue;
 mod memory;
 mod pace;
 #[cfg(test)]
 mod tests;
 
-pub use doors::{Arrival, Open};
-pub use fair::{Fair, Place};
+pub use connections::{Arrival, Open};
+pub use fair_queue::{FairQueue, Permit};
 pub use memory::Held;
 
-use doors::Doors;
+use connections::Connections;
 use memory::Memory;
 use pace::Pace;
 
-/// How long a request waits because its country sends too many in a second.
+/// The longest wait of a request above its country's rate.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// When to try again after a refusal that depends on what others do meanwhile.
+/// When to retry after a refusal that depends on other requests.
 const LATER: TimeDelta = TimeDelta::seconds(10);
 
-/// Why a request is not served now. All but [`LimitError::Overloaded`] are the country's own doing.
+/// Why a request is refused for now. The country causes all of them except [`LimitError::Overloaded`].
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum LimitError {
-    /// Too many requests in a second.
+    /// Too many requests per second.
     #[error("{country} sends more than {per_second} requests per second: send fewer")]
     Rate {
-        /// Whose.
+        /// The country.
         country: Country,
         /// The limit.
         per_second: f64,
-        /// Until the next one would be let through.
+        /// Time until the next request would be admitted.
         wait: Duration,
     },
     /// Too many requests at once.
@@ -67,9 +68,9 @@ pub enum LimitError {
         "{country} has {limit} {kind} under way, and this one waited too long for its turn: send fewer at once"
     )]
     Concurrency {
-        /// Whose.
+        /// The country.
         country: Country,
-        /// Of what.
+        /// The kind of request.
         kind: Kind,
         /// The limit.
         limit: usize,
@@ -79,41 +80,41 @@ pub enum LimitError {
         "the uploads of {country} that are under way would hold more than {share} bytes: send fewer at once"
     )]
     Memory {
-        /// Whose.
+        /// The country.
         country: Country,
         /// The limit.
         share: u64,
     },
-    /// The quota of the day.
+    /// The daily quota is exceeded.
     #[error(
         "{country} has uploaded {used} of its {limit} {what} of {day}, and this upload has {asked}: nothing was stored, send it again after midnight UTC"
     )]
     Quota {
-        /// Whose.
+        /// The country.
         country: Country,
         /// The UTC day.
         day: NaiveDate,
         /// Keys or bytes.
         what: &'static str,
-        /// Accepted so far.
+        /// What was accepted so far.
         used: u64,
-        /// What this upload has.
+        /// What this upload would add.
         asked: u64,
         /// The limit.
         limit: u64,
     },
-    /// The instance has more to do than it can.
+    /// The instance is overloaded.
     #[error("a request of {country} was shed: too many wait for {by}")]
     Overloaded {
-        /// Whose request is turned away; it need not be the cause.
+        /// The country of the refused request. It need not be the cause.
         country: Country,
-        /// What there is too little of.
+        /// The resource that is exhausted.
         by: &'static str,
     },
 }
 
 impl LimitError {
-    /// When to try again.
+    /// When the client may retry.
     pub fn retry_at(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::Rate { wait, .. } => now + TimeDelta::from_std(*wait).unwrap_or(LATER),
@@ -132,25 +133,25 @@ impl LimitError {
         }
     }
 
-    /// Counts the refusal.
+    /// Counts the refusal in the metrics.
     pub fn note(&self) {
         let (country, reason) = self.reason();
         refused(Some(country), reason);
     }
 }
 
-/// Counts somebody who was turned away.
+/// Counts a refusal in the metrics.
 fn refused(country: Option<Country>, reason: &'static str) {
     let country = country.map_or("-".to_owned(), |country| country.to_string());
     metrics::counter!(telemetry::LIMITED, "country" => country, "reason" => reason).increment(1);
 }
 
-/// What is counted apart, so that a country whose uploads hang can still download.
+/// Requests that are counted separately, so that a country whose uploads hang can still download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Uploads, and everything else that changes something.
+    /// Uploads and all other requests that change something.
     Uploads,
-    /// Downloads, and everything else that reads.
+    /// Downloads and all other requests that only read.
     Downloads,
 }
 
@@ -173,42 +174,42 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// A request's share of what its country may have under way, until it is dropped.
+/// An admitted request. It counts as one of its country's concurrent requests until it is dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub struct Admitted {
     _permit: OwnedSemaphorePermit,
     _counted: InFlight,
 }
 
-/// The limits of this instance, and what is taken of them.
+/// The limits of this instance and their current use.
 #[derive(Debug)]
 pub struct Limits {
     config: Config,
     countries: Mutex<HashMap<Country, Arc<State>>>,
-    doors: Doors,
+    connections: Connections,
     memory: Arc<Memory>,
-    /// Threads that compute for long: verify, decrypt, compress.
-    computing: Fair,
-    /// Connections to the database that store uploads.
-    storing: Fair,
-    /// Connections to the database that read batches for requests.
-    reading: Fair,
+    /// Threads for expensive computation: verifying, decrypting, compressing.
+    computing: FairQueue,
+    /// Database connections that store uploads.
+    storing: FairQueue,
+    /// Database connections that read batches for requests.
+    reading: FairQueue,
 }
 
-/// What is taken by one country.
+/// One country's current use.
 #[derive(Debug)]
 struct State {
     settings: CountryLimits,
     pace: Mutex<Pace>,
     uploads: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
-    /// Of the quota of this day, as the database last said it; never more than is true.
+    /// The day and its used quota, as last read from the database. Never more than the true value.
     used: Mutex<(NaiveDate, Usage)>,
 }
 
 impl Limits {
-    /// All limits of a configuration, with nothing taken. Of the connections to the database `storing` are for
-    /// uploads and `reading` for the rest, so that neither waits for the other.
+    /// The limits of a configuration. `storing` database connections are for uploads and `reading` for
+    /// everything else, so that neither waits for the other.
     pub fn new(config: &Config, storing: usize, reading: usize) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let memory = config.limits.memory.as_u64();
@@ -216,12 +217,12 @@ impl Limits {
         Arc::new(Self {
             config: config.clone(),
             countries: Mutex::default(),
-            doors: Doors::default(),
+            connections: Connections::default(),
             memory: Memory::new(memory, share),
-            // One core is left to the connections, where there are several.
-            computing: Fair::new("processor", (cores - 1).max(1)),
-            storing: Fair::new("database", storing),
-            reading: Fair::new("database", reading),
+            // Leaves one core to the connections if there are several.
+            computing: FairQueue::new("processor", (cores - 1).max(1)),
+            storing: FairQueue::new("database", storing),
+            reading: FairQueue::new("database", reading),
         })
     }
 
@@ -242,15 +243,18 @@ impl Limits {
             .clone()
     }
 
-    /// Lets a request go on when its country's pace and what the country has under way allow it.
-    pub async fn admit(&self, country: Country, method: &Method) -> Result<Turn, LimitError> {
+    /// Admits a request within its country's rate and number of concurrent requests; waits if necessary.
+    ///
+    ///
+    /// Fails with [`LimitError::Rate`] or [`LimitError::Concurrency`].
+    pub async fn admit(&self, country: Country, method: &Method) -> Result<Admitted, LimitError> {
         let state = self.of(country);
         let taken = state.pace.lock().take(Instant::now(), PATIENCE);
         match taken {
             Ok(Duration::ZERO) => {}
             Ok(wait) => tokio::time::sleep(wait).await,
             Err(wait) => {
-                // A client that does not care for the answer must not be able to ask for the next one at once.
+                // Otherwise a client that ignores the answer could send the next request at once.
                 tokio::time::sleep(PATIENCE).await;
                 let per_second = state.settings.requests_per_second;
                 return Err(LimitError::Rate { country, per_second, wait: wait - PATIENCE });
@@ -266,39 +270,39 @@ impl Limits {
                 let (country, kind) = (country.to_string(), kind.name());
                 let gauge =
                     metrics::gauge!(telemetry::COUNTRY_IN_FLIGHT, "country" => country, "kind" => kind);
-                Ok(Turn { _permit: permit, _counted: InFlight::new(gauge) })
+                Ok(Admitted { _permit: permit, _counted: InFlight::new(gauge) })
             }
             _ => Err(LimitError::Concurrency { country, kind, limit }),
         }
     }
 
-    /// Memory for the body of an upload; to be grown as the body arrives.
+    /// Memory for the body of an upload, initially none. It grows as the body arrives.
     pub fn memory(&self, country: Country) -> Held {
         self.memory.nothing(country)
     }
 
-    /// A thread to compute on.
-    pub async fn to_compute(&self, country: Country, kind: Kind) -> Result<Place, LimitError> {
-        self.computing.place(country, self.most(kind), self.patience()).await
+    /// A permit to compute on a thread.
+    pub async fn to_compute(&self, country: Country, kind: Kind) -> Result<Permit, LimitError> {
+        self.computing.permit(country, self.most(kind), self.patience()).await
     }
 
-    /// A connection to the database to store an upload on.
-    pub async fn to_store(&self, country: Country) -> Result<Place, LimitError> {
-        self.storing.place(country, self.most(Kind::Uploads), self.patience()).await
+    /// A permit to store an upload.
+    pub async fn to_store(&self, country: Country) -> Result<Permit, LimitError> {
+        self.storing.permit(country, self.most(Kind::Uploads), self.patience()).await
     }
 
-    /// A connection to the database to read on.
-    pub async fn to_read(&self, country: Country) -> Result<Place, LimitError> {
-        self.reading.place(country, self.most(Kind::Downloads), self.patience()).await
+    /// A permit to read from the database.
+    pub async fn to_read(&self, country: Country) -> Result<Permit, LimitError> {
+        self.reading.permit(country, self.most(Kind::Downloads), self.patience()).await
     }
 
-    /// How long a request waits for its turn.
+    /// The longest wait for a permit.
     fn patience(&self) -> Duration {
         self.config.server.request_timeout
     }
 
-    /// How many may wait: uploads are shed first. Downloads are few in any case, by what each country may have
-    /// under way.
+    /// How many requests may wait. Only uploads are shed: the number of downloads is already limited by each
+    /// country's concurrent requests.
     fn most(&self, kind: Kind) -> usize {
         match kind {
             Kind::Uploads => self.config.limits.queue,
@@ -306,14 +310,14 @@ impl Limits {
         }
     }
 
-    /// What a country may upload in a day.
+    /// What a country may upload per day.
     pub fn quota(&self, country: Country) -> Usage {
         let settings = self.of(country).settings;
         Usage { keys: settings.keys_per_day, bytes: settings.bytes_per_day }
     }
 
-    /// Whether it is known already that the quota of the day does not suffice. The database need not be asked:
-    /// what is used of a day only grows.
+    /// Fails early if the daily quota is known to be exceeded. This needs no query, because the used part of a
+    /// day's quota only grows.
     pub fn known_over_quota(&self, country: Country, day: NaiveDate, asked: Usage) -> Option<LimitError> {
         let (of_day, used) = *self.of(country).used.lock();
         if of_day != day || (used + asked).fits(self.quota(country)) {
@@ -322,7 +326,7 @@ impl Limits {
         Some(self.over_quota(country, day, used, asked))
     }
 
-    /// The quota of the day does not suffice, says the database: remembers it.
+    /// Remembers the used quota that the database reported, and returns the error for it.
     pub fn over_quota(&self, country: Country, day: NaiveDate, used: Usage, asked: Usage) -> LimitError {
         *self.of(country).used.lock() = (day, used);
         let quota = self.quota(country);

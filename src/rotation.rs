@@ -1,9 +1,9 @@
-//! Changing the key of the encryption at rest while the gateway serves (spec §8.2).
+//! Rotating the encryption key while the gateway serves (spec §8.2).
 //!
-//! The new key is first made known to every instance (at the end of `encryption.keys`), then it is put first,
-//! then everything that is stored is sealed with it, and then the old one can go. Each payload can be read at
-//! every moment, because every instance has both keys. Each upload names the key that all its payloads are sealed with;
-//! both change in one transaction, so work that was interrupted is found again.
+//! First every instance gets the new key (at the end of `encryption.keys`), then the key becomes the first one,
+//! then all stored payloads are sealed with it, and then the old key can be removed. Every payload stays
+//! readable, because every instance has both keys. Each upload names the key of all its payloads; both change
+//! in one transaction, so an interrupted rotation can be continued.
 
 use crate::{
     intake::{EncryptionError, Keyring},
@@ -11,13 +11,13 @@ use crate::{
     store::{Job, Lease, Store, StoreError, StoredPayload},
 };
 
-/// Why a rotation stopped. What was done until then holds; the next one goes on from there.
+/// Why a rotation stopped. Its changes so far are kept, and the next rotation continues from there.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
-    /// The database did not do its part.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Payloads do not open: somebody has changed them in the database.
+    /// Payloads cannot be opened: they were modified in the database.
     #[error(
         "{} uploads do not open, because rows of them were altered in the database ({}). Everything else is sealed with \
          the first key now; these are left until they expire, and hold on to their key in `encryption.keys` until then",
@@ -25,13 +25,13 @@ pub enum RotationError {
         .0.iter().map(|(upload, why)| format!("upload {upload}: {why}")).collect::<Vec<_>>().join("; ")
     )]
     Altered(Vec<(i64, EncryptionError)>),
-    /// Another key has this id.
+    /// Another key is registered under this id.
     #[error(
         "encryption key {0} is not the one that this database knows under this id: every gateway needs the same key files; \
          put the right file in place, or, if it is to be a new key, give it an id that has never been used"
     )]
     WrongKey(u32),
-    /// The machine gives no random numbers.
+    /// The system has no random numbers.
     #[error(transparent)]
     Random(EncryptionError),
     /// Payloads need a key that is not configured.
@@ -39,7 +39,7 @@ pub enum RotationError {
     MissingKey(#[from] MissingKey),
 }
 
-/// Stored payloads need a key that `encryption.keys` does not name.
+/// Stored payloads need a key that is not in `encryption.keys`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{uploads} stored uploads are sealed with encryption key {id}, which `encryption.keys` does not name: add the key \
@@ -48,21 +48,21 @@ pub enum RotationError {
 pub struct MissingKey {
     /// The key.
     pub id: u32,
-    /// How many uploads need it.
+    /// The number of uploads that need it.
     pub uploads: u64,
 }
 
-/// What a rotation has done.
+/// The result of a rotation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rotated {
-    /// Uploads that are now sealed with the first key.
+    /// Uploads sealed with the first key by this rotation.
     pub uploads: u64,
-    /// Diagnosis keys in them.
+    /// The diagnosis keys in them.
     pub keys: u64,
 }
 
-/// Fails when stored payloads could not be read with these keys, or when one of them is not the key that other
-/// gateways have under its id: better before the first request than in it.
+/// Fails if stored payloads could not be read with these keys, or if a key is not the one that other gateways
+/// have under its id. Called at the start, so that no request fails because of it.
 pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError> {
     let known = keyring.ids();
     if let Some(id) = store.keys_in_use().await?.into_iter().find(|id| !known.contains(id)) {
@@ -75,7 +75,7 @@ pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError
         if marked.iter().any(|(marked, _)| *marked == id) {
             continue;
         }
-        // Before there were marks.
+        // The database is older than these checks.
         if let Some(mut stored) = store.payload_sealed_with(id).await?
             && keyring.open(&stored.payload_hash, &mut stored.payload).is_err()
         {
@@ -83,11 +83,11 @@ pub async fn check(store: &Store, keyring: &Keyring) -> Result<(), RotationError
         }
         store.mark_key(id, &mark).await?;
     }
-    // Of two gateways that begin at once with different keys one finds the other's mark here.
+    // If two gateways start at once with different keys, one of them finds the other's check value here.
     recognise(store, keyring).await
 }
 
-/// Fails when a key is not the one that left its mark under its id; changes nothing.
+/// Fails if a key does not match the check value stored under its id. Changes nothing.
 pub async fn recognise(store: &Store, keyring: &Keyring) -> Result<(), RotationError> {
     let known = keyring.ids();
     let marks = store.key_marks().await?;
@@ -97,9 +97,9 @@ pub async fn recognise(store: &Store, keyring: &Keyring) -> Result<(), RotationE
     }
 }
 
-/// Seals with the first key all that is sealed with others, also behind what does not open; `progress` is told after
-/// each upload. Gateways may
-/// serve meanwhile, and what they still seal with another key is left; a second rotation waits for the lease.
+/// Seals everything that other keys have sealed with the first key; continues past payloads that cannot be
+/// opened. Calls `progress` after each upload. Gateways may serve meanwhile; what they still seal with another
+/// key needs another rotation. A second rotation waits for the lease.
 pub async fn rotate(
     store: &Store,
     keyring: &Keyring,
@@ -142,7 +142,7 @@ async fn rotate_all(
     if altered.is_empty() { Ok(total) } else { Err(RotationError::Altered(altered)) }
 }
 
-/// Seals all payloads of an upload with the first key, and says which that is.
+/// Seals all payloads of an upload with the first key, and records that key.
 fn reseal(keyring: &Keyring, payloads: &mut [StoredPayload]) -> Result<u32, EncryptionError> {
     let sealer = keyring.sealer();
     let nonces = Keyring::nonces(payloads.len());

@@ -1,7 +1,7 @@
 //! Accepting an upload (spec §5.4).
 //!
-//! The checks run in the order of the contract: caller, headers, format, size, body, keys, signature and
-//! trust, tag. What passes them all is a `VerifiedUpload`, and nothing else can be stored.
+//! The checks run in the order of the contract: caller, headers, format, size, body, keys, signature and trust,
+//! tag. Only a `VerifiedUpload`, the result of all checks, can be stored.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::{
     http::{self, BodyError, Code, Error, ErrorBody, HeaderError, Problem, reply},
     intake::Keyring,
     journal::Recording,
-    limits::{Held, Kind, LimitError, Limits, Turn},
+    limits::{Admitted, Held, Kind, LimitError, Limits},
     store::{Store, StoreError, UploadOutcome},
     telemetry,
     trust::{Caller, RegistryUnavailable, Trust},
@@ -35,22 +35,22 @@ use crate::{
 
 use efgs_intake::{SignedUpload, Uploader, VerifyError};
 
-/// The longest batch signature that is looked at, in bytes of base64.
+/// The maximum length of a batch signature, in bytes of base64.
 const MAX_SIGNATURE: usize = 16 * 1024;
 
 /// Why an upload is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// A header is missing or unusable.
+    /// A header is missing or invalid.
     #[error(transparent)]
     Header(#[from] HeaderError),
     /// The upload tag is malformed.
     #[error(transparent)]
     Tag(#[from] InvalidUploadTag),
-    /// The signature is longer than any real one.
+    /// The signature is longer than any valid one.
     #[error("the header batchSignature has {length} characters, more than {MAX_SIGNATURE}")]
     SignatureTooLong {
-        /// What was sent.
+        /// The number of characters sent.
         length: usize,
     },
     /// The content type is not supported.
@@ -62,7 +62,7 @@ pub enum UploadError {
     /// The body is not a batch of keys.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// Its keys, its signature or its signer do not count.
+    /// The keys, the signature or the signer are not acceptable.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// The tag belongs to another upload of the country.
@@ -72,7 +72,7 @@ pub enum UploadError {
     TagTaken {
         /// The upload tag.
         tag: String,
-        /// Whose tag it is.
+        /// The country that has used it.
         country: Country,
     },
     /// The same upload was withdrawn.
@@ -80,10 +80,10 @@ pub enum UploadError {
     Withdrawn {
         /// The upload tag.
         tag: String,
-        /// Whose tag it is.
+        /// The country that has used it.
         country: Country,
     },
-    /// It cannot be decided now whom to trust.
+    /// The registry is unavailable, so the signer cannot be checked.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
 }
@@ -135,28 +135,28 @@ impl Problem for UploadError {
     }
 }
 
-/// What uploads go through.
+/// What uploads need.
 #[derive(Clone, Debug)]
 pub struct Uploads {
-    /// `[upload]` and the participants' settings.
+    /// The sections `[upload]` and `[participants]`.
     pub config: Arc<Config>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// Where they are stored.
+    /// The database.
     pub store: Store,
-    /// Who may sign.
+    /// The registry.
     pub trust: Arc<Trust>,
     /// Encryption at rest.
     pub keyring: Arc<Keyring>,
-    /// What a country may take.
+    /// The limits of each country.
     pub limits: Arc<Limits>,
-    /// Where they are verified.
+    /// The threads that verify uploads.
     pub workers: Workers,
-    /// Whether the database can write.
+    /// The health of writes to the database.
     pub health: Arc<Health>,
-    /// What is recorded outside the database.
+    /// The journal, if configured.
     pub journal: Recording,
-    /// Tells others that an upload has come.
+    /// Wakes the batching job.
     pub stored: Arc<Notify>,
 }
 
@@ -221,19 +221,20 @@ pub async fn upload(
     state: web::Data<Uploads>,
 ) -> Result<HttpResponse, Error> {
     let (tag, batch_signature, media) = read_headers(&request)?;
-    let turn = request.extensions_mut().remove::<Turn>();
+    let admitted = request.extensions_mut().remove::<Admitted>();
     let mut memory = state.limits.memory(caller.country);
     let (max, timeout) = (state.config.upload.max_bytes.as_u64(), state.config.server.request_timeout);
     let body =
         http::read_body(&request, payload, max, timeout, &mut memory).await.map_err(UploadError::from)?;
     access_log::note(&request, |facts| facts.request_bytes = body.len() as u64);
-    // On the threads of the jobs, not of this connection: hashing 5,000 keys would hold up the requests beside
-    // it, and an upload that has been verified runs to completion even if its sender goes away.
+    // Runs on the worker threads and not on this connection's thread: hashing 5,000 keys would delay the other
+    // requests of that thread, and a verified upload must run to completion even if its sender disconnects.
     let upload_tag = tag.as_str().to_owned();
     let (trail, uploads) = (access_log::trail(&request), state.clone());
     let accepting = state.workers.run(async move {
-        // Held to the end, also when the sender goes away: otherwise one could have any number under way.
-        let _held: (Option<Turn>, Held) = (turn, memory);
+        // Held to the end, also if the sender disconnects. Otherwise a client could have any number of uploads
+        // in progress.
+        let _held: (Option<Admitted>, Held) = (admitted, memory);
         uploads.accept(caller, tag, batch_signature, media, body, trail).await
     });
     Ok(match accepting.await?? {
@@ -257,7 +258,7 @@ fn read_headers(request: &HttpRequest) -> Result<(UploadTag, String, MediaType),
 }
 
 impl Uploads {
-    /// Verifies and stores; returns what stood in the way of storing, if anything did.
+    /// Verifies and stores an upload. Returns the conflicts if it could not be stored.
     async fn accept(
         &self,
         caller: Caller,
@@ -296,7 +297,7 @@ impl Uploads {
         };
         let (day, asked) = (verified.uploaded_at().date_naive(), verified.usage());
         let outcome = match self.limits.known_over_quota(country, day, asked) {
-            // A retry of what is stored is answered as before, whatever has been used since.
+            // A retry of a stored upload gets the same answer, whatever quota has been used since.
             Some(error) => self.store.find_upload(&verified).await?.ok_or(error)?,
             None => {
                 let _permit = self.limits.to_store(country).await?;

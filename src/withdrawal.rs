@@ -1,8 +1,8 @@
 //! Withdrawing an upload (spec §5.4.2 names it as a purpose of upload tags).
 //!
-//! Its keys vanish from every later download and its entry from the audit; batches keep their names, order and
-//! links. Its tag and the hashes of its keys stay taken until they expire, so that a withdrawn key cannot come
-//! back by accident.
+//! The upload's keys disappear from every later download, and its entry from the audit. Batches keep their
+//! names, order and links. The tag and the hashes of the keys stay reserved until they expire, so that a
+//! withdrawn key cannot return by accident.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use efgs_protocol::{batch_tag::UploadTag, country::Country};
 
 use crate::{
     access_log,
-    bodies::Bodies,
+    body_cache::BodyCache,
     chain::Chain,
     clock::Clock,
     http::{Code, Error, ErrorBody, Problem, reply},
@@ -21,27 +21,27 @@ use crate::{
     workers::Workers,
 };
 
-/// What withdrawals change.
+/// What withdrawals need.
 #[derive(Clone, Debug)]
 pub struct Withdrawals {
     /// The uploads.
     pub store: Store,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
     /// The batches in memory.
     pub chain: Arc<Chain>,
-    /// Their bodies.
-    pub bodies: Bodies,
-    /// What is recorded outside the database.
+    /// The download bodies.
+    pub body_cache: BodyCache,
+    /// The journal, if configured.
     pub journal: Recording,
-    /// Where it is done.
+    /// The threads that process requests.
     pub workers: Workers,
 }
 
 /// Why a withdrawal is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WithdrawalError {
-    /// No such upload of this country.
+    /// The country has no such upload.
     #[error("this country has no upload with this tag")]
     Unknown,
 }
@@ -94,7 +94,7 @@ pub async fn withdraw(
 }
 
 impl Withdrawals {
-    /// Withdraws an upload, and takes it out of this instance's memory at once.
+    /// Withdraws an upload and removes it from this instance's memory at once.
     pub async fn withdraw(
         &self,
         country: Country,
@@ -107,16 +107,16 @@ impl Withdrawals {
             tracing::warn!(%country, tag, ?by, reason, "an upload was withdrawn");
             self.refresh().await?;
         }
-        // Also when it had been withdrawn before: that attempt may have failed here.
+        // Also if it was withdrawn before: an earlier attempt may have failed at this point.
         self.journal.catch_up(None).await?;
         Ok(outcome)
     }
 
-    /// Learns what was withdrawn, here or on other instances.
+    /// Applies withdrawals made by any instance to this instance's memory.
     pub async fn refresh(&self) -> Result<(), StoreError> {
         for batch in self.chain.refresh_withdrawals().await? {
             tracing::info!(%batch, "a batch has lost an upload that was withdrawn");
-            self.bodies.forget(batch).await;
+            self.body_cache.forget(batch).await;
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! Announcing batches: one queue per subscription, in order, at least once (spec §5.6.4).
+//! Delivering notifications of new batches: one queue per subscription, in order, at least once (spec §5.6.4).
 //!
-//! Every instance looks for subscriptions that have something to be told, and works on each under a lease of
-//! that subscription alone, so a slow server holds up nobody but itself, and an instance that dies is replaced
-//! when its lease ends. A notification leaves its queue after the call: a batch is announced twice only when
-//! an instance died between the call and its record.
+//! Every instance looks for subscriptions with queued notifications and takes a lease per subscription. So a
+//! slow server delays only itself, and another instance continues when an instance dies and its lease ends. A
+//! notification is removed from its queue after the call. A crash in between may deliver it twice, never zero
+//! times.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,17 +24,18 @@ use crate::{
     telemetry,
 };
 
-/// How often to look for what other instances have queued; a batch of this instance is noticed at once.
+/// How often to look for notifications that other instances queued. A batch of this instance wakes the job at
+/// once.
 const PACE: Duration = Duration::from_millis(500);
 
-/// How often downloads are written down and the queues measured.
+/// How often downloads are recorded and the queues measured.
 const RECORD: Duration = Duration::from_secs(1);
 
-/// Calls of one country under way at once: its many hanging servers hold up its own others at most.
+/// Concurrent calls to one country, so that servers that hang delay only that country's own calls.
 const CONCURRENT: usize = 16;
 
 impl Callbacks {
-    /// The job, until the gateway stops.
+    /// Runs the job until the gateway stops.
     pub async fn run(self, shutdown: Shutdown) {
         let work = Work::new(&self, &shutdown);
         let watch = self.health.watch("callbacks", RECORD);
@@ -42,7 +43,7 @@ impl Callbacks {
         let mut calls = std::mem::take(&mut *work.calls.lock());
         while calls.join_next().await.is_some() {}
         if let Err(error) = self.downloaded.record(&self.store).await {
-            tracing::warn!(%error, "what was downloaded last is not recorded; it may be announced again");
+            tracing::warn!(%error, "the latest downloads could not be recorded; their batches may be announced again");
         }
     }
 }
@@ -51,7 +52,7 @@ struct Work {
     callbacks: Callbacks,
     shutdown: Shutdown,
     calls: Mutex<JoinSet<()>>,
-    /// Subscriptions that a task of this instance works on.
+    /// Subscriptions in progress on this instance.
     busy: Arc<Mutex<HashSet<i64>>>,
     turns: Mutex<HashMap<Country, Arc<Semaphore>>>,
     recorded: Mutex<Option<Instant>>,
@@ -92,7 +93,7 @@ impl Work {
         Ok(())
     }
 
-    /// Begins to work on a subscription, unless that has begun already.
+    /// Starts a task for a subscription, unless there is one.
     fn start(&self, due: DueSubscription, config: Callback) {
         let (mut calls, mut turns) = (self.calls.lock(), self.turns.lock());
         while calls.try_join_next().is_some() {}
@@ -106,14 +107,14 @@ impl Work {
             if let Ok(_turn) = turns.acquire().await
                 && let Err(error) = callbacks.deliver(due, &config, &shutdown).await
             {
-                // It is due again when the lease has ended.
+                // The subscription is due again when the lease ends.
                 tracing::warn!(country = %due.country, %error, "a callback could not be recorded");
             }
         });
     }
 }
 
-/// Takes a subscription out of the busy ones, however its task ends.
+/// Removes a subscription from those in progress, however its task ends.
 struct Busy {
     all: Arc<Mutex<HashSet<i64>>>,
     id: i64,
@@ -126,14 +127,14 @@ impl Drop for Busy {
 }
 
 impl Callbacks {
-    /// Tells one subscription what waits for it, until nothing waits, a call fails, or the gateway stops.
+    /// Delivers a subscription's notifications until none is left, a call fails, or the gateway stops.
     async fn deliver(
         &self,
         due: DueSubscription,
         config: &Callback,
         shutdown: &Shutdown,
     ) -> Result<(), StoreError> {
-        // A look at the DNS, the call, and a database that is slow to take note of it.
+        // Covers the DNS lookup, the call, and a slow database afterwards.
         let term = config.timeout * 2 + self.config.database.timeout + Duration::from_secs(2);
         if shutdown.is_requested() {
             return Ok(());
@@ -142,7 +143,7 @@ impl Callbacks {
         let outcome = self.deliver_all(due.country, config, shutdown, (&lease, term)).await;
         self.store.release_callback(lease).await?;
         match outcome {
-            // It was registered anew, deleted or paused meanwhile, or another instance took over.
+            // It was registered again, deleted or paused meanwhile, or another instance has the lease.
             Err(StoreError::LeaseLost) => Ok(()),
             other => other,
         }
@@ -156,7 +157,7 @@ impl Callbacks {
         (lease, term): (&CallbackLease, Duration),
     ) -> Result<(), StoreError> {
         while !shutdown.is_requested() {
-            // A revocation could have been missed: wait rather than count it against the country.
+            // A stale registry may lack a revocation. Wait, and do not count it as a failure of the country.
             let Ok(registry) = self.trust.registry() else { return Ok(()) };
             let downloaded = self.downloaded.newest(country);
             let Some(next) = self.store.next_notification(lease, term, downloaded).await? else {
@@ -225,7 +226,7 @@ impl Callbacks {
     }
 }
 
-/// Twice as long after each failure, up to a limit.
+/// Doubles after each failure, up to a limit.
 fn wait(config: &Callback, failures: u32) -> Duration {
     let factor = 1 << failures.saturating_sub(1).min(20);
     config.retry_initial.saturating_mul(factor).min(config.retry_max)

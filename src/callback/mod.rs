@@ -1,8 +1,8 @@
 //! Calling countries back when there is a new batch (spec §5.6).
 //!
-//! A country registers URLs ([`register`]). The transaction that forms a batch queues one notification for
-//! each; a job ([`Callbacks::run`]) calls them. The guard ([`Guard`]) is the only place that opens outgoing
-//! connections, and decides where they may lead.
+//! A country registers URLs ([`register`]). The transaction that forms a batch queues one notification for each
+//! URL. A job ([`Callbacks::run`]) delivers the notifications. The guard ([`Guard`]) is the only place that
+//! opens outgoing connections, and decides which addresses are allowed.
 
 mod deliver;
 mod guard;
@@ -20,29 +20,29 @@ use crate::{
     store::Store, trust::Trust, workers::Workers,
 };
 
-/// What registers URLs and calls them.
+/// What registering and calling URLs needs.
 #[derive(Clone, Debug)]
 pub struct Callbacks {
-    /// `[callback]`, and how long the database may take.
+    /// The section `[callback]`, and the database timeout.
     pub config: Arc<Config>,
-    /// Which instance this is.
+    /// Identifies this instance.
     pub instance: Instance,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
     /// The subscriptions and their queues.
     pub store: Store,
-    /// Whose certificates count.
+    /// The registry.
     pub trust: Arc<Trust>,
     /// The names of batches.
     pub chain: Arc<Chain>,
-    /// What countries have already.
+    /// What each country has downloaded.
     pub downloaded: Arc<Downloaded>,
-    /// Where callbacks may lead.
+    /// Checks and calls URLs.
     pub guard: Arc<Guard>,
-    /// How the job stands.
+    /// The job's health.
     pub health: Arc<Health>,
-    /// Where requests are worked on.
+    /// The threads that process requests.
     pub workers: Workers,
-    /// Tells the job that there is something to announce.
+    /// Wakes the job.
     pub wake: Arc<Notify>,
 }

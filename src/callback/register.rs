@@ -9,15 +9,15 @@ use super::{Callbacks, Refused};
 use crate::{
     access_log,
     http::{Code, Error, ErrorBody, Problem, Shown, reply},
-    limits::Turn,
+    limits::Admitted,
     store::Put,
     trust::Caller,
 };
 
-/// Characters of an id.
+/// The maximum length of an id, in characters.
 const MAX_ID: usize = 64;
 
-/// Callbacks of one country.
+/// The maximum number of callbacks of one country.
 const MAX_CALLBACKS: usize = 256;
 
 /// Why a registration is refused.
@@ -26,22 +26,22 @@ pub enum CallbackError {
     /// The id is empty or too long.
     #[error("the callback id has {length} characters instead of 1 to {MAX_ID}")]
     InvalidId {
-        /// Characters.
+        /// The number of characters.
         length: usize,
     },
-    /// There is no URL, or more than one.
+    /// The parameter `url` is missing or repeated.
     #[error("there are {found} parameters named url instead of one")]
     Url {
-        /// How many.
+        /// The number of parameters.
         found: usize,
     },
-    /// More than anybody needs; each batch is queued for each.
+    /// The country has too many callbacks. Each batch is queued for each of them.
     #[error("{country} has {MAX_CALLBACKS} callbacks already: delete one first")]
     TooMany {
-        /// Whose.
+        /// The country.
         country: Country,
     },
-    /// The URL is not one that the gateway calls.
+    /// The URL is not allowed.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// There is no such callback.
@@ -134,20 +134,20 @@ pub async fn put(
     if more > 0 {
         return Err(CallbackError::Url { found: more + 1 }.into());
     }
-    // A look at the DNS can take long; a country that has many under way waits for itself.
-    let turn = request.extensions_mut().remove::<Turn>();
+    // The DNS lookup can take long. It counts as one of the country's concurrent requests.
+    let admitted = request.extensions_mut().remove::<Admitted>();
     let work = state.clone();
     state
         .workers
         .run(async move {
-            let _turn = turn;
+            let _admitted = admitted;
             work.guard.check(&url).await.map_err(CallbackError::from)?;
             let country = caller.country;
             if work.store.put_subscription(country, &id, &url, MAX_CALLBACKS).await? == Put::TooMany {
                 return Err(CallbackError::TooMany { country }.into());
             }
             tracing::info!(%country, id, url, "a callback was registered");
-            // It may have been paused, with a batch to tell.
+            // It may have been paused while batches were queued.
             work.wake.notify_one();
             Ok::<_, Error>(())
         })

@@ -11,13 +11,13 @@ use crate::limits::{Held, LimitError};
 /// Why a body could not be read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BodyError {
-    /// It is, or says that it is, larger than allowed. The rest was not read.
+    /// The body is, or is announced to be, larger than allowed. The rest was not read.
     #[error("the body is larger than {max} bytes")]
     TooLarge {
         /// `upload.max_bytes`.
         max: u64,
     },
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     #[error("the request was not complete after {after:?}")]
     TooSlow {
         /// `server.request_timeout`.
@@ -26,19 +26,19 @@ pub enum BodyError {
     /// The connection broke, or the body is not framed correctly.
     #[error("the body ended early or is not framed correctly")]
     Broken,
-    /// There is no memory for it now.
+    /// There is no memory for it at the moment.
     #[error(transparent)]
     Limit(LimitError),
-    /// Uploads are not compressed.
+    /// Compressed uploads are not supported.
     #[error("a body with Content-Encoding {encoding:?} is not supported: send it as it is")]
     Encoded {
-        /// What the request said.
+        /// The value of Content-Encoding.
         encoding: String,
     },
 }
 
-/// Reads a body of at most `max` bytes that arrives within `timeout`. Memory grows with what has arrived, not
-/// with what the request announces, and is taken from `memory`.
+/// Reads a body of at most `max` bytes that arrives within `timeout`. Takes memory from `memory` for what has
+/// arrived, not for what the request announces.
 pub async fn read_body(
     request: &HttpRequest,
     mut payload: web::Payload,

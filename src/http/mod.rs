@@ -1,5 +1,5 @@
-//! HTTP for features: how errors become answers, the answers themselves, and reading headers and bodies within
-//! limits. Knows no feature.
+//! HTTP for features: errors as answers, the answers themselves, and reading headers and bodies within limits.
+//! Depends on no feature.
 
 mod body;
 mod problem;
@@ -24,13 +24,13 @@ pub fn header<'a>(request: &'a HttpRequest, name: &'static str) -> Result<Option
 /// A request header that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// It has to be there.
+    /// The header is required.
     #[error("the header {0} is missing")]
     Missing(&'static str),
-    /// It is there more than once.
+    /// The header is repeated.
     #[error("the header {0} is there more than once")]
     Repeated(&'static str),
-    /// It has characters other than visible ASCII.
+    /// The header has characters other than visible ASCII.
     #[error("the header {0} has characters that are not visible ASCII")]
     NotText(&'static str),
 }

@@ -1,8 +1,8 @@
-//! From what went wrong to what the caller is told.
+//! How an error becomes the answer that the caller gets.
 //!
-//! Each feature's errors say their [`Code`] themselves ([`Problem`]); the status follows from the code, and so does
-//! whether the caller may read the reason. What is unexpected becomes a plain 500 with a request id, and its reason
-//! goes to the log alone.
+//! Each feature's errors state their [`Code`] ([`Problem`]). The status follows from the code, and so does
+//! whether the caller may read the reason. An unexpected error becomes a plain 500 with a request id; only the
+//! log has its reason.
 
 use std::{fmt, sync::Arc};
 
@@ -19,56 +19,56 @@ use utoipa::ToSchema;
 
 use crate::{intake::EncryptionError, limits::LimitError, store::StoreError};
 
-/// When to try again after 503.
+/// When to retry after a 503.
 const RETRY_AFTER: TimeDelta = TimeDelta::seconds(10);
 
-/// A feature's error, as far as the caller is concerned.
+/// An error of a feature, as the caller sees it.
 pub trait Problem: std::error::Error + Send + Sync + 'static {
-    /// What programs are told. The status follows from it.
+    /// The code for programs. The status follows from it.
     fn code(&self) -> Code;
 
-    /// What of the error's text the caller may read, where its code lets it read anything ([`Code::detail`]).
+    /// What the caller may read of the error's text, if its code allows that ([`Code::detail`]).
     fn shown(&self) -> Shown {
         Shown::Text
     }
 
-    /// The limit that the request ran into, if it was one.
+    /// The limit that the request exceeded, if any.
     fn limit(&self) -> Option<&LimitError> {
         None
     }
 
-    /// Whether the rest of the request is not read, so that its connection cannot be used again.
+    /// Whether the rest of the request is not read, so that its connection cannot be reused.
     fn closes_connection(&self) -> bool {
         false
     }
 
-    /// The methods that the path takes, for a request with another one.
+    /// The methods that the path allows, for a request with another one.
     fn allow(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// What of an error's text the caller may read.
+/// What the caller may read of an error's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// All of it.
     Text,
-    /// This instead: the text holds what is not for the caller.
+    /// This text instead, because the error's own has internal details.
     Instead(String),
 }
 
-/// Whether the caller learns what went wrong.
+/// Whether the caller learns the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// The error says itself what ([`Problem::shown`]).
+    /// What the error allows ([`Problem::shown`]).
     Shown,
-    /// Only that it is worth another attempt.
+    /// Only that the caller should retry.
     TryAgain,
-    /// Only the request's id, by which the operator finds the reason in the log.
+    /// Only the request's id, with which the operator finds the reason in the log.
     RequestId,
 }
 
-/// What a request ends with instead of a result. Made from any [`Problem`] with `?`; clones share it.
+/// The error of a request. Made from any [`Problem`] with `?`. Clones share it.
 #[derive(Clone)]
 pub struct Error(Arc<dyn Problem>);
 
@@ -110,7 +110,7 @@ pub enum NoOperation {
     /// The path does not take this method.
     #[error("this path takes {allow} only")]
     Method {
-        /// What it takes.
+        /// The methods that it allows.
         allow: &'static str,
     },
 }
@@ -230,12 +230,12 @@ pub enum Code {
 }
 
 impl Code {
-    /// The status of the answer: each code has one.
+    /// The status of the answer.
     pub fn status(self) -> StatusCode {
         self.answer().0
     }
 
-    /// Whether the caller learns what went wrong.
+    /// Whether the caller learns the reason.
     pub fn detail(self) -> Detail {
         self.answer().1
     }
@@ -268,25 +268,25 @@ impl Code {
         }
     }
 
-    /// As it is written.
+    /// The code as it is sent.
     pub fn text(self) -> String {
-        // A variant without fields is a text.
+        // A variant without fields serializes to a string.
         serde_json::to_value(self).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }
 
 impl Error {
-    /// What programs are told.
+    /// The code for programs.
     pub fn code(&self) -> Code {
         self.0.code()
     }
 
-    /// The limit that the request ran into, if it was one.
+    /// The limit that the request exceeded, if any.
     pub fn limit(&self) -> Option<&LimitError> {
         self.0.limit()
     }
 
-    /// The answer, with what only the surroundings know: the request's id, and the time for Retry-After.
+    /// The answer. Only the caller of this function knows the request's id and the time for Retry-After.
     pub fn respond(&self, request_id: &str, now: DateTime<Utc>) -> HttpResponse {
         let code = self.code();
         let message = match (code.detail(), self.0.shown()) {
@@ -311,7 +311,7 @@ impl Error {
             None => (code == Code::Unavailable).then(|| now + RETRY_AFTER),
         };
         if let Some(later) = later {
-            // Whole seconds: rounded up, or the client comes too early.
+            // Rounded up to whole seconds, so that the client does not come too early.
             let later = later + TimeDelta::nanoseconds(999_999_999);
             response
                 .insert_header((header::RETRY_AFTER, later.format("%a, %d %b %Y %H:%M:%S GMT").to_string()));
@@ -326,7 +326,7 @@ impl ResponseError for Error {
     }
 
     fn error_response(&self) -> HttpResponse {
-        // The real answer is made where the request id is known.
+        // The caller replaces this answer where the request id is known.
         HttpResponse::new(self.status_code())
     }
 }

@@ -1,4 +1,4 @@
-//! The answers of the wire contract, by name.
+//! The answers of the wire contract.
 
 use actix_web::{
     HttpResponse,
@@ -8,9 +8,9 @@ use actix_web::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::limits::Turn;
+use crate::limits::Admitted;
 
-/// The headers of the wire contract in the form that the HTTP library takes.
+/// The headers of the wire contract, as the HTTP library takes them.
 pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
 /// See [`BATCH_TAG`].
 pub const NEXT_BATCH_TAG: HeaderName = HeaderName::from_static("nextbatchtag");
@@ -38,7 +38,7 @@ pub fn json(body: impl Serialize) -> HttpResponse {
     HttpResponse::Ok().json(body)
 }
 
-/// 200 with the entries of an audit, and how many uploads of the batch were withdrawn.
+/// 200 with the entries of an audit and the number of the batch's withdrawn uploads.
 pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
     HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)
 }
@@ -48,18 +48,18 @@ pub fn options(allow: &'static str, accept: String) -> HttpResponse {
     HttpResponse::Ok().insert_header((header::ALLOW, allow)).insert_header((header::ACCEPT, accept)).finish()
 }
 
-/// The headers of a download, the same for 200 and 304.
+/// The headers of a download, for 200 and 304.
 #[derive(Debug)]
 pub struct BatchHeaders {
-    /// The batch that is served.
+    /// The served batch.
     pub batch_tag: String,
-    /// The next one, or `null`.
+    /// The next batch, or `null`.
     pub next_batch_tag: String,
-    /// Strong validator, with its quotes.
+    /// A strong validator, with its quotes.
     pub etag: String,
-    /// Media type with its version.
+    /// The media type with its version.
     pub content_type: String,
-    /// How the body is compressed, if it is.
+    /// The Content-Encoding, if the body is compressed.
     pub content_encoding: Option<&'static str>,
 }
 
@@ -73,8 +73,9 @@ impl BatchHeaders {
             .insert_header((header::VARY, HeaderValue::from_static("accept, accept-encoding")));
     }
 
-    /// 200 with the keys. The turn ends with the body, so that it counts while it is being sent.
-    pub fn ok(mut self, body: Vec<Bytes>, turn: Option<Turn>) -> HttpResponse {
+    /// 200 with the keys. `admitted` is released after the body has been sent, so that the request counts until
+    /// then.
+    pub fn ok(mut self, body: Vec<Bytes>, admitted: Option<Admitted>) -> HttpResponse {
         let content_type = std::mem::take(&mut self.content_type);
         let encoding = self.content_encoding;
         let mut response = HttpResponse::Ok();
@@ -83,10 +84,10 @@ impl BatchHeaders {
             response.insert_header((header::CONTENT_ENCODING, encoding));
         }
         self.apply(&mut response);
-        response.body(Chunks::new(body, turn))
+        response.body(Chunks::new(body, admitted))
     }
 
-    /// 304: the client has these bytes already.
+    /// 304: the client already has these bytes.
     pub fn not_modified(self) -> HttpResponse {
         let mut response = HttpResponse::NotModified();
         self.apply(&mut response);
@@ -94,17 +95,17 @@ impl BatchHeaders {
     }
 }
 
-/// A body of known length, in pieces that are shared between requests and sent without a copy in between.
+/// A body of known length, in pieces that requests share and that are sent without a copy.
 struct Chunks {
     size: u64,
     pieces: std::vec::IntoIter<Bytes>,
-    _turn: Option<Turn>,
+    _admitted: Option<Admitted>,
 }
 
 impl Chunks {
-    fn new(pieces: Vec<Bytes>, turn: Option<Turn>) -> Self {
+    fn new(pieces: Vec<Bytes>, admitted: Option<Admitted>) -> Self {
         let size = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { size, pieces: pieces.into_iter(), _turn: turn }
+        Self { size, pieces: pieces.into_iter(), _admitted: admitted }
     }
 }
 
@@ -119,7 +120,7 @@ impl MessageBody for Chunks {
         mut self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Bytes, Self::Error>>> {
-        // An empty piece would look like the end of the body.
+        // An empty piece would end the body.
         std::task::Poll::Ready(self.pieces.find(|piece| !piece.is_empty()).map(Ok))
     }
 }

@@ -9,17 +9,17 @@ use super::ErrorBody;
 /// The date is before the retention.
 #[derive(Debug, ToResponse)]
 #[response(example = json!({"message": "the date 2026-10-01 is too old: keys are kept since 2026-11-08", "code": "gone"}))]
-#[expect(dead_code, reason = "described in the document, never made")]
+#[expect(dead_code, reason = "only describes the answer in the API document")]
 pub struct Gone(ErrorBody);
 
 /// A batch of diagnosis keys, as JSON (spec §4.1.3). As protobuf: message `eu.interop.DiagnosisKeyBatch`.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "described in the document, never made")]
+#[expect(dead_code, reason = "only describes the body in the API document")]
 pub struct DiagnosisKeyBatch {
     keys: Vec<KeyObject<'static>>,
 }
 
-/// A batch for the examples of the document; the key was made up for it.
+/// An example batch for the API document, with an invented key.
 pub fn example_batch() -> Value {
     json!({"keys": [{
         "keyData": "GRFfoNpVdmKu3xOrmzb7nQ==", "rollingStartIntervalNumber": 2990736, "rollingPeriod": 144,
@@ -28,7 +28,7 @@ pub fn example_batch() -> Value {
     }]})
 }
 
-/// An audit for the examples of the document.
+/// An example audit for the API document.
 pub fn example_audit() -> Value {
     let pem = "-----BEGIN CERTIFICATE-----\nMIICPDCCAeKgAwIBAgIUJ5…\n-----END CERTIFICATE-----\n";
     json!([{

@@ -7,17 +7,17 @@ use parking_lot::Mutex;
 
 use super::LimitError;
 
-/// Counts what is held of bodies that are received or stored. Nobody waits for memory: who cannot have it is
-/// refused, and what has been received of its body is freed.
+/// Counts the memory of bodies that are being received or stored. Nothing waits for memory: a request that
+/// cannot have it is refused, and what has been received of its body is freed.
 #[derive(Debug)]
 pub(super) struct Memory {
     total: u64,
-    /// The most of one country.
+    /// The limit of one country.
     share: u64,
     held: Mutex<HashMap<Country, u64>>,
 }
 
-/// Memory of one body, until it is dropped.
+/// The memory of one body, until it is dropped.
 #[derive(Debug)]
 pub struct Held {
     memory: Arc<Memory>,
@@ -36,7 +36,7 @@ impl Memory {
 }
 
 impl Held {
-    /// Takes more of it.
+    /// Takes `bytes` more. Fails if its country or the instance has no more.
     pub fn grow(&mut self, bytes: u64) -> Result<(), LimitError> {
         let Memory { total, share, .. } = *self.memory;
         let country = self.country;

@@ -1,14 +1,14 @@
-//! So many in a second, with so many at once after a pause.
+//! A rate limit: a number of requests per second, and a burst after a pause.
 
 use std::time::{Duration, Instant};
 
-/// Gives each comer the moment at which it may go on (the generic cell rate algorithm). Whoever comes too soon
-/// has a place in the order of arrival, instead of being told to try again and race with the others.
+/// Assigns each request the time at which it may continue (the generic cell rate algorithm). Requests that come
+/// too soon wait in the order of arrival, so that they need not retry and compete.
 #[derive(Debug)]
 pub(super) struct Pace {
     interval: Duration,
     slack: Duration,
-    /// When the comers so far are used up.
+    /// When all requests so far are paid for.
     until: Option<Instant>,
 }
 
@@ -18,7 +18,8 @@ impl Pace {
         Self { interval, slack: interval.saturating_mul(burst.saturating_sub(1)), until: None }
     }
 
-    /// How long to wait. When that is longer than `patience` nothing is taken, and the error is the wait.
+    /// Returns how long to wait. If that is longer than `patience`, the request is not counted and the wait is
+    /// the error.
     pub(super) fn take(&mut self, now: Instant, patience: Duration) -> Result<Duration, Duration> {
         let until = self.until.map_or(now, |until| until.max(now));
         let wait = (until - now).saturating_sub(self.slack);
@@ -29,7 +30,7 @@ impl Pace {
         Ok(wait)
     }
 
-    /// Whether it is as good as new.
+    /// Whether it has the full burst again.
     pub(super) fn is_rested(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| until <= now)
     }

@@ -10,7 +10,7 @@ use actix_web::http::Method;
 use chrono::NaiveDate;
 use efgs_protocol::country::Country;
 
-use super::{Arrival, Fair, Kind, LimitError, Limits, memory::Memory, pace::Pace};
+use super::{Arrival, FairQueue, Kind, LimitError, Limits, memory::Memory, pace::Pace};
 use crate::{config::Config, intake::Usage};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -37,10 +37,10 @@ fn a_pace_lets_a_burst_through_and_then_one_after_the_other() {
     for _ in 0..3 {
         assert_eq!(pace.take(start, LONG), Ok(Duration::ZERO));
     }
-    // Each has its own moment, in the order of arrival.
+    // Each request gets its own time, in the order of arrival.
     assert_eq!(pace.take(start, LONG), Ok(ms(100)));
     assert_eq!(pace.take(at(50), LONG), Ok(ms(150)));
-    // Who is refused takes nothing.
+    // A refused request is not counted.
     for _ in 0..5 {
         assert_eq!(pace.take(at(50), ms(100)), Err(ms(250)));
     }
@@ -53,56 +53,56 @@ fn a_pace_lets_a_burst_through_and_then_one_after_the_other() {
     assert_eq!(pace.take(at(600), LONG), Ok(ms(100)));
 }
 
-/// Waits for a place and says so.
+/// Waits for a permit and reports it.
 fn wait(
-    fair: &Fair,
+    fair: &FairQueue,
     code: &'static str,
-    order: &tokio::sync::mpsc::UnboundedSender<(&'static str, super::Place)>,
+    order: &tokio::sync::mpsc::UnboundedSender<(&'static str, super::Permit)>,
 ) -> tokio::task::JoinHandle<()> {
     let (fair, order) = (fair.clone(), order.clone());
     tokio::spawn(async move {
-        let place = fair.place(country(code), 5, LONG).await.unwrap();
-        order.send((code, place)).unwrap();
+        let permit = fair.permit(country(code), 5, LONG).await.unwrap();
+        order.send((code, permit)).unwrap();
     })
 }
 
 #[tokio::test]
 async fn countries_take_turns_whatever_one_of_them_has_waiting() {
-    let fair = Fair::new("test", 1);
-    let (order, mut places) = tokio::sync::mpsc::unbounded_channel();
-    let first = fair.place(country("DE"), 5, LONG).await.unwrap();
+    let fair = FairQueue::new("test", 1);
+    let (order, mut permits) = tokio::sync::mpsc::unbounded_channel();
+    let first = fair.permit(country("DE"), 5, LONG).await.unwrap();
     let mut waiting = Vec::new();
     for code in ["DE", "DE", "DE", "NL", "IT"] {
         waiting.push(wait(&fair, code, &order));
         tokio::task::yield_now().await;
     }
-    // No more than may wait: nobody of any country.
+    // The queue is full, for every country.
     for code in ["DE", "ES"] {
-        let refused = fair.place(country(code), 5, LONG).await.unwrap_err();
+        let refused = fair.permit(country(code), 5, LONG).await.unwrap_err();
         assert_eq!(refused, LimitError::Overloaded { country: country(code), by: "test" });
     }
-    // Who has gone away in the meantime is passed over.
+    // A request that has gone away is skipped.
     waiting[1].abort();
     tokio::task::yield_now().await;
     drop(first);
     let mut served = Vec::new();
     for _ in 0..4 {
-        let (code, place) = places.recv().await.unwrap();
+        let (code, permit) = permits.recv().await.unwrap();
         served.push(code);
-        drop(place);
+        drop(permit);
     }
     assert_eq!(served, ["DE", "NL", "IT", "DE"]);
-    // The place is free again.
-    drop(fair.place(country("ES"), 0, Duration::ZERO).await.unwrap());
+    // The permit is free again.
+    drop(fair.permit(country("ES"), 0, Duration::ZERO).await.unwrap());
 }
 
 #[tokio::test]
 async fn nobody_waits_longer_than_its_patience_and_no_place_is_lost() {
-    let fair = Fair::new("test", 1);
-    let place = fair.place(country("DE"), 5, LONG).await.unwrap();
-    fair.place(country("NL"), 5, Duration::from_millis(1)).await.unwrap_err();
-    drop(place);
-    drop(fair.place(country("IT"), 0, Duration::ZERO).await.unwrap());
+    let fair = FairQueue::new("test", 1);
+    let permit = fair.permit(country("DE"), 5, LONG).await.unwrap();
+    fair.permit(country("NL"), 5, Duration::from_millis(1)).await.unwrap_err();
+    drop(permit);
+    drop(fair.permit(country("IT"), 0, Duration::ZERO).await.unwrap());
 }
 
 #[test]
@@ -129,7 +129,7 @@ async fn what_a_country_has_under_way_is_bounded_by_kind() {
         "[server]\nrequest_timeout = \"10ms\"\n[limits]\nconcurrent_uploads = 1\n[participants.NL]\nconcurrent_uploads = 2\n",
     );
     let de = country("DE");
-    let turn = limits.admit(de, &Method::POST).await.unwrap();
+    let admitted = limits.admit(de, &Method::POST).await.unwrap();
     for method in [Method::POST, Method::PUT, Method::DELETE] {
         let refused = limits.admit(de, &method).await.unwrap_err();
         assert_eq!(refused, LimitError::Concurrency { country: de, kind: Kind::Uploads, limit: 1 });
@@ -140,7 +140,7 @@ async fn what_a_country_has_under_way_is_bounded_by_kind() {
         limits.admit(country("NL"), &Method::POST).await.unwrap(),
     ];
     limits.admit(country("NL"), &Method::POST).await.unwrap_err();
-    drop(turn);
+    drop(admitted);
     limits.admit(de, &Method::POST).await.unwrap();
     drop((reading, other));
 }
@@ -167,12 +167,12 @@ fn an_address_is_an_ipv4_address_or_a_network_of_ipv6() {
 }
 
 #[test]
-fn a_country_has_its_own_connections_and_strangers_share_theirs() {
+fn a_country_has_its_own_connections_and_unregistered_callers_share_theirs() {
     let limits = limits("[limits]\nconnections = 1\n[participants.NL]\nconnections = 2\n");
     let open: Vec<_> = ["DE", "NL", "NL"].map(|code| limits.enter(Some(country(code)))).into();
     assert!(open.iter().all(Option::is_some));
-    let stranger = limits.enter(None);
-    assert!(stranger.is_some());
+    let unregistered = limits.enter(None);
+    assert!(unregistered.is_some());
     for who in [Some(country("DE")), Some(country("NL")), None] {
         assert!(limits.enter(who).is_none(), "{who:?}");
     }

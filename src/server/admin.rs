@@ -1,4 +1,5 @@
-//! The admin listener: the operator's page, health, metrics and the API document. It has no authentication and is never public.
+//! The admin listener: the operator's page, health, metrics and the API document. It has no authentication and
+//! must never be public.
 
 use std::sync::Arc;
 
@@ -16,12 +17,12 @@ use super::{
     overview::{self, Overview},
 };
 
-/// Whether the gateway can do its work, as `GET /health/ready` says it.
+/// The answer of `GET /health/ready`.
 #[derive(Debug, Serialize)]
 struct Answer {
     status: &'static str,
     reasons: Vec<String>,
-    /// What is no reason yet.
+    /// Warnings: these do not make the instance unready.
     warnings: Vec<String>,
 }
 
@@ -72,7 +73,7 @@ async fn page(app: web::Data<App>) -> HttpResponse {
     }
 }
 
-/// The same for scripts.
+/// The operator's page as JSON.
 async fn overview_json(app: web::Data<App>) -> HttpResponse {
     match look(app).await {
         Ok(overview) => {
@@ -82,7 +83,7 @@ async fn overview_json(app: web::Data<App>) -> HttpResponse {
     }
 }
 
-/// Only the operator sees this side: the reason is told.
+/// The answer may include the reason: only the operator reaches this listener.
 async fn look(app: web::Data<App>) -> Result<Arc<Overview>, HttpResponse> {
     let looking = app.clone().into_inner();
     let reason = match app.workers.run(async move { looking.overview.look(&looking).await }).await {
@@ -90,7 +91,8 @@ async fn look(app: web::Data<App>) -> Result<Arc<Overview>, HttpResponse> {
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
-    let text = format!("There is nothing to show: {reason}.\nThe state of this instance: /health/ready\n");
+    let text =
+        format!("The overview is not available: {reason}.\nThe state of this instance: /health/ready\n");
     Err(HttpResponse::ServiceUnavailable()
         .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
         .body(text))

@@ -59,7 +59,8 @@ impl utoipa::Modify for MutualTls {
     }
 }
 
-/// 403, 429 and 503 for every operation that a country calls, unless it describes its own. Only OPTIONS is for everybody.
+/// Adds 403, 429 and 503 to every operation that a country calls and that does not describe them itself.
+/// OPTIONS needs no authentication.
 struct SharedAnswers;
 
 impl utoipa::Modify for SharedAnswers {
@@ -91,24 +92,24 @@ impl utoipa::Modify for SharedAnswers {
 /// The client certificate does not let the caller in.
 #[derive(ToResponse)]
 #[response(example = json!({"message": "the client certificate 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 is not registered for AUTHENTICATION", "code": "forbidden"}))]
-#[expect(dead_code, reason = "described in the document, never made")]
+#[expect(dead_code, reason = "only describes the answer in the API document")]
 struct Forbidden(ErrorBody);
 
 /// The country sends too many requests. Try again at the time in Retry-After (an HTTP date).
 #[derive(ToResponse)]
 #[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "NL sends more than 100 requests per second: send fewer", "code": "too-many-requests"}))]
-#[expect(dead_code, reason = "described in the document, never made")]
+#[expect(dead_code, reason = "only describes the answer in the API document")]
 struct TooManyRequests(ErrorBody);
 
 /// Try again at the time in Retry-After (an HTTP date).
 #[derive(ToResponse)]
 #[response(headers(("Retry-After" = String, description = "An HTTP date.")), example = json!({"message": "the gateway cannot answer right now; try again a little later", "code": "unavailable"}))]
-#[expect(dead_code, reason = "described in the document, never made")]
+#[expect(dead_code, reason = "only describes the answer in the API document")]
 struct Unavailable(ErrorBody);
 
 /// The document as it is committed: JSON, with a line feed at the end.
 pub fn document() -> String {
-    // A document made of derived types always is valid JSON.
+    // A document of derived types is always valid JSON.
     ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
 }
 

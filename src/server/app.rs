@@ -1,4 +1,4 @@
-//! The composition root: the only place that knows everyone.
+//! The composition root: builds and connects all parts of an instance.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     access_log::AccessLog,
     audit::Audits,
     batching::Batching,
-    bodies::Bodies,
+    body_cache::BodyCache,
     callback::{Callbacks, Guard, GuardError, Resolve, SystemResolver},
     chain::Chain,
     clock::Clock,
@@ -34,37 +34,37 @@ use crate::{
     workers::Workers,
 };
 
-/// Everything that one instance works with.
+/// All parts of an instance.
 pub struct App {
-    /// Which start of a gateway this is.
+    /// Identifies this start of a gateway.
     pub instance: Instance,
     /// The settings.
     pub config: Arc<Config>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
     /// The database.
     pub store: Store,
-    /// The record of every request.
+    /// The access log.
     pub access_log: Arc<AccessLog>,
-    /// Who may call and sign.
+    /// The registry.
     pub trust: Arc<Trust>,
-    /// Who is let in.
+    /// Identifies and admits callers.
     pub admission: Admission,
     /// Encryption at rest.
     pub keyring: Arc<Keyring>,
-    /// The batches.
+    /// The chain of batches.
     pub chain: Arc<Chain>,
-    /// Bodies that are ready to send.
-    pub bodies: Bodies,
-    /// What the journal is read from and written from.
+    /// The download bodies.
+    pub body_cache: BodyCache,
+    /// The journal's medium and keys, if configured.
     pub sources: Sources,
-    /// What is recorded outside the database, when that is configured.
+    /// The journal, if configured.
     pub journal: Recording,
-    /// How the jobs and the certificates stand.
+    /// The health of the jobs and certificates.
     pub health: Arc<Health>,
-    /// What countries may take of this instance.
+    /// The limits of countries and addresses.
     pub limits: Arc<Limits>,
-    /// Where requests are worked on.
+    /// The threads that process requests.
     pub workers: Workers,
     /// Uploads.
     pub uploads: Uploads,
@@ -76,28 +76,28 @@ pub struct App {
     pub withdrawals: Withdrawals,
     /// Callbacks.
     pub callbacks: Callbacks,
-    /// Forming batches.
+    /// The batching job.
     pub batching: Batching,
-    /// Forgetting.
+    /// The expiry job.
     pub expiry: Expiry,
-    /// What the operator sees.
+    /// The operator's page.
     pub overview: overview::Cache,
     metrics: Option<PrometheusHandle>,
 }
 
-/// Why the gateway cannot start; every text says what to do.
+/// Why the gateway cannot start. Each text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is not right.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file of `[tls]` is not right.
+    /// A file of `[tls]` cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// `[callback]` is not right.
+    /// A file of `[callback]` cannot be used.
     #[error(transparent)]
     Callback(#[from] GuardError),
-    /// The trust anchor is not usable.
+    /// The trust anchor cannot be used.
     #[error("`trust.anchor` ({path}): {reason}")]
     Anchor {
         /// The file.
@@ -105,16 +105,16 @@ pub enum StartError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The database is not usable.
+    /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The schema is old, and `--no-migrate` was given.
+    /// The schema is outdated, and `--no-migrate` was given.
     #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
     SchemaOutdated,
-    /// What is stored could not be read.
+    /// Stored data could not be read.
     #[error(transparent)]
     Rotation(#[from] RotationError),
-    /// The database is only half filled from the journal.
+    /// A replay of the journal into the database is unfinished.
     #[error(
         "the database has not been filled from the journal to the end: run `efgs-gateway journal replay --config FILE` again"
     )]
@@ -126,16 +126,16 @@ pub enum StartError {
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The TLS library refuses its settings.
+    /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Rustls(#[from] rustls::Error),
 }
 
 impl App {
-    /// Reads what the configuration names and prepares everything; nothing runs yet.
+    /// Reads all files of the configuration and prepares everything. Starts nothing.
     pub fn new(
         config: Config,
         clock: Clock,
@@ -144,7 +144,7 @@ impl App {
         Self::with_resolver(config, clock, metrics, Arc::new(SystemResolver))
     }
 
-    /// The same with another way to look up the hosts of callbacks.
+    /// The same with another resolver for the hosts of callbacks.
     pub fn with_resolver(
         config: Config,
         clock: Clock,
@@ -186,7 +186,8 @@ impl App {
         let open = |settings| Journal::open(settings, &instance, sources.clone()).map(Arc::new);
         let journal = Recording::new(config.journal.as_ref().map(open).transpose()?);
         let cache = config.download.cache.as_u64();
-        let bodies = Bodies::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
+        let body_cache =
+            BodyCache::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
         let downloaded = Arc::<Downloaded>::default();
         let (stored, formed) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         Ok(Arc::new(Self {
@@ -205,7 +206,7 @@ impl App {
             },
             downloads: Downloads {
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 downloaded: downloaded.clone(),
             },
             audits: Audits {
@@ -218,7 +219,7 @@ impl App {
                 store: store.clone(),
                 clock: clock.clone(),
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 journal: journal.clone(),
                 workers: workers.clone(),
             },
@@ -248,7 +249,7 @@ impl App {
                 interval: config.retention.interval,
                 store: store.clone(),
                 chain: chain.clone(),
-                bodies: bodies.clone(),
+                body_cache: body_cache.clone(),
                 health: health.clone(),
             },
             access_log: Arc::new(access_log),
@@ -259,7 +260,7 @@ impl App {
             trust,
             keyring,
             chain,
-            bodies,
+            body_cache,
             health,
             limits,
             workers,
@@ -270,7 +271,7 @@ impl App {
         }))
     }
 
-    /// Gives the handlers of the national side what they work with.
+    /// Gives the handlers of the national side their state.
     pub(super) fn provide(&self, config: &mut web::ServiceConfig) {
         config
             .app_data(web::Data::new(Observer {

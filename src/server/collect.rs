@@ -1,4 +1,4 @@
-//! What is measured at the moment in which the metrics are asked for.
+//! Gauges that are set when the metrics are scraped.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use metrics::gauge;
 use super::{App, routes::GROUPS};
 use crate::telemetry::*;
 
-/// Prometheus waits ten seconds at most, and an answer that says that the database is away is worth most then.
+/// Prometheus waits ten seconds at most, and the metrics matter most while the database is unreachable.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sets every gauge that shows a state.
@@ -18,7 +18,8 @@ pub(super) async fn collect(app: &App) {
     let now = app.clock.now();
     gauge!(START_TIME).set(app.health.started_at().timestamp() as f64);
 
-    // These count up and down elsewhere; touched here they are not forgotten while they stand still.
+    // Other code counts these up and down. Touching them keeps them from being dropped while they do not
+    // change.
     gauge!(CONNECTIONS).increment(0.0);
     for operation in GROUPS {
         gauge!(REQUESTS_IN_FLIGHT, "operation" => operation).increment(0.0);
@@ -69,7 +70,7 @@ pub(super) async fn collect(app: &App) {
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
 
-    let (entries, bytes) = app.bodies.size().await;
+    let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);
     gauge!(CACHE_MAX_BYTES).set(app.config.download.cache.as_u64() as f64);

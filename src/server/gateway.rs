@@ -1,4 +1,4 @@
-//! A gateway that runs: its listeners and its jobs.
+//! A running gateway: its listeners and its jobs.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,12 +18,12 @@ use crate::{
     trust::{self, TlsSetup},
 };
 
-/// A gateway that runs.
+/// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Where the national backends' side listens.
+    /// The address for national backends.
     pub address: SocketAddr,
-    /// Where the admin side listens.
+    /// The address of the admin listener.
     pub admin_address: SocketAddr,
     app: Arc<App>,
     reload: Arc<Reload>,
@@ -33,7 +33,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Brings the schema up to date if `migrate`, then listens and starts the jobs.
+    /// Migrates the schema if `migrate`, then listens and starts the jobs.
     pub async fn start(app: Arc<App>, migrate: bool) -> Result<Self, StartError> {
         let tls = match (app.config.server.auth, &app.config.tls) {
             (AuthMode::Mtls, Some(files)) => Some((files.clone(), TlsSetup::load(files)?)),
@@ -94,17 +94,17 @@ impl Gateway {
         Ok(Self { address, admin_address, app, reload, stop, servers, tasks })
     }
 
-    /// What the gateway works with.
+    /// The parts of this gateway.
     pub fn app(&self) -> &Arc<App> {
         &self.app
     }
 
-    /// What can be exchanged while it runs.
+    /// What can be reloaded while it runs.
     pub fn reload(&self) -> &Arc<Reload> {
         &self.reload
     }
 
-    /// Accepts nothing new, brings to its end what is under way, and returns when all is done.
+    /// Stops accepting requests, completes those in progress, and returns when all is done.
     pub async fn stop(self) {
         for server in &self.servers {
             server.stop(true).await;
@@ -121,7 +121,7 @@ impl Gateway {
 
 async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
     let load = || async {
-        // First what was withdrawn: when that is not known, the registry grows old and nobody is served.
+        // Withdrawals first: if they cannot be read, the registry must grow stale so that nothing is served.
         app.withdrawals.refresh().await?;
         trust::load(&app.trust, &app.store).await
     };

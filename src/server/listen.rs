@@ -1,4 +1,4 @@
-//! The national backends' listener: who may open a connection, the handshake, and what is known of a connection
+//! The listener for national backends: connection limits, the handshake, and what is known of a connection
 //! before its first request.
 
 use std::{
@@ -35,13 +35,13 @@ use crate::{
     trust::{PeerIdentity, TlsSetup},
 };
 
-/// The longest that a handshake may take.
+/// The longest duration of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The longest that a connection waits before its handshake, because its address opens too many.
+/// The longest wait before a handshake, for an address that opens too many connections.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What `HttpServer` of actix-web does, with a doorman before the handshake: a stranger that opens connections
-/// without end must be stopped before it costs a signature.
+/// Does what `HttpServer` of actix-web does, and checks the connection limits before the handshake, so that a
+/// client that opens connections without end is stopped before it costs a signature.
 pub(crate) fn national_server(
     app: &Arc<App>,
     tls: Option<&Arc<TlsSetup>>,
@@ -99,7 +99,7 @@ where
         })
 }
 
-/// What answers them.
+/// The HTTP service behind the handshake.
 fn answers(
     app: Arc<App>,
 ) -> impl ServiceFactory<
@@ -113,10 +113,10 @@ fn answers(
     map_config(routes.into_factory(), |()| AppConfig::default())
 }
 
-/// What a connection ends with when it does not end well.
+/// Why a connection ended with an error.
 type Failure = TlsError<io::Error, DispatchError>;
 
-/// The service behind the doorman.
+/// The service behind the connection limits.
 fn guarded<F>(
     service: F,
     app: Arc<App>,
@@ -148,7 +148,7 @@ where
     forward_ready!(service);
 
     fn call(&self, stream: TcpStream) -> Self::Future {
-        // Without an address it has gone already.
+        // Without an address the peer has already disconnected.
         let Ok(peer) = stream.peer_addr() else { return Box::pin(std::future::ready(Ok(()))) };
         let peer = peer.ip().to_canonical();
         let arrival = self.app.limits.arrive(peer, PATIENCE);
@@ -175,7 +175,7 @@ where
     }
 }
 
-/// Counts the connection and reads the client certificate, once per connection, and closes what is too many of one country.
+/// Counts the connection, reads its client certificate once, and closes connections above the country's limit.
 fn prepare(app: &Arc<App>, connection: &dyn Any, extensions: &mut Extensions) {
     let (tcp, session) = match connection.downcast_ref::<TlsStream<TcpStream>>() {
         Some(stream) => {
@@ -188,7 +188,7 @@ fn prepare(app: &Arc<App>, connection: &dyn Any, extensions: &mut Extensions) {
         },
     };
     let socket = socket2::SockRef::from(tcp);
-    // A client that stops reading does not hold its connection and what is buffered for it for ever.
+    // Frees the connection and its buffers if the client stops reading.
     if let Err(error) = socket.set_tcp_user_timeout(Some(app.config.server.request_timeout)) {
         tracing::debug!(%error, "a connection has no time limit for unread data");
     }
@@ -202,7 +202,7 @@ fn prepare(app: &Arc<App>, connection: &dyn Any, extensions: &mut Extensions) {
     if let Some(took) = telemetry::handshake::end() {
         extensions.insert(Handshake::new(took, version));
     }
-    // Behind a load balancer every request may be another country's.
+    // Behind a load balancer each request may belong to another country.
     let Some(session) = session else { return };
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.and_then(|leaf| PeerIdentity::from_der(leaf));

@@ -1,5 +1,5 @@
-//! The composition root: what an instance is made of ([`App`]), its listeners and jobs ([`Gateway`]), the routes, the
-//! admin listener and the operator's page. It may use everything; nothing but the commands uses it.
+//! The composition root: the parts of an instance ([`App`]), its listeners and jobs ([`Gateway`]), the routes,
+//! the admin listener and the operator's page. It may use everything. Only the commands use it.
 
 mod admin;
 mod api;

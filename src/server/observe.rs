@@ -1,4 +1,4 @@
-//! Around every request: an id, one log line, metrics, and the answer to what went wrong.
+//! Wraps every request: an id, one log line, metrics, the access log, and the answer for errors.
 
 use std::{sync::Arc, time::Instant};
 
@@ -28,7 +28,7 @@ use crate::{
     trust::{Admission, known_caller},
 };
 
-/// The request cannot be recorded, and nobody is served unseen.
+/// The request cannot be recorded in the access log. Requests that are not recorded are not served.
 #[derive(Debug, thiserror::Error)]
 #[error("the request could not be written to the access log")]
 struct Unrecorded;
@@ -41,7 +41,7 @@ impl Problem for Unrecorded {
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What every request is observed with.
+/// What observing a request needs.
 #[derive(Clone, Debug)]
 pub(super) struct Observer {
     pub(super) access_log: Arc<AccessLog>,
@@ -113,7 +113,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
             BodySize::None | BodySize::Stream => 0,
         };
         trail.note(|facts| received = facts.request_bytes);
-        // Nothing is answered before it is recorded.
+        // The record comes before the answer.
         let recording = trace_span!(target: telemetry::SPANS, parent: &span, "access log");
         if !trail
             .end(response.status().as_u16(), code.clone().map(Into::into), bytes)
@@ -132,7 +132,7 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     let status = response.status();
     let caller = known_caller(response.request());
     if caller.is_none() {
-        // Whoever is not let in does not keep a connection either: they are limited in number.
+        // Rejected callers must not keep connections, because these are limited.
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let caller = caller.as_ref().map_or("-", Country::as_str);

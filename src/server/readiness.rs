@@ -1,17 +1,17 @@
-//! Whether the gateway can do its work.
+//! Whether the gateway is ready.
 
 use std::time::Duration;
 
 use super::App;
 use crate::health::{Severity, Trouble, Warning, short};
 
-/// A certificate that expires within so many days is a warning.
+/// A certificate that expires within this many days is a warning.
 const WARN_DAYS: i64 = 30;
 
-/// Whether the gateway can do its work.
+/// The answer of the readiness check.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
-    /// Why not; empty when it can.
+    /// Why the instance is not ready; empty if it is.
     pub reasons: Vec<String>,
     /// What the operator should look at soon.
     pub warnings: Vec<Warning>,
@@ -20,7 +20,7 @@ pub struct Readiness {
 }
 
 impl App {
-    /// Judges whether this instance can do its work; waits for the database at most `patience`.
+    /// Checks this instance. Waits for the database for at most `patience`.
     pub async fn readiness(&self, patience: Duration) -> Readiness {
         let mut readiness = Readiness::default();
         if let Err(error) = self.trust.registry() {

@@ -1,7 +1,7 @@
-//! Taking over new certificates and encryption keys while the gateway serves.
+//! Reloading certificates and encryption keys while the gateway serves.
 //!
-//! Connections that are open stay open with what they were made with; new ones get the new certificate. What
-//! is not right is not taken over, and said in the log.
+//! Open connections keep the certificate with which they were opened. New connections use the new one. A file
+//! that cannot be used is not taken over, and the log says why.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,10 +24,10 @@ use crate::{
     trust::{self, ExpiryWatch, TlsSetup},
 };
 
-/// How often the files of `[tls]` and `[callback]` are looked at.
+/// How often the files of `[tls]` and `[callback]` are checked.
 const PACE: Duration = Duration::from_secs(30);
 
-/// What can be exchanged in a gateway that runs.
+/// What can be reloaded in a running gateway.
 #[derive(Debug)]
 pub struct Reload {
     app: Arc<App>,
@@ -61,7 +61,7 @@ impl Reload {
         &self.app
     }
 
-    /// Looks at the ends of all certificates.
+    /// Checks the expiry of all certificates.
     pub fn look_at_certificates(&self) {
         let Ok(registry) = self.app.trust.registry() else { return };
         let shown = [
@@ -76,8 +76,8 @@ impl Reload {
         self.app.health.set_certificates(self.expiry.look(&registry, &self.app.config, &in_use, now));
     }
 
-    /// Reads the certificates, the encryption keys of `new` and the registry. What else has changed needs a restart, of
-    /// which `ready` warns.
+    /// Reloads the certificates, the encryption keys of `new` and the registry. Other changed settings need a
+    /// restart, and `ready` warns of them.
     pub async fn all(&self, new: &Config) {
         self.tls();
         self.callback();
@@ -96,7 +96,7 @@ impl Reload {
         self.look_at_certificates();
     }
 
-    /// Takes over certificates whose files have changed since they were last looked at, or could not be taken over then.
+    /// Reloads certificates whose files have changed since the last check, or could not be used then.
     pub fn changed_files(&self) {
         let troubles = self.app.health.troubles();
         if self.tls_files.changed() || troubles.contains_key(&Trouble::TlsCertificate) {
@@ -107,7 +107,7 @@ impl Reload {
         }
     }
 
-    /// Looks at the files again and again, until the gateway stops.
+    /// Checks the files regularly until the gateway stops.
     pub(crate) async fn watch(self: Arc<Self>, mut shutdown: Shutdown) {
         loop {
             tokio::select! {
@@ -115,12 +115,12 @@ impl Reload {
                 () = tokio::time::sleep(PACE) => {}
             }
             let this = self.clone();
-            // A panic in there would have been logged; the next turn looks again.
+            // A panic in there has been logged. The next turn checks again.
             drop(tokio::task::spawn_blocking(move || this.changed_files()).await);
         }
     }
 
-    /// What of a configuration is not that with which this gateway was started.
+    /// The settings that differ from those with which this gateway was started.
     fn needs_restart(&self, new: &Config) -> Vec<String> {
         let old = &self.app.config;
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
@@ -167,7 +167,7 @@ impl Reload {
         self.note(Trouble::CallbackCertificate, read);
     }
 
-    /// Has `ready` warn of what was not taken over, as long as it is so; says it once.
+    /// Sets or clears the warning for what was not reloaded. Logs only changes.
     fn note<T>(&self, what: Trouble, read: Result<T, impl std::fmt::Display>) {
         let why = read.err().map(|error| error.to_string());
         if self.app.health.set_trouble(what, why.clone())
@@ -193,7 +193,7 @@ enum KeysError {
     Rotation(#[from] RotationError),
 }
 
-/// Notices that the content of files has changed.
+/// Detects changed file contents.
 #[derive(Debug)]
 struct FileWatch {
     paths: Vec<PathBuf>,
@@ -206,8 +206,8 @@ impl FileWatch {
         Self { paths, seen }
     }
 
-    /// Whether something is different from the last time. Two files that belong together are seldom written in
-    /// one moment: half of a pair is refused by whoever reads it, and the other half is the next change.
+    /// Whether anything has changed since the last call. Two files that belong together are seldom written at
+    /// once: loading half of a pair fails, and the other half is the next change.
     fn changed(&self) -> bool {
         let now: Vec<_> = self.paths.iter().map(|path| digest(path)).collect();
         let mut seen = self.seen.lock();

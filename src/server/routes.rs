@@ -1,5 +1,5 @@
-//! The national side's operations: one table, from which the router is made, the names of operations in log, metrics
-//! and access log, and the list that the test of authorisation walks.
+//! The operations for national backends, in one table. The router, the names of operations in log, metrics and
+//! access log, and the test of authorisation use it.
 
 use actix_web::{
     HttpResponse, Route,
@@ -23,21 +23,21 @@ use crate::{
 pub struct Operation {
     /// Its name in the access log.
     pub name: &'static str,
-    /// What it counts as in metrics and log lines; one of the table `GROUPS`.
+    /// Its group in metrics and log lines, from the table `GROUPS`.
     pub group: &'static str,
     /// Its method.
     pub method: Method,
-    /// Its path as the API document writes it.
+    /// Its path as in the API document.
     pub path: &'static str,
     handler: fn() -> Route,
 }
 
-/// The groups of operations in metrics and log lines, and what a request counts as that fits none.
+/// The groups of operations in metrics and log lines, and the group of requests that match no operation.
 pub(super) const GROUPS: [&str; 6] = ["upload", "download", "audit", "callback", "options", OTHER];
 
 const OTHER: &str = "other";
 
-/// Every operation of the national side.
+/// Every operation for national backends.
 pub static OPERATIONS: [Operation; 8] = [
     Operation {
         name: "options",
@@ -98,19 +98,20 @@ pub static OPERATIONS: [Operation; 8] = [
 ];
 
 impl Operation {
-    /// The operation of a request: by its path, and where several have that path by its method; else the first.
+    /// The operation of a request by its path and method. If only the path matches, the first one with that
+    /// path.
     pub fn of(method: &Method, path: &str) -> Option<&'static Self> {
         let mut fitting = OPERATIONS.iter().filter(|operation| operation.fits(path));
         let first = fitting.clone().next();
         fitting.find(|operation| operation.method == method).or(first)
     }
 
-    /// Its name, or that of requests that fit none.
+    /// Its name, or the name for requests that match no operation.
     pub fn name(of: Option<&Self>) -> &'static str {
         of.map_or(OTHER, |operation| operation.name)
     }
 
-    /// What it counts as.
+    /// Its group.
     pub fn group(of: Option<&Self>) -> &'static str {
         of.map_or(OTHER, |operation| operation.group)
     }
@@ -127,12 +128,12 @@ impl Operation {
                 .all(|(part, found)| part == found || (part.starts_with('{') && !found.is_empty()))
     }
 
-    /// Whether the last part of the path may have slashes in it: an upload tag may.
+    /// Whether the last part of the path may contain slashes, as an upload tag may.
     fn takes_slashes(&self) -> bool {
         self.path.ends_with("/upload/{batchTag}")
     }
 
-    /// The path as the router takes it.
+    /// The path in the router's syntax.
     fn pattern(&self) -> String {
         if self.takes_slashes() {
             self.path.replace("{batchTag}", "{batchTag:.+}")
@@ -142,7 +143,7 @@ impl Operation {
     }
 }
 
-/// Every path of the table, each also with a slash behind it.
+/// Every path of the table, with and without a slash at its end.
 pub(super) fn routes(config: &mut ServiceConfig) {
     let mut scope = web::scope("").wrap(from_fn(observe::observe)).wrap(from_fn(trim_slash));
     for operations in OPERATIONS.chunk_by(|one, other| one.path == other.path) {
@@ -160,7 +161,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
 /// The methods of a path, for the header `Allow`.
 fn allow(operations: &[Operation]) -> &'static str {
     let methods: Vec<&str> = operations.iter().map(|operation| operation.method.as_str()).collect();
-    // A few bytes per worker, once.
+    // Leaks a few bytes per worker, once.
     Box::leak(methods.join(",").into_boxed_str())
 }
 
@@ -168,8 +169,8 @@ async fn refuse(problem: NoOperation) -> Result<HttpResponse, Error> {
     Err(problem.into())
 }
 
-/// Takes one slash off the end of the path: backends of some countries put one there. Nothing else of the path
-/// is touched, because slashes inside an upload tag count.
+/// Removes one slash from the end of the path, which the backends of some countries add. The rest stays as it
+/// is, because slashes inside an upload tag are significant.
 async fn trim_slash<B: MessageBody>(
     mut request: ServiceRequest,
     next: Next<B>,

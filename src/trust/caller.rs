@@ -1,4 +1,4 @@
-//! From a connection to the country that calls.
+//! Identifying the country that calls.
 
 use std::sync::Arc;
 
@@ -18,17 +18,18 @@ use crate::{
     limits::Limits,
 };
 
-/// What a client certificate says: read once per TLS connection, or from a load balancer's headers.
+/// The facts of a client certificate: read once per TLS connection, or from a load balancer's headers.
 #[derive(Clone, Debug)]
 pub struct PeerIdentity {
     pub(super) thumbprint: Thumbprint,
     pub(super) country: Option<Country>,
-    /// Not known behind a load balancer, so that there only registered certificates count, not those of a CA.
+    /// Unknown behind a load balancer, where therefore only registered certificates count, not those issued by
+    /// a CA.
     pub(super) certificate: Option<Arc<Certificate>>,
 }
 
 impl PeerIdentity {
-    /// Reads a certificate in DER; `None` when it cannot be read.
+    /// Reads a certificate in DER; `None` if it cannot be parsed.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let certificate = Certificate::from_der(der).ok()?;
         Some(Self {
@@ -39,58 +40,58 @@ impl PeerIdentity {
     }
 }
 
-/// A national backend that may use the gateway. Handlers that take one cannot be reached by anybody else; it
-/// is decided anew for each request, so that a revocation holds for open connections too.
+/// An authenticated national backend. A handler that takes one is unreachable for others. It is checked for
+/// each request, so that a revocation also applies to open connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
-    /// The country it calls for.
+    /// The country of the certificate.
     pub country: Country,
-    /// Number of the row that lets it in: its certificate's, or that of the CA that issued it.
+    /// The registry row that authenticates it: that of its certificate, or of the CA that issued it.
     pub certificate_id: i64,
-    /// Of the certificate that it showed.
+    /// The thumbprint of its certificate.
     pub thumbprint: Thumbprint,
 }
 
-/// Why a caller is turned away.
+/// Why a caller is rejected.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CallerError {
-    /// The connection has no certificate that can be read.
+    /// The connection has no readable client certificate.
     #[error("the connection has no client certificate that can be read")]
     NoCertificate,
-    /// Callers are known by headers, and this peer may not say who calls.
+    /// Callers are identified by headers, and this peer is not trusted to send them.
     #[error("this peer is not one of `server.trusted_proxies`")]
     UntrustedPeer,
-    /// A header of the load balancer is missing, there twice, or malformed.
+    /// A header of the load balancer is missing, repeated or malformed.
     #[error("the load balancer's header {0} is not there exactly once in one of its forms")]
     ProxyHeader(&'static str),
     /// The subject does not name exactly one country.
     #[error("the subject of the client certificate {thumbprint} does not name exactly one country (C)")]
     NoCountry {
-        /// Of the certificate.
+        /// The certificate.
         thumbprint: Thumbprint,
     },
-    /// The certificate does not let its owner in.
+    /// The certificate is not valid for authentication.
     #[error("the client certificate {thumbprint} {reason} for AUTHENTICATION")]
     Inactive {
-        /// Of the certificate.
+        /// The certificate.
         thumbprint: Thumbprint,
-        /// Why.
+        /// The reason.
         reason: Inactive,
     },
-    /// The registry says another country than the certificate.
+    /// The registry and the certificate name different countries.
     #[error("the client certificate {thumbprint} is not registered for {country}")]
     WrongCountry {
-        /// Of the certificate.
+        /// The certificate.
         thumbprint: Thumbprint,
-        /// In its subject.
+        /// The country in its subject.
         country: Country,
     },
-    /// It cannot be decided now, so nobody is let in.
+    /// The registry is unavailable, so nobody is admitted.
     #[error(transparent)]
     Undecidable(#[from] RegistryUnavailable),
 }
 
-/// Decides who calls, and lets a country in when its limits allow it.
+/// Identifies callers and admits them within their country's limits.
 #[derive(Clone, Debug)]
 pub struct Admission {
     server: Arc<Server>,
@@ -100,15 +101,15 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// By these settings and this registry.
+    /// With these settings and this registry.
     pub fn new(server: Server, trust: Arc<Trust>, clock: Clock, limits: Arc<Limits>) -> Self {
         Self { server: Arc::new(server), trust, clock, limits }
     }
 
-    /// What the caller has shown, registered or not.
+    /// The certificate's facts, registered or not.
     fn shown(&self, request: &HttpRequest) -> Result<PeerIdentity, CallerError> {
         match self.server.auth {
-            // Headers that look like a load balancer's are ignored: backends send them by habit.
+            // Backends send these headers by habit: without a trusted proxy they are ignored.
             AuthMode::Mtls => request.conn_data().cloned().ok_or(CallerError::NoCertificate),
             AuthMode::Proxy => {
                 let all =
@@ -120,12 +121,12 @@ impl Admission {
         }
     }
 
-    /// The certificate that the caller has shown, also when it does not let it in.
+    /// The thumbprint of the caller's certificate, registered or not.
     pub fn shown_certificate(&self, request: &HttpRequest) -> Option<Thumbprint> {
         self.shown(request).ok().map(|identity| identity.thumbprint)
     }
 
-    /// The national backend that shows this certificate.
+    /// The national backend of this certificate.
     pub fn caller(&self, identity: &PeerIdentity) -> Result<Caller, CallerError> {
         let PeerIdentity { thumbprint, country, certificate } = identity;
         let thumbprint = *thumbprint;
@@ -147,7 +148,7 @@ impl Admission {
 #[derive(Clone, Copy)]
 struct KnownCaller(Country);
 
-/// The country that this request was let in for.
+/// The country of this request, once it is admitted.
 pub fn known_caller(request: &HttpRequest) -> Option<Country> {
     request.extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country)
 }
@@ -160,13 +161,14 @@ impl FromRequest for Caller {
         let request = request.clone();
         Box::pin(async move {
             let admission = request.app_data::<Data<Admission>>().cloned();
-            let admission = admission.ok_or_else(|| Defect("the application is not set up".into()))?;
+            let admission = admission.ok_or_else(|| Defect("the application state is missing".into()))?;
             let caller = admission.caller(&admission.shown(&request)?)?;
             request.extensions_mut().insert(KnownCaller(caller.country));
             access_log::note(&request, |facts| facts.country = Some(caller.country));
-            // Who calls comes first; a handler that takes a caller cannot be reached past its limits.
-            let turn = admission.limits.admit(caller.country, request.method()).await?;
-            request.extensions_mut().insert(turn);
+            // Identification comes first. A handler that takes a caller is reachable only within the caller's
+            // limits.
+            let admitted = admission.limits.admit(caller.country, request.method()).await?;
+            request.extensions_mut().insert(admitted);
             Ok(caller)
         })
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// Reads the registry from the database.
 pub async fn load(trust: &Trust, store: &Store) -> Result<(), StoreError> {
-    // The age counts from before the question: what changed after it was asked may be missing.
+    // The age counts from before the query: it may miss what changes while it runs.
     let at = Instant::now();
     trust.take(store.certificates().await?, at);
     Ok(())

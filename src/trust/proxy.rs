@@ -1,5 +1,5 @@
-//! Callers behind a load balancer that ends TLS (spec §7): it adds the thumbprint and the subject of the
-//! client certificate as headers, and only a trusted peer's are believed.
+//! Callers behind a load balancer that terminates TLS (spec §7). It adds the thumbprint and the subject of the
+//! client certificate as headers. Only headers from a trusted peer are accepted.
 
 use std::net::IpAddr;
 
@@ -14,14 +14,14 @@ pub(super) const THUMBPRINT: &str = "X-SSL-Client-SHA256";
 /// The header with the subject of the client certificate.
 pub(super) const SUBJECT: &str = "X-SSL-Client-DN";
 
-/// Who calls, as the load balancer says.
+/// The caller that the load balancer's headers name.
 pub(super) fn identify(
     peer: Option<IpAddr>,
     trusted: &[Network],
     thumbprints: &[&[u8]],
     subjects: &[&[u8]],
 ) -> Result<PeerIdentity, CallerError> {
-    // A dual-stack listener shows IPv4 peers in their IPv6 form.
+    // A dual-stack listener shows IPv4 peers as IPv6 addresses.
     let peer = peer.map(|peer| peer.to_canonical());
     if !peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(peer))) {
         return Err(CallerError::UntrustedPeer);
@@ -46,7 +46,7 @@ fn read_thumbprint(text: &str) -> Option<Thumbprint> {
     bytes.try_into().ok().map(Thumbprint::from_bytes)
 }
 
-/// The only `C` of a distinguished name (RFC 2253), URL-encoded or not; none or several are `None`.
+/// The only `C` of a distinguished name (RFC 2253), URL-encoded or not; `None` if there is none or several.
 fn read_country(subject: &str) -> Option<Country> {
     let subject = percent_decode(subject)?;
     let mut countries = attributes(&subject)?.into_iter().filter_map(|(name, value)| {
@@ -58,7 +58,7 @@ fn read_country(subject: &str) -> Option<Country> {
     if countries.next().is_some() { None } else { Country::new(country.trim()).ok() }
 }
 
-/// The attributes of a distinguished name; `None` when it is not well-formed.
+/// The attributes of a distinguished name; `None` if it is malformed.
 fn attributes(subject: &str) -> Option<Vec<(String, String)>> {
     let mut all = Vec::new();
     let (mut name, mut value) = (String::new(), None::<String>);
@@ -66,7 +66,7 @@ fn attributes(subject: &str) -> Option<Vec<(String, String)>> {
     while let Some(character) = characters.next() {
         match character {
             '\\' => {
-                // Kept with its backslash: a country needs no escape, so what has one is not a country.
+                // Keeps the backslash: a country code needs no escapes, so a value with one is not a country.
                 value.as_mut().unwrap_or(&mut name).extend(['\\', characters.next()?]);
             }
             '"' => quoted = !quoted,
@@ -85,7 +85,7 @@ fn attributes(subject: &str) -> Option<Vec<(String, String)>> {
     Some(all)
 }
 
-/// Resolves `%xx`; a `%` that does not begin one is itself. `None` when the result is not text.
+/// Decodes `%xx`. A `%` that begins no escape stays. `None` if the result is not UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());

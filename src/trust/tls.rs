@@ -1,8 +1,8 @@
-//! TLS on the national side: 1.2 and 1.3, a client certificate always.
+//! TLS for the national backends: 1.2 and 1.3, always with a client certificate.
 //!
-//! Whether a client certificate lets anybody in is decided by the registry, per request. The handshake only
-//! proves that the caller holds its private key and, where `tls.client_ca` is set, that it chains to one of
-//! those authorities. That is what makes self-signed certificates possible (spec appendix A).
+//! The registry decides per request whether a client certificate is accepted. The handshake only proves that
+//! the caller has the private key and, where `tls.client_ca` is set, that the certificate chains to one of
+//! those authorities. That makes self-signed certificates possible (spec appendix A).
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use efgs_kit::{
 
 use super::PeerIdentity;
 
-/// The gateway's side of TLS; its files can be read again while it runs.
+/// The server side of TLS. Its files can be reloaded while it runs.
 #[derive(Debug)]
 pub struct TlsSetup {
     provider: Arc<CryptoProvider>,
@@ -47,14 +47,14 @@ impl TlsSetup {
         Ok(Arc::new(Self { provider, files }))
     }
 
-    /// Reads the files again: new connections use them. When they are not right nothing changes.
+    /// Reloads the files for new connections. On an error nothing changes.
     pub fn reload(&self, config: &Tls) -> Result<(), TlsError> {
         let new = Files::load(config, &self.provider)?;
         *self.files.write() = new;
         Ok(())
     }
 
-    /// The configuration of a listener.
+    /// The configuration for a listener.
     pub fn server_config(self: &Arc<Self>) -> Result<ServerConfig, rustls::Error> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -65,7 +65,7 @@ impl TlsSetup {
         Ok(config)
     }
 
-    /// The certificate that new connections get.
+    /// The certificate for new connections.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.files.read().identity.cert.first().cloned()
     }
@@ -103,7 +103,7 @@ impl ResolvesServerCert for TlsSetup {
 
 impl ClientCertVerifier for TlsSetup {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hint: a client with a self-signed certificate must feel free to send it.
+        // No hints: clients must also send self-signed certificates.
         &[]
     }
 

@@ -1,4 +1,4 @@
-//! Warns before a certificate expires: 60, 30, 14 and 7 days ahead, and when it has.
+//! Warns before a certificate expires (60, 30, 14 and 7 days ahead) and when it has expired.
 
 use std::{collections::HashMap, path::Path};
 
@@ -15,16 +15,16 @@ use crate::{
     health::{CertificateUse, WatchedCertificate},
 };
 
-/// Days ahead at which a warning is logged; at 0 it has expired.
+/// Days ahead at which a warning is logged; 0: expired.
 const DAYS: [i64; 5] = [60, 30, 14, 7, 0];
 
-/// Remembers what has been said, so that each warning is logged once.
+/// Remembers the warnings, so that each is logged once.
 #[derive(Debug, Default)]
 pub struct ExpiryWatch(Mutex<HashMap<Thumbprint, i64>>);
 
 impl ExpiryWatch {
-    /// Looks at every registered certificate that is not revoked, at those that the gateway has `in_use` (not at their
-    /// files: what was not taken over from there does not count), and at its authorities; says which there are.
+    /// Checks every registered certificate that is not revoked, those that the gateway has `in_use` (not their
+    /// files, which may be newer), and its authorities. Returns all of them.
     pub fn look(
         &self,
         registry: &Registry,
@@ -80,14 +80,14 @@ impl ExpiryWatch {
     }
 }
 
-/// All certificates of a PEM file that can be read.
+/// All readable certificates of a PEM file.
 fn read(path: &Path) -> Vec<Certificate> {
     const END: &str = "-----END CERTIFICATE-----";
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_inclusive(END).filter_map(|pem| Certificate::from_pem(pem).ok()).collect()
 }
 
-/// The warning that so many days deserve: the smallest of 60, 30, 14, 7 and 0 that is not less.
+/// The warning that is due: the smallest of 60, 30, 14, 7 and 0 that is not below the days left.
 pub fn threshold(left: i64) -> Option<i64> {
     DAYS.into_iter().rev().find(|days| left <= *days)
 }

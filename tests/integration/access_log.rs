@@ -114,7 +114,7 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
     let record = record_of(case, &nl.send(Request::get(wire::CALLBACK_PATH)).await.expect(200)).await;
     assert_says(&record, json!({"operation": "callback-list", "country": "NL", "status": 200}));
 
-    // What is refused, and whoever is not let in.
+    // Refused requests and rejected callers.
     let record = record_of(case, &nl.send(Request::get("/etc/passwd?x=1")).await.expect(404)).await;
     assert_says(&record, json!({"operation": "other", "path": null, "status": 404, "error": "no-such-path"}));
     let record = record_of(case, &nl.send(Request::get(wire::UPLOAD_PATH)).await.expect(405)).await;
@@ -122,11 +122,11 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
     let request = de.request("de-3", &german).header("Content-Type", "text/plain");
     let record = record_of(case, &de.send(request).await.expect(406)).await;
     assert_says(&record, json!({"status": 406, "error": "not-acceptable", "country": "DE", "tag": "de-3"}));
-    let stranger = efgs_test_ca::Pki::new(efgs_test_ca::KeyKind::Ec256).unwrap();
-    let stranger = stranger.participant(country("DE")).unwrap().authentication;
-    let answer = gateway.client_with(Some(&stranger), "DE").upload("x", &german).await.expect(403);
+    let unregistered = efgs_test_ca::Pki::new(efgs_test_ca::KeyKind::Ec256).unwrap();
+    let unregistered = unregistered.participant(country("DE")).unwrap().authentication;
+    let answer = gateway.client_with(Some(&unregistered), "DE").upload("x", &german).await.expect(403);
     let refused = json!({
-        "country": null, "thumbprint": stranger.certificate.thumbprint().to_string(), "operation": "upload",
+        "country": null, "thumbprint": unregistered.certificate.thumbprint().to_string(), "operation": "upload",
         "tag": null, "status": 403, "error": "forbidden", "keys": null,
     });
     assert_says(&record_of(case, &answer).await, refused);
@@ -244,8 +244,8 @@ async fn any_request(case: &Case, gateway: &Running, client: &Client, number: us
         5 => client.audit(case.today(), "20200101-1").await,
         6 => client.send(Client::download_request(case.today(), None).header("Accept", "text/plain")).await,
         _ => {
-            let stranger = gateway.client_with(Some(&participant("DE").signing), "DE");
-            stranger.download(case.today(), None).await
+            let unregistered = gateway.client_with(Some(&participant("DE").signing), "DE");
+            unregistered.download(case.today(), None).await
         }
     }
 }

@@ -36,7 +36,7 @@ async fn a_log_without_any_signature_is_no_proof(case: &Case) {
     assert_eq!(places(&report), [(None, newest)], "{report:?}");
 }
 
-/// Writes the first statements anew, without signatures, as whoever has the database and not the key can.
+/// Writes the first statements anew, without signatures, as an attacker with the database but without the key could.
 async fn rewrite_unsigned(case: &Case, up_to: i64) {
     let texts: Vec<String> = case.db.column("SELECT statement FROM access_log_head ORDER BY number").await;
     let mut previous = ORIGIN;

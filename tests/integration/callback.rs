@@ -427,7 +427,7 @@ async fn a_new_client_certificate_is_shown_as_soon_as_its_files_have_changed(cas
 
     write("callback-client.key", &new.key_pem);
     gateway.files.changed_files();
-    server.let_in(new.certificate.der());
+    server.accept_client(new.certificate.der());
     batches.push(batch(&gateway, "2").await);
     called(&server, &batches).await;
 }

@@ -86,7 +86,7 @@ async fn every_bad_server_is_paused_with_its_reason_while_nine_others_are_called
         let mut config = case.config();
         calling(case)(&mut config);
         let callback = config.callback.as_mut().unwrap();
-        // So patient that whoever waited for a server that hangs would wait in vain.
+        // The timeout is so long that waiting for a server that hangs would fail the test.
         (callback.max_attempts, callback.timeout) = (3, Duration::from_secs(600));
         let app = App::with_resolver(config, case.clock.clone(), None, resolver.clone()).unwrap();
         gateways.push(case.start(app).await);
@@ -200,7 +200,7 @@ async fn a_name_that_leads_elsewhere_on_the_second_look_is_not_followed(case: &C
     let gateway = case.start(App::with_resolver(config, case.clock.clone(), None, resolver).unwrap()).await;
     let named = identity("NL", CertificateType::Callback, &["localhost", "rebinds.test"], |_| {});
     gateway.register(&[&named]).await;
-    // Whoever is here would be believed: the certificate is pinned.
+    // Any server at this address would be accepted without pinning.
     let inside = CallbackServer::start(&named, Behaviour::Answer(200)).await;
     let url = format!("https://rebinds.test:{}/", inside.address.port());
     put(&gateway.client("NL"), "a", &url).await.expect(200);

@@ -112,7 +112,7 @@ impl CallbackServer {
         *self.shared.tls.lock().unwrap() = acceptor(identity);
     }
 
-    pub(crate) fn let_in(&self, client: &[u8]) {
+    pub(crate) fn accept_client(&self, client: &[u8]) {
         *self.shared.client.lock().unwrap() = client.to_vec();
     }
 

@@ -166,7 +166,7 @@ async fn keys_are_rotated_under_load_and_the_old_one_can_go(case: &Case) {
         let mut rounds = 0;
         while !done.load(Ordering::SeqCst) || rounds < 3 {
             gateway.client("DE").upload_new(&format!("load-{rounds}"), 5, now).await;
-            other.app.bodies.forget(tag.parse().unwrap()).await;
+            other.app.body_cache.forget(tag.parse().unwrap()).await;
             let answer = other.client("NL").download(case.today(), Some(&tag)).await.expect(200);
             assert!(answer.body == before.body);
             rounds += 1;

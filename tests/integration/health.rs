@@ -33,13 +33,13 @@ fn texts(body: &Value, field: &str) -> Vec<String> {
 }
 
 /// Waits for unready, runs a statement, and waits for ready; why it was not.
-async fn unready_until(case: &Case, gateway: &Running, mend: &str) -> Vec<String> {
+async fn unready_until(case: &Case, gateway: &Running, fix: &str) -> Vec<String> {
     let reasons = until("unready", async || {
         let (status, body) = ready(gateway).await;
         (status == 503).then(|| texts(&body, "reasons"))
     })
     .await;
-    case.db.execute(mend).await;
+    case.db.execute(fix).await;
     until("ready again", async || (ready(gateway).await.0 == 200).then_some(())).await;
     reasons
 }
@@ -62,8 +62,8 @@ async fn a_job_that_makes_no_progress_makes_the_gateway_unready(case: &Case) {
         (case.db.number(leases).await == 0).then_some(())
     })
     .await;
-    case.db.execute("ALTER TABLE job RENAME TO job_away").await;
-    let reasons = unready_until(case, &gateway, "ALTER TABLE job_away RENAME TO job").await;
+    case.db.execute("ALTER TABLE job RENAME TO job_renamed").await;
+    let reasons = unready_until(case, &gateway, "ALTER TABLE job_renamed RENAME TO job").await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].starts_with("the job batching has made no progress for "), "{reasons:?}");
     assert!(reasons[0].contains("\"job due\""), "the last error: {reasons:?}");
@@ -71,11 +71,11 @@ async fn a_job_that_makes_no_progress_makes_the_gateway_unready(case: &Case) {
 
 async fn work_that_no_instance_does_makes_the_gateway_unready(case: &Case) {
     let gateway = hurried(case).await;
-    // Another instance has the lease for ever and does nothing: this one stands by.
+    // Another instance holds the lease and does nothing.
     let hang = "UPDATE job SET owner = 'x', expires_at = 9999999999999, due_at = 1 WHERE name = 'batching'";
     case.db.execute(hang).await;
-    let mend = "UPDATE job SET owner = NULL WHERE owner = 'x'";
-    let reasons = unready_until(case, &gateway, mend).await;
+    let fix = "UPDATE job SET owner = NULL WHERE owner = 'x'";
+    let reasons = unready_until(case, &gateway, fix).await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].starts_with("no instance has done the job batching"), "{reasons:?}");
 }

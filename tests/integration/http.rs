@@ -44,7 +44,7 @@ async fn every_operation_of_the_api_document_refuses_who_is_not_registered(case:
         .participant(country("DE"))
         .unwrap()
         .authentication;
-    let strangers = [&participant("DE").signing, &participant("DE").callback, &unknown];
+    let unregistered = [&participant("DE").signing, &participant("DE").callback, &unknown];
     let document = serde_json::to_value(ApiDoc::openapi()).unwrap();
     let mut called = 0;
     for (path, operations) in document["paths"].as_object().unwrap() {
@@ -58,11 +58,11 @@ async fn every_operation_of_the_api_document_refuses_who_is_not_registered(case:
             }
             assert!(!path.contains('{'), "tell this test what to put into {path}");
             let method: &'static str = method.to_uppercase().leak();
-            for identity in strangers {
-                let stranger = gateway.client_with(Some(identity), "DE");
+            for identity in unregistered {
+                let unregistered = gateway.client_with(Some(identity), "DE");
                 let body = keys(country("DE"), 1, case.clock.now());
-                let request = Request { method, path: path.clone(), ..stranger.request("b", &body) };
-                let answer = stranger.send(request.header("Accept", PROTOBUF)).await;
+                let request = Request { method, path: path.clone(), ..unregistered.request("b", &body) };
+                let answer = unregistered.send(request.header("Accept", PROTOBUF)).await;
                 answer.refused(403, "forbidden");
             }
             called += 1;
@@ -88,10 +88,10 @@ async fn forged_proxy_headers_are_ignored(case: &Case) {
     let forged = |request: Request| {
         request.header("X-SSL-Client-SHA256", &thumbprint).header("X-SSL-Client-DN", "CN=x,O=y,C=NL")
     };
-    let stranger = gateway.client_with(Some(&participant("NL").callback), "NL");
+    let unregistered = gateway.client_with(Some(&participant("NL").callback), "NL");
     let day = case.today();
     let get = || crate::client::Client::download_request(day, None);
-    stranger.send(forged(get())).await.refused(403, "forbidden");
+    unregistered.send(forged(get())).await.refused(403, "forbidden");
     // DE stays DE, whatever it says: it may not upload for NL, and it may for itself.
     let client = gateway.client("DE");
     let foreign = keys(country("NL"), 1, case.clock.now());
@@ -167,8 +167,8 @@ async fn another_method_is_405_with_allow(case: &Case) {
 
 async fn options_names_methods_and_formats_to_anyone_with_a_certificate(case: &Case) {
     let gateway = case.gateway().await;
-    let stranger = gateway.client_with(Some(&participant("DE").signing), "DE");
-    let answer = stranger.send(Request::new("OPTIONS", wire::ROOT_PATH)).await.expect(200);
+    let unregistered = gateway.client_with(Some(&participant("DE").signing), "DE");
+    let answer = unregistered.send(Request::new("OPTIONS", wire::ROOT_PATH)).await.expect(200);
     assert_eq!(answer.header("allow"), Some("POST,GET,OPTIONS"));
     assert_eq!(
         answer.header("accept"),

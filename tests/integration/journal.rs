@@ -194,7 +194,7 @@ async fn a_replay_brings_back_the_same_batches_tags_order_etags_and_audits(case:
     if case.db.kind != crate::database::Kind::Sqlite {
         assert_eq!(rows(other).await, rows(&case.db).await);
     }
-    // Or else the first thing that the gateway does is to form a batch of what waits.
+    // Otherwise the gateway would first form a batch of what waits.
     other.execute("UPDATE job SET due_at = 9000000000000").await;
     let two = case.start(app_on_other(case).await).await;
     assert_same(&before, &picture(&two, &days).await);
@@ -216,7 +216,7 @@ async fn a_replay_that_was_cut_off_goes_on_and_no_gateway_starts_before(case: &C
     case.stop(&one).await;
     let app = app_on_other(case).await;
     app.store.migrate().await.unwrap();
-    // The third upload is away, and comes back later.
+    // The third upload is missing, and comes back later.
     let file = std::fs::read_dir(folder(case).join(case.today().to_string()))
         .unwrap()
         .next()

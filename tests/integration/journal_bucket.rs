@@ -42,14 +42,14 @@ async fn the_journal_can_be_in_an_object_store(case: &Case) {
     all_at_once((0..4).map(async |i| de.upload_new(&format!("d{i}"), 20, case.clock.now()).await)).await;
     one.form().await;
     let sent = keys(country("NL"), 3, case.clock.now());
-    store.set_away(true);
+    store.set_unreachable(true);
     nl.upload("n", &sent).await.refused(503, "unavailable");
     let warned = warnings(&one).await;
     assert!(
         warned.iter().any(|warning| warning.contains("503") && warning.contains("SlowDown")),
         "{warned:?}"
     );
-    store.set_away(false);
+    store.set_unreachable(false);
     nl.upload("n", &sent).await.expect(201);
     one.form().await;
     case.stop(&one).await;

@@ -139,7 +139,7 @@ async fn whatever_is_altered_cut_exchanged_or_missing_is_named(case: &Case) {
     assert_eq!(problems(case).await, Vec::<String>::new(), "the newest file can be missed by nobody");
     fs::write(&paths[1], &second).unwrap();
     assert_eq!(problems(case).await, Vec::<String>::new());
-    // What was not written to its end is no damage: nobody was told of it.
+    // What was not written completely is no damage: no caller got an answer for it.
     let torn = [&second[..], &second[68..90]].concat();
     assert_eq!(with_bytes(&paths[1], &torn, async || problems(case).await).await.len(), 0);
 }

@@ -70,7 +70,7 @@ async fn a_whole_instance_that_is_missing_is_missed_by_its_batches(case: &Case) 
 async fn a_gap_of_some_days_is_no_damage_when_what_was_before_is_forgotten(case: &Case) {
     let one = gateway(case).await;
     one.client("DE").upload_new("a", 2, case.clock.now()).await;
-    // The disk is away over a day's end, and another one's.
+    // The disk is unreachable over a day's end, and another one's.
     fs::rename(folder(case), case.folder.path().join("aside")).unwrap();
     fs::write(folder(case), "not a folder").unwrap();
     case.clock.set(case.clock.now() + Days::new(3));
@@ -94,7 +94,7 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     let de = one.client("DE");
     until("the first file", async || (one.app.journal.journal().unwrap().last_write() > 0).then_some(()))
         .await;
-    // Uploads that are stored while the journal is away.
+    // Uploads that are stored while the journal is unreachable.
     fs::remove_dir_all(folder(case)).unwrap();
     fs::write(folder(case), "not a folder").unwrap();
     let [b, c, d] = [2, 3, 4].map(|amount| keys(country("DE"), amount, case.clock.now()));
@@ -123,12 +123,12 @@ async fn an_upload_that_cannot_be_read_keeps_no_other_from_the_journal(case: &Ca
     let batch = one.form().await.remove(0);
     let nl = one.client("NL");
     assert_eq!(nl.download(case.today(), None).await.expect(200).keys().len(), 3);
-    // Sent again it is mended, in another order and with another signature: what was stored first stays.
+    // Sent again it is fixed, in another order and with another signature: what was stored first stays.
     de.upload("b", &b).await.expect(201);
     let next = one.form().await.remove(0);
     assert_eq!(nl.download(case.today(), Some(&next)).await.expect(200).keys().len(), 2);
     assert_eq!(nl.download(case.today(), Some(&batch)).await.expect(200).next(), next);
-    // What is not there cannot be mended; withdrawn, it is not missed.
+    // What is not there cannot be fixed; withdrawn, it is not missed.
     de.upload("d", &d).await.refused(503, "unavailable");
     one.app.withdrawals.withdraw(country("DE"), "d", WithdrawnBy::Operator, "damaged").await.unwrap();
     case.clock.set(case.clock.now() + TimeDelta::seconds(61));

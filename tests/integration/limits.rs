@@ -166,8 +166,8 @@ async fn who_sends_too_fast_is_told_when_to_come_again(case: &Case) {
         assert!(wait > TimeDelta::seconds(60) && wait <= TimeDelta::seconds(100), "{wait}");
     }
     // Who may not call is told that first, and other countries are not concerned.
-    let stranger = gateway.client_with(Some(&participant("DE").callback), "DE");
-    stranger.download(case.today(), None).await.refused(403, "forbidden");
+    let unregistered = gateway.client_with(Some(&participant("DE").callback), "DE");
+    unregistered.download(case.today(), None).await.refused(403, "forbidden");
     gateway.client("NL").upload_new("a", 1, case.clock.now()).await;
 }
 
@@ -253,8 +253,8 @@ async fn a_country_holds_no_more_connections_than_its_own(case: &Case) {
     let gateway = case.gateway_with(|config| config.limits.connections = 2).await;
     let (de, nl) = (gateway.client("DE"), gateway.client("NL"));
     // Unregistered callers share what they may hold.
-    let stranger = gateway.client_with(Some(&participant("DE").callback), "DE");
-    for client in [&de, &stranger] {
+    let unregistered = gateway.client_with(Some(&participant("DE").callback), "DE");
+    for client in [&de, &unregistered] {
         let mut held = vec![client.connect(), client.connect()];
         let request = Client::download_request(case.today(), None).raw();
         for connection in &mut held {
@@ -263,7 +263,7 @@ async fn a_country_holds_no_more_connections_than_its_own(case: &Case) {
             assert!([404, 403].contains(&connection.answer().status));
         }
         if client.try_send(Client::download_request(case.today(), None)).await.is_ok() {
-            // Whoever is not registered loses its connection with the answer.
+            // An unregistered caller loses its connection with the answer.
             assert!(held[0].is_closed());
             continue;
         }

@@ -41,7 +41,7 @@ async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackSer
     std::fs::create_dir(case.folder.path().join("journal")).unwrap();
     let process = Process::start_with(&case.write_config(&config), &[("OTEL_BSP_SCHEDULE_DELAY", "100")]);
     let today = now().date_naive();
-    // It does not download: what it had, it would not be told of.
+    // It does not download: batches that it has are not announced.
     let server = CallbackServer::start(&participant("IT").callback, Behaviour::Answer(200)).await;
     put(&process.client("IT"), "a", &server.url()).await.expect(200);
 
@@ -189,9 +189,9 @@ async fn a_caller_who_does_not_get_in_is_counted_and_logged_with_its_address(cas
         until(&line, async || process.metrics().await.contains(&line).then_some(())).await;
     }
     let unknown = PKI.participant(country("FR")).unwrap();
-    let stranger = Client::new(port, Some(&unknown.authentication), unknown.signing.clone());
+    let unregistered = Client::new(port, Some(&unknown.authentication), unknown.signing.clone());
     for _ in 0..2 {
-        stranger.download(now().date_naive(), None).await.refused(403, "forbidden");
+        unregistered.download(now().date_naive(), None).await.refused(403, "forbidden");
     }
     let de = process.client("DE").signing_with(&unknown.signing);
     de.upload("1", &keys(country("DE"), 1, now())).await.refused(400, "untrusted-signer");
@@ -214,6 +214,6 @@ async fn a_caller_who_does_not_get_in_is_counted_and_logged_with_its_address(cas
         assert_eq!(said("a TLS handshake failed", reason), 1, "{reason}: {log:?}");
     }
     assert_eq!(said("a TLS handshake failed", "closed"), 0);
-    assert_eq!(said("a caller is not let in", "is not registered"), 1, "{log:?}");
+    assert_eq!(said("a caller was rejected", "is not registered"), 1, "{log:?}");
     process.stop().await;
 }

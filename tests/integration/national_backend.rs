@@ -385,7 +385,7 @@ async fn what_is_announced_is_downloaded_by_callback_serve(case: &Case) {
     let (code, said, _) = run(folder, &["doctor"]);
     assert!(code == 0 && said.contains("callback "), "{said}");
 
-    // It asks by itself only once a day: what it gets it was told of.
+    // It polls only once a day, so it gets batches because of callbacks.
     let arguments = [
         "callback",
         "serve",

@@ -29,7 +29,7 @@ struct State {
     puts: Mutex<Vec<Put>>,
 }
 
-/// An object that was put, and what its readers are told of it.
+/// An object that was put, and its metadata.
 #[derive(Clone)]
 pub(crate) struct Put {
     pub(crate) name: String,
@@ -71,8 +71,8 @@ impl ObjectStore {
     }
 
     /// From now on every request is answered 503, or no longer.
-    pub(crate) fn set_away(&self, away: bool) {
-        self.state.away.store(away, Ordering::SeqCst);
+    pub(crate) fn set_unreachable(&self, unreachable: bool) {
+        self.state.away.store(unreachable, Ordering::SeqCst);
     }
 
     /// From now on no request is answered, or all are, those that wait too.
@@ -93,7 +93,7 @@ impl ObjectStore {
         self.state.objects.lock().unwrap().get(name).cloned()
     }
 
-    /// Puts an object in past the door.
+    /// Adds an object without a request.
     pub(crate) fn insert(&self, name: &str, object: &[u8]) {
         self.state.objects.lock().unwrap().insert(name.to_owned(), object.to_vec());
     }

@@ -96,7 +96,7 @@ async fn it_says_how_each_country_is_served(case: &Case) {
     let warnings = overview["warnings"].to_string();
     for text in [
         "an upload has waited for a batch for 240 minutes",
-        "the instance dead000000000000 on elsewhere has not been heard of for 2 minutes",
+        "the instance dead000000000000 on elsewhere has not reported for 2 minutes",
     ] {
         assert!(warnings.contains(text), "{text}: {warnings}");
     }
@@ -116,7 +116,7 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
     let now = case.clock.now();
     let (de, nl) = (gateway.client("DE"), gateway.client("NL"));
     de.upload_new("before", 1, now).await;
-    // DE signs with NL's certificate, at one gateway and at the other; NL makes the same mistake, and mends it.
+    // DE signs with NL's certificate, at one gateway and at the other; NL makes the same mistake and fixes it.
     let de = [&gateway, &other].map(|to| to.client("DE").signing_with(&nl.signing));
     let new_keys = |code| keys(country(code), 1, now);
     for i in 0..4 {
@@ -128,7 +128,7 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
         wrong.upload(&format!("{i}"), &keys).await.refused(400, "untrusted-signer");
     }
     case.clock.set(now + TimeDelta::minutes(1));
-    nl.upload_new("mended", 5, now).await;
+    nl.upload_new("fixed", 5, now).await;
     let ie = gateway.client("IE");
     ie.upload_new("most", 4, now).await;
     case.clock.set(now + TimeDelta::minutes(2));
@@ -145,8 +145,8 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
     let overview = json(&gateway).await;
     let refused = |code| of(&overview, "countries", "country", code)["refused"].clone();
     assert_eq!(refused("DE"), serde_json::json!({"uploads": 4, "code": "untrusted-signer"}));
-    for mended in ["NL", "IE"] {
-        assert_eq!(refused(mended), serde_json::json!({"uploads": 0, "code": ""}), "{mended}");
+    for fixed in ["NL", "IE"] {
+        assert_eq!(refused(fixed), serde_json::json!({"uploads": 0, "code": ""}), "{fixed}");
     }
     let it = of(&overview, "countries", "country", "IT");
     assert_eq!(it["certificatesMissing"], serde_json::json!(["SIGNING"]));
@@ -213,7 +213,7 @@ async fn without_the_database_it_says_so(case: &Case) {
     let answer = get(&gateway, "/").await;
     assert_eq!(answer.status(), 503);
     let text = answer.text().await.unwrap();
-    assert!(text.starts_with("There is nothing to show: "), "{text}");
+    assert!(text.starts_with("The overview is not available: "), "{text}");
     case.db.execute("ALTER TABLE away RENAME TO callback_subscription").await;
     assert_eq!(get(&gateway, "/").await.status(), 200);
 }

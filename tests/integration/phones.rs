@@ -277,9 +277,9 @@ async fn a_bucket_is_made_like_the_folder(case: &Case) {
     store.insert("phones/DE/2020-01-01/07/1-0123456789abcdef.zip", b"old");
     store.insert("phones/logo.zip", b"ours");
     store.insert(&puts[0].name, b"damaged");
-    store.set_away(true);
+    store.set_unreachable(true);
     assert!(export(5).await.contains("SlowDown"));
-    store.set_away(false);
+    store.set_unreachable(false);
     export(0).await;
     let mut expected = [names, vec!["phones/logo.zip".into()]].concat();
     expected.sort();

@@ -33,7 +33,7 @@ tests![
 ];
 
 const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const STRANGER: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const UNTRUSTED: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 async fn gateway(case: &Case) -> Running {
     case.gateway_with(|config| {
@@ -362,12 +362,12 @@ async fn an_untrusted_peer_is_refused_whatever_it_sends(case: &Case) {
     assert!(corpus.len() > 100, "{} cases", corpus.len());
     for request in requests(case, &gateway) {
         for trick in &corpus {
-            let answer = talk(STRANGER, gateway.address, &with_lines(&request, &trick.lines));
+            let answer = talk(UNTRUSTED, gateway.address, &with_lines(&request, &trick.lines));
             assert_refused(trick, &answer);
         }
         let perfect = with_lines(&request, &pretending()[0].lines);
         let preface = b"PROXY TCP4 127.0.0.2 127.0.0.2 40000 8443\r\n";
-        let answer = talk(STRANGER, gateway.address, &[preface, &perfect[..]].concat());
+        let answer = talk(UNTRUSTED, gateway.address, &[preface, &perfect[..]].concat());
         assert_eq!(status(&answer), 400, "{answer}");
         // The target and the host are not the peer either; nor does an older version of HTTP help.
         for (from, to) in [
@@ -377,7 +377,7 @@ async fn an_untrusted_peer_is_refused_whatever_it_sends(case: &Case) {
         ] {
             let head = perfect.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
             let text = std::str::from_utf8(&perfect[..head]).unwrap().replacen(from, to, 1);
-            let answer = talk(STRANGER, gateway.address, &[text.as_bytes(), &perfect[head..]].concat());
+            let answer = talk(UNTRUSTED, gateway.address, &[text.as_bytes(), &perfect[head..]].concat());
             assert_eq!(status(&answer), 403, "{from} → {to}: {answer}");
         }
     }
@@ -414,7 +414,7 @@ async fn several_requests_at_once_from_an_untrusted_peer_are_all_refused(case: &
     let gateway = gateway(case).await;
     let perfect = &pretending()[0].lines;
     let [upload, download] = requests(case, &gateway).map(|request| with_lines(&request, perfect));
-    let answer = talk(STRANGER, gateway.address, &[&download[..], &upload, &download, &upload].concat());
+    let answer = talk(UNTRUSTED, gateway.address, &[&download[..], &upload, &download, &upload].concat());
     assert!(answer.contains("HTTP/1.1 403 "), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1 ").count(), answer.matches("HTTP/1.1 403 ").count(), "{answer}");
     assert_eq!(case.db.counts().await, [0, 0, 0]);

@@ -13,7 +13,7 @@ use crate::{
 tests![
     a_caller_without_exactly_one_country_is_403,
     a_caller_whose_certificate_has_expired_is_403,
-    a_certificate_registered_for_another_use_does_not_let_in,
+    a_certificate_registered_for_another_use_is_rejected,
     a_thumbprint_with_a_leading_zero_byte_lets_in,
     one_country_cannot_upload_for_another,
     a_signer_that_is_not_active_is_400,
@@ -65,7 +65,7 @@ async fn a_caller_whose_certificate_has_expired_is_403(case: &Case) {
     }
 }
 
-async fn a_certificate_registered_for_another_use_does_not_let_in(case: &Case) {
+async fn a_certificate_registered_for_another_use_is_rejected(case: &Case) {
     let gateway = case.gateway().await;
     let german = participant("DE");
     for identity in [&german.signing, &german.callback] {
@@ -208,10 +208,10 @@ async fn a_signer_is_the_one_that_the_signature_names(case: &Case) {
     let gateway = case.gateway().await;
     let client: Client = gateway.client("DE");
     let keys = keys(country("DE"), 1, case.clock.now());
-    // A stranger's signature that carries the registered certificate along.
-    let stranger = odd(CertificateType::Signing, |_| {});
+    // The signature of an unregistered signer that carries the registered certificate along.
+    let unregistered = odd(CertificateType::Signing, |_| {});
     let shape = Shape { other_certificates: vec![client.signing.certificate.clone()], ..Shape::default() };
-    let forged = sign(&stranger, &CanonicalKeys::of(&keys).signed_bytes(), &shape).unwrap();
+    let forged = sign(&unregistered, &CanonicalKeys::of(&keys).signed_bytes(), &shape).unwrap();
     let request = client.request("a", &keys).header("batchSignature", forged);
     client.send(request).await.refused(400, "untrusted-signer");
 }

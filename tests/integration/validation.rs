@@ -247,7 +247,7 @@ async fn the_checks_run_in_the_order_of_the_contract(case: &Case) {
         .await;
     let client = gateway.client("DE");
     client.upload_new("taken", 1, case.clock.now()).await;
-    let stranger = gateway.client_with(Some(&gateway.client("DE").signing), "DE");
+    let unregistered = gateway.client_with(Some(&gateway.client("DE").signing), "DE");
     let invalid = {
         let template = keys(country("DE"), 1, case.clock.now());
         let mut key = *template.get(0);
@@ -258,7 +258,7 @@ async fn the_checks_run_in_the_order_of_the_contract(case: &Case) {
     };
     // Everything is wrong at first; each step puts right what was complained of.
     let wrong = Request::new("POST", wire::UPLOAD_PATH).body(vec![b'x'; 5000]);
-    stranger.send(wrong.clone()).await.refused(403, "forbidden");
+    unregistered.send(wrong.clone()).await.refused(403, "forbidden");
     client.send(wrong.clone()).await.refused(400, "invalid-header");
     let wrong = wrong.header("batchTag", "taken").header("batchSignature", "*").header("Content-Type", "*/*");
     client.send(wrong.clone()).await.refused(406, "not-acceptable");

@@ -95,7 +95,7 @@ fn the_limits_are_the_gateways(balancer: &Balancer) {
     assert_eq!(status(&answer), 413, "{answer}");
 }
 
-/// Whoever shows no certificate gets nowhere, nor does one that is not registered to call.
+/// A caller without a certificate is rejected, and so is one that is not registered.
 fn without_a_registered_certificate_nobody_gets_in(balancer: &Balancer) {
     let Some(setup) = Setup::new(balancer) else { return };
     setup.uploads();
@@ -201,7 +201,7 @@ fn forged_headers_change_nothing(balancer: &Balancer) {
     assert!(served >= 10, "the headers of a registered client are dropped, not its requests: {served}");
 }
 
-/// The load balancer keeps its connections to the gateway, whoever called; and a resumed TLS session is still
+/// The load balancer shares its connections to the gateway between callers; and a resumed TLS session is still
 /// its own client's.
 fn clients_are_told_apart(balancer: &Balancer, resumes: bool) {
     let Some(setup) = Setup::new(balancer) else { return };

@@ -40,7 +40,7 @@ use crate::{
     free_port::free_port,
 };
 
-/// A gateway with a load balancer before it, and what two countries and a stranger need to call it.
+/// A gateway with a load balancer before it, and what two countries and an unregistered caller need to call it.
 pub(crate) struct Setup {
     pub(crate) runtime: tokio::runtime::Runtime,
     pub(crate) pki: Pki,

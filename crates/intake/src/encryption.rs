@@ -1,9 +1,9 @@
 //! Encryption at rest (spec §8.2): AES-256-GCM, one message per key.
 //!
 //! A stored payload is `key id (4 bytes) ‖ nonce (12 bytes) ‖ ciphertext ‖ tag (16 bytes)`. The nonce is
-//! random; the payload's hash is authenticated with it, so that a payload moved to another row does not open.
-//! With random nonces one key is good for 2³² payloads (NIST SP 800-38D §8.3), years of the largest traffic
-//! that the specification expects (spec §5.5.1). Keys are changed with `efgs-gateway encryption rotate`.
+//! random. The payload's hash is authenticated with it, so that a payload that was moved to another row cannot
+//! be opened. With random nonces one key may seal 2³² payloads (NIST SP 800-38D §8.3): years of the largest
+//! traffic that the specification expects (spec §5.5.1). `efgs-gateway encryption rotate` rotates the key.
 
 use std::sync::Arc;
 
@@ -18,16 +18,15 @@ use efgs_kit::config::{ConfigError, Encryption, EncryptionKey};
 
 const KEY_ID: usize = 4;
 const TAG: usize = 16;
-/// In the place of a payload's hash: what is recognised, not read.
+/// The authenticated data of check values, instead of a payload's hash.
 const MARK: [u8; 32] = [0; 32];
 
-/// The keys that are configured: the first encrypts, all decrypt. They can be exchanged while it is in use.
+/// The configured keys: the first one seals, all of them open. They can be replaced while in use.
 pub struct Keyring(RwLock<Arc<Keys>>);
 
 type Keys = Vec<(u32, LessSafeKey)>;
 
-/// The key that encrypts, as it was when it was asked for: what belongs together is sealed with one key, also when the
-/// keys are exchanged meanwhile.
+/// The first key at one moment. It seals all payloads of an upload, also if the keys are replaced meanwhile.
 pub struct Sealer(Arc<Keys>);
 
 impl std::fmt::Debug for Sealer {
@@ -46,7 +45,7 @@ impl Sealer {
         Ok(self.key()?.0)
     }
 
-    /// Encrypts a payload. A nonce must not be used twice.
+    /// Seals a payload. A nonce must not be used twice.
     pub fn seal(
         &self,
         payload_hash: &[u8; 32],
@@ -63,7 +62,7 @@ impl std::fmt::Debug for Keyring {
     }
 }
 
-/// Why a stored payload cannot be read.
+/// Why a stored payload cannot be opened.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EncryptionError {
     /// Too short to be a payload.
@@ -72,7 +71,7 @@ pub enum EncryptionError {
     /// Its key is not configured.
     #[error("a stored payload needs encryption key {0}, which `encryption.keys` does not name")]
     UnknownKey(u32),
-    /// It was altered, moved, or encrypted with another key of the same id.
+    /// The payload was altered or moved, or another key has the same id.
     #[error(
         "a stored payload does not open with encryption key {0}: it was altered, or the key is not the one it was made with"
     )]
@@ -102,12 +101,12 @@ impl Keyring {
         Ok(Self(RwLock::new(Arc::new(keys))))
     }
 
-    /// The ids of all keys, the one that encrypts first.
+    /// The ids of all keys. The first one seals.
     pub fn ids(&self) -> Vec<u32> {
         self.keys().iter().map(|(id, _)| *id).collect()
     }
 
-    /// Takes over the keys of another keyring: what is sealed from now on is sealed with its first key.
+    /// Takes the keys of another keyring. From now on its first key seals.
     pub fn replace(&self, new: &Self) {
         *self.0.write() = new.keys();
     }
@@ -121,14 +120,14 @@ impl Keyring {
         sealed.first_chunk().map(|id| u32::from_be_bytes(*id)).ok_or(EncryptionError::Truncated)
     }
 
-    /// Nonces for `n` payloads, drawn at once because each draw has its cost.
+    /// Nonces for `n` payloads, drawn together because each draw is expensive.
     pub fn nonces(n: usize) -> Vec<[u8; NONCE_LEN]> {
         let mut nonces = vec![[0; NONCE_LEN]; n];
         random::fill(nonces.as_flattened_mut());
         nonces
     }
 
-    /// For each key a known text sealed with it, by which it is recognised: see [`Self::is_recognised`].
+    /// A check value per key: a known text sealed with it. See [`Self::is_recognised`].
     pub fn marks(&self) -> Result<Vec<(u32, Vec<u8>)>, EncryptionError> {
         let keys = self.keys();
         let nonces = Self::nonces(keys.len());
@@ -137,17 +136,17 @@ impl Keyring {
         keys.iter().zip(nonces).map(mark).collect()
     }
 
-    /// Whether the key with the mark's id is the one that made it.
+    /// Whether the key with the check value's id made it.
     pub fn is_recognised(&self, mark: &[u8]) -> bool {
         self.open(&MARK, &mut mark.to_vec()).is_ok()
     }
 
-    /// The key that encrypts now.
+    /// The key that seals now.
     pub fn sealer(&self) -> Sealer {
         Sealer(self.keys())
     }
 
-    /// Encrypts a payload with the key that encrypts now. A nonce must not be used twice.
+    /// Seals a payload with the first key. A nonce must not be used twice.
     pub fn seal(
         &self,
         payload_hash: &[u8; 32],
@@ -157,7 +156,7 @@ impl Keyring {
         self.sealer().seal(payload_hash, nonce, plain)
     }
 
-    /// Decrypts a payload in place and returns the part of it that is the plain text.
+    /// Opens a payload in place and returns its plaintext.
     pub fn open<'a>(&self, payload_hash: &[u8], sealed: &'a mut [u8]) -> Result<&'a [u8], EncryptionError> {
         let (id, rest) = sealed.split_first_chunk_mut::<KEY_ID>().ok_or(EncryptionError::Truncated)?;
         let (nonce, ciphertext) =
@@ -171,7 +170,7 @@ impl Keyring {
     }
 }
 
-/// Encrypts with one key.
+/// Seals with one key.
 fn seal(
     (id, key): (u32, &LessSafeKey),
     payload_hash: &[u8; 32],

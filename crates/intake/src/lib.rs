@@ -1,8 +1,8 @@
-//! From an upload that was read to one that may be stored.
+//! From a decoded upload to one that may be stored.
 //!
-//! Three things decide that, all in memory: the [`Registry`] of certificates that the operator's trust anchor has
-//! signed, the [`Keyring`] of the encryption at rest, and [`SignedUpload::verify`], which alone makes a
-//! [`VerifiedUpload`]. Knows neither HTTP nor SQL.
+//! Three things take part, all in memory: the [`Registry`] of certificates that the operator's trust anchor has
+//! signed, the [`Keyring`] for encryption at rest, and [`SignedUpload::verify`], the only constructor of a
+//! [`VerifiedUpload`]. Depends on neither HTTP nor SQL.
 
 mod encryption;
 mod registry;

@@ -1,9 +1,9 @@
 //! The registry of certificates, in memory.
 //!
-//! A row of the database counts only when both signatures of the offline trust anchor verify and all its
-//! columns agree with the certificate; any other row is as good as absent, and is reported. The registry is
-//! read again several times per `trust.refresh`; when that has failed for a whole `trust.refresh`, nobody is
-//! let in until it succeeds, because a revocation could have been missed.
+//! A database row is valid only if both signatures of the offline trust anchor verify and all its columns agree
+//! with the certificate. Any other row is ignored and reported. The registry is reloaded several times per
+//! `trust.refresh`. After a whole `trust.refresh` without success every caller is rejected until a reload
+//! succeeds, because a revocation could have been missed.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use efgs_protocol::{
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-/// A row of the registry as it stands in the database. Nothing in it is to be believed before its signatures are verified,
-/// so nothing of it is parsed here.
+/// A registry row as it is in the database. It is untrusted until its signatures are verified, so nothing of it
+/// is parsed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredCertificate {
     /// The row's number; uploads refer to it.
@@ -26,7 +26,7 @@ pub struct StoredCertificate {
     pub thumbprint: Vec<u8>,
     /// AUTHENTICATION, SIGNING or CALLBACK.
     pub kind: String,
-    /// Two letters.
+    /// The country, two letters.
     pub country: String,
     /// The certificate.
     pub pem: String,
@@ -36,9 +36,9 @@ pub struct StoredCertificate {
     pub registration_signature: String,
     /// Names of the rules that the operator waived, separated by commas.
     pub waived: String,
-    /// Who waived them.
+    /// Who waived the rules.
     pub waived_by: String,
-    /// Why.
+    /// Why they waived them.
     pub waived_because: String,
     /// When it was imported.
     pub imported_at: DateTime<Utc>,
@@ -46,22 +46,22 @@ pub struct StoredCertificate {
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// A certificate that counts.
+/// A valid registry entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
-    /// Number of its row.
+    /// The number of its row.
     pub id: i64,
     /// The certificate.
     pub certificate: Certificate,
     /// The country it was registered for, which is also the one in its subject.
     pub country: Country,
-    /// What it is for.
+    /// Its use.
     pub kind: CertificateType,
-    /// When it was revoked.
+    /// When it was revoked, if it was.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
-/// Why a certificate does not let its owner in.
+/// Why a certificate is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Inactive {
     /// No such certificate of this type is registered.
@@ -81,7 +81,7 @@ pub enum Inactive {
     NotYetValid,
 }
 
-/// All certificates that count, at one moment.
+/// All valid entries at one time.
 #[derive(Debug, Default)]
 pub struct Registry {
     entries: HashMap<(Thumbprint, CertificateType), Registered>,
@@ -122,8 +122,8 @@ impl Registry {
         }
     }
 
-    /// The entry that lets this certificate in: its own, or that of a CA that its country registered (spec
-    /// appendix A) and that issued it. A leaf of a CA must itself be valid, of the same country, no CA, and
+    /// The entry that accepts this certificate: its own, or that of a CA that its country registered (spec
+    /// appendix A) and that issued it. A leaf of a CA must itself be valid, of the same country, not a CA, and
     /// permitted for the use.
     pub fn admit(
         &self,
@@ -136,7 +136,7 @@ impl Registry {
         if own != Err(Inactive::Unknown) || certificate.is_authority() {
             return own;
         }
-        // A CA that was renewed with the same key is there twice: one that is active decides.
+        // A CA that was renewed with the same key has two entries. An active one decides.
         let mut found = own;
         for entry in self.entries.values().filter(|entry| entry.kind == kind && entry.country == country) {
             if found.is_err() && certificate.is_issued_by(&entry.certificate) {
@@ -158,18 +158,18 @@ impl Registry {
         found
     }
 
-    /// Rows that do not count, each with the reason.
+    /// The rejected rows, each with the reason.
     pub fn refused(&self) -> &[String] {
         &self.refused
     }
 
-    /// All certificates that count, revoked and expired ones too.
+    /// All valid entries, including revoked and expired certificates.
     pub fn entries(&self) -> impl Iterator<Item = &Registered> {
         self.entries.values()
     }
 }
 
-/// A row for people, as it calls itself: that need not be true.
+/// Describes a row by its own columns, which are untrusted.
 fn name(row: &StoredCertificate) -> String {
     let thumbprint = match <[u8; 32]>::try_from(&*row.thumbprint) {
         Ok(bytes) => Thumbprint::from_bytes(bytes).to_string(),
@@ -201,7 +201,7 @@ fn verify_row(row: &StoredCertificate, anchor: &TrustAnchor) -> Result<Registere
     Ok(Registered { id: row.id, certificate, country, kind, revoked_at: row.revoked_at })
 }
 
-/// The registry cannot be relied on: it has not been loaded for too long.
+/// The registry is stale: it has not been loaded for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the certificate registry has not been loaded for longer than `trust.refresh`")]
 pub struct RegistryUnavailable;
@@ -212,7 +212,7 @@ struct Loaded {
     at: Instant,
 }
 
-/// Keeps the registry fresh.
+/// Holds the registry and its age.
 pub struct Trust {
     anchor: TrustAnchor,
     refresh: Duration,
@@ -226,7 +226,7 @@ impl std::fmt::Debug for Trust {
 }
 
 impl Trust {
-    /// Nothing is loaded yet, so nobody is let in.
+    /// Nothing is loaded yet, so every caller is rejected.
     pub fn new(anchor: TrustAnchor, refresh: Duration) -> Self {
         Self { anchor, refresh, loaded: RwLock::new(None) }
     }
@@ -236,7 +236,7 @@ impl Trust {
         &self.anchor
     }
 
-    /// The registry, unless it is too old to be relied on.
+    /// The registry. Fails if it is stale.
     pub fn registry(&self) -> Result<Arc<Registry>, RegistryUnavailable> {
         match &*self.loaded.read() {
             Some(loaded) if loaded.at.elapsed() <= self.refresh => Ok(loaded.registry.clone()),
@@ -244,13 +244,12 @@ impl Trust {
         }
     }
 
-    /// How long ago the registry was last read; `None` when it never was.
+    /// How long ago the registry was last read; `None` if never.
     pub fn age(&self) -> Option<Duration> {
         self.loaded.read().as_ref().map(|loaded| loaded.at.elapsed())
     }
 
-    /// Takes over the rows of the registry, as they were at this moment or later. They are verified only when one has
-    /// changed.
+    /// Takes the rows of the registry, read at this moment or later. Verifies them only if they have changed.
     pub fn take(&self, rows: Vec<StoredCertificate>, at: Instant) {
         let same = |loaded: &&Loaded| loaded.rows == rows;
         let known = self.loaded.read().as_ref().filter(same).map(|loaded| loaded.registry.clone());
@@ -259,7 +258,7 @@ impl Trust {
             for reason in registry.refused() {
                 tracing::error!(
                     reason,
-                    "a row of the certificate table does not count; somebody may have tampered with it"
+                    "a row of the certificate table is rejected; it may have been tampered with"
                 );
             }
             tracing::info!(
@@ -272,7 +271,7 @@ impl Trust {
         *self.loaded.write() = Some(Loaded { rows, registry, at });
     }
 
-    /// How often to call [`Trust::take`], so that one failed attempt does not shut everybody out.
+    /// How often to call [`Trust::take`], so that a single failed attempt does not make the registry stale.
     pub fn pace(&self) -> Duration {
         self.refresh / 4
     }

@@ -1,8 +1,8 @@
-//! What an upload takes of its country's quota.
+//! What an upload uses of its country's quota.
 
 use std::ops::Add;
 
-/// Keys, and the bytes of the bodies that they came in.
+/// A number of keys, and of bytes of their request bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Keys.
@@ -12,10 +12,10 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// More than anybody uses: no quota.
+    /// No quota.
     pub const UNLIMITED: Self = Self { keys: u64::MAX, bytes: u64::MAX };
 
-    /// Whether it is within a quota.
+    /// Whether it is within `quota`.
     pub fn fits(self, quota: Self) -> bool {
         self.keys <= quota.keys && self.bytes <= quota.bytes
     }

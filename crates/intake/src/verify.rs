@@ -1,5 +1,4 @@
-//! From an upload that was read to one that may be stored: keys, signature and trust are checked, and the keys
-//! encrypted.
+//! Checks the keys, the signature and the signer of a decoded upload, and encrypts the keys.
 
 use std::collections::HashSet;
 
@@ -24,50 +23,50 @@ use crate::{EncryptionError, Inactive, Keyring, Registry, Sealer, Usage};
 /// Bytes of a typical key in protobuf.
 const ENCODED_KEY: usize = 64;
 
-/// Why an upload that was read is not accepted.
+/// Why a decoded upload is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     /// A key is out of range.
     #[error(transparent)]
     Key(#[from] InvalidKey),
-    /// The batch signature does not count.
+    /// The batch signature is invalid.
     #[error(transparent)]
     Signature(#[from] SignatureError),
     /// The signer's certificate does not name exactly one country.
     #[error("the signing certificate is not usable: {0}")]
     SignerCountry(CertificateError),
-    /// The signer is not let in.
+    /// The signer's certificate is not accepted.
     #[error("the signing certificate {thumbprint} {reason} for SIGNING")]
     SignerInactive {
-        /// Of the certificate in the signature.
+        /// The certificate in the signature.
         thumbprint: Thumbprint,
-        /// Why.
+        /// The reason.
         reason: Inactive,
     },
-    /// The registry says another country than the signer's certificate.
+    /// The registry and the signer's certificate name different countries.
     #[error("the signing certificate {thumbprint} is not registered for {country}")]
     SignerRegistration {
-        /// Of the certificate in the signature.
+        /// The certificate in the signature.
         thumbprint: Thumbprint,
-        /// In its subject.
+        /// The country in its subject.
         country: Country,
     },
-    /// One country signed and another one sent it.
+    /// The signer and the caller are of different countries.
     #[error("the signing certificate is of {signer}, but the caller is {caller}")]
     SignerNotCaller {
-        /// Who signed.
+        /// The signer's country.
         signer: Country,
-        /// Who sent it.
+        /// The caller's country.
         caller: Country,
     },
-    /// A key is of another country.
+    /// A key has another country's origin.
     #[error("key {index}: its origin {origin} is not the caller's country {caller}")]
     ForeignOrigin {
-        /// Which key, from 0.
+        /// The key's index, from 0.
         index: usize,
-        /// What it says.
+        /// Its origin.
         origin: Country,
-        /// Who sent it.
+        /// The caller's country.
         caller: Country,
     },
     /// The keys cannot be encrypted.
@@ -75,21 +74,21 @@ pub enum VerifyError {
     Encryption(#[from] EncryptionError),
 }
 
-/// The national backend that sent an upload, as the registry knows it.
+/// The authenticated national backend that sent an upload.
 #[derive(Clone, Copy, Debug)]
 pub struct Uploader {
-    /// The country it calls for.
+    /// Its country.
     pub country: Country,
-    /// Number of the row that lets it in: its certificate's, or that of the CA that issued it.
+    /// The registry row that authenticates it: that of its certificate, or of the CA that issued it.
     pub certificate_id: i64,
-    /// Of the certificate that it showed.
+    /// The thumbprint of its certificate.
     pub thumbprint: Thumbprint,
 }
 
 /// One key, ready to be stored.
 #[derive(Clone, Debug)]
 pub struct SealedKey {
-    /// Its place in the request, from 0.
+    /// Its index in the request, from 0.
     pub position: u32,
     /// SHA-256 of its key bytes (spec §4.2.4).
     pub payload_hash: [u8; 32],
@@ -99,12 +98,12 @@ pub struct SealedKey {
     pub payload: Vec<u8>,
 }
 
-/// An upload that has been read but not yet believed.
+/// A decoded upload that has not been verified.
 #[derive(Debug)]
 pub struct SignedUpload {
-    /// Who sent it.
+    /// The sender.
     pub uploader: Uploader,
-    /// The caller's name for it.
+    /// The upload tag.
     pub tag: UploadTag,
     /// Its format.
     pub media: MediaType,
@@ -112,7 +111,7 @@ pub struct SignedUpload {
     pub batch_signature: String,
     /// The keys, in the order of the request.
     pub keys: KeyBatch,
-    /// Bytes of the request's body, which count in the quota of the day.
+    /// Bytes of the request's body, which count towards the daily quota.
     pub body_bytes: u64,
     /// When it arrived.
     pub at: DateTime<Utc>,
@@ -162,13 +161,13 @@ impl SignedUpload {
         }
         let hashes = canonical.payload_hashes();
         let repeats = repeats(&hashes);
-        // All with one key, also when the keys are exchanged meanwhile.
+        // One key seals them all, also if the keyring is replaced meanwhile.
         let sealer = keyring.sealer();
         let mut encoding = keep_encoding.then(|| Vec::with_capacity(keys.len() * ENCODED_KEY));
         let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
             .in_scope(|| seal(&keys, &hashes, &sealer, encoding.as_mut()))?;
-        // In the order of the hashes, uploads that share keys take the locks of the unique index in one order
-        // and cannot block each other in a circle.
+        // Sorted by hash, so that uploads that share keys lock the unique index in the same order and cannot
+        // deadlock.
         sealed.sort_unstable_by_key(|key| key.payload_hash);
         Ok(VerifiedUpload {
             country: uploader.country,
@@ -190,8 +189,8 @@ impl SignedUpload {
     }
 }
 
-/// Verifies the signature, and that its signer may sign for the caller's country. Returns the number of the
-/// row that lets the signer in (its own, or its CA's), and the signer's thumbprint.
+/// Verifies the signature, and that the signer may sign for the caller's country. Returns the registry row of
+/// the signer (or of its CA) and the signer's thumbprint.
 fn trusted_signer(
     batch_signature: &str,
     signed_bytes: &[u8],
@@ -219,7 +218,7 @@ fn trusted_signer(
     Ok((entry.id, thumbprint))
 }
 
-/// Positions of keys that are the same as an earlier one.
+/// The indexes of keys that repeat an earlier key.
 fn repeats(hashes: &[[u8; 32]]) -> Vec<usize> {
     let mut seen = HashSet::with_capacity(hashes.len());
     (0..hashes.len()).filter(|i| !seen.insert(&hashes[*i])).collect()

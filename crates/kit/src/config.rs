@@ -1,7 +1,7 @@
 //! The configuration: a TOML file, overridden by the environment (`EFGS__SECTION__KEY`).
 //!
-//! Every section is typed, a key that nobody knows is an error that names its nearest neighbour, relative
-//! paths are relative to the file, and secrets never show in debug output.
+//! Every section is typed. An unknown key is an error that names the nearest known key. Relative paths are
+//! relative to the file. Secrets never appear in debug output.
 
 use std::{
     collections::BTreeMap,
@@ -76,7 +76,7 @@ pub struct Config {
     pub callback: Option<Callback>,
     /// Where traces are sent; without it there are none.
     pub tracing: Option<Tracing>,
-    /// What single countries need otherwise than the rest.
+    /// Settings of single countries.
     #[serde(default)]
     pub participants: BTreeMap<Country, Participant>,
 }
@@ -151,7 +151,7 @@ pub struct Database {
     /// Connections of the bulk path (uploads, reading batches); the rest of the gateway uses a few of its own.
     #[serde(default = "Database::default_pool")]
     pub pool: u16,
-    /// How long one operation may take with all its repetitions before the caller is told 503.
+    /// The time limit of one operation including its retries; the caller then gets 503.
     #[serde(default = "Database::default_timeout", with = "humantime_serde")]
     pub timeout: Duration,
 }
@@ -172,7 +172,7 @@ impl Database {
 pub struct Trust {
     /// PEM: the certificate of the operator's offline trust anchor.
     pub anchor: PathBuf,
-    /// Imports and revocations hold on every instance after at most this long.
+    /// Imports and revocations take effect on every instance within this time.
     #[serde(default = "Trust::default_refresh", with = "humantime_serde")]
     pub refresh: Duration,
 }
@@ -371,7 +371,7 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The text itself; whoever calls this takes care where it goes.
+    /// The text itself. The caller must keep it secret.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -1,7 +1,7 @@
-//! What the gateway knows of its own state: whether the jobs make progress, which certificates run out, and from
-//! that whether it can do its work.
+//! The gateway's own state: whether the jobs make progress, which certificates are about to expire, and whether
+//! the gateway is ready.
 //!
-//! Progress is measured by the monotonic clock, so that setting the machine's clock makes no job look stuck.
+//! Progress is measured with the monotonic clock, so that setting the system clock makes no job look stalled.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,13 +16,13 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 
-/// For how long an instance that dies at work leaves its lease behind.
+/// How long the lease of an instance that dies stays held.
 pub const LEASE_TERM: Duration = Duration::from_secs(30);
 
-/// After so many of its intervals a job without progress makes the gateway unready.
+/// A job without progress for this many of its intervals makes the gateway unready.
 const INTERVALS: u32 = 3;
 
-/// The state of this instance; the server judges it.
+/// The state of this instance. The server judges it.
 #[derive(Debug)]
 pub struct Health {
     clock: Clock,
@@ -54,7 +54,7 @@ struct Record {
     overdue: Option<(Duration, Instant)>,
 }
 
-/// How a job of this instance stands.
+/// The state of a job of this instance.
 #[derive(Clone, Debug)]
 pub struct JobState {
     /// Its name.
@@ -77,13 +77,13 @@ pub struct JobState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Somebody is not served.
+    /// Countries are affected now.
     Problem,
-    /// Somebody will not be served if nothing is done.
+    /// Countries will be affected if nothing is done.
     Attention,
 }
 
-/// Something that an operator should look at.
+/// A warning for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Warning {
     /// How bad it is.
@@ -92,18 +92,18 @@ pub struct Warning {
     pub text: String,
 }
 
-/// What can be wrong although the gateway serves.
+/// A problem while the gateway still serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
     /// The database refuses to write.
     Writing,
-    /// New TLS certificates are not right.
+    /// New TLS certificates cannot be used.
     TlsCertificate,
-    /// New certificates for callbacks are not right.
+    /// New certificates for callbacks cannot be used.
     CallbackCertificate,
     /// Settings have changed that need a restart.
     Settings,
-    /// New encryption keys are not right.
+    /// New encryption keys cannot be used.
     EncryptionKeys,
 }
 

@@ -1,9 +1,8 @@
-//! Which of several gateways this is.
+//! The identity of an instance.
 
 use efgs_protocol::random;
 
-/// One start of a gateway: a restart is another instance, so that what one has written down never mixes with
-/// what the next one writes.
+/// One start of a gateway. A restart is another instance, so that their records are never mixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// 16 hexadecimal digits, chosen at random at each start.

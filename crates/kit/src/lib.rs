@@ -1,5 +1,5 @@
-//! What every part of the gateway needs and what knows none of them: settings, the state of the jobs and certificates,
-//! names of metrics, the set-up of logs and traces, PEM files.
+//! What every part of the gateway needs: settings, the health of jobs and certificates, names of metrics, the
+//! set-up of logs and traces, PEM files. Depends on no other part.
 
 pub mod config;
 pub mod health;

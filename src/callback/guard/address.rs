@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether an address belongs to the public internet. An IPv6 address that leads to an IPv4 address is judged
-/// by that one; tunnels that nobody should use any more (6to4, Teredo, IPv4-compatible) are refused as such.
+/// Whether an address is on the public internet. An IPv6 address that maps to an IPv4 address is judged by the
+/// latter. Obsolete tunnels (6to4, Teredo, IPv4-compatible) are refused.
 pub(super) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -33,7 +33,7 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
     !special
 }
 
-/// The IPv4 address behind an IPv4-mapped or a NAT64 address (what a resolver with DNS64 says).
+/// The IPv4 address inside an IPv4-mapped or a NAT64 address (which DNS64 resolvers return).
 fn mapped(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     match v6.segments() {
         [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
@@ -44,8 +44,8 @@ fn mapped(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Global unicast is 2000::/3, less what is set apart in it. Everything else (loopback, unspecified,
-/// unique-local, link-local, multicast, IPv4-compatible …) lies outside.
+/// Global unicast is 2000::/3 without its reserved ranges. Everything else (loopback, unspecified,
+/// unique-local, link-local, multicast, IPv4-compatible …) is not public.
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     let [a, b, ..] = v6.segments();
     let special = matches!(

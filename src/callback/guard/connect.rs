@@ -1,4 +1,4 @@
-//! One call: TCP to an address that was checked, TLS both ways, one GET.
+//! One call: TCP to a checked address, mutual TLS, one GET.
 
 use std::{convert::Infallible, future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,10 +29,10 @@ use crate::{
 
 const USER_AGENT: &str = concat!("efgs-gateway/", env!("CARGO_PKG_VERSION"));
 
-/// The head of an answer; its body is of no interest and is not read.
+/// The maximum size of an answer's head. The body is not read.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// What the files of `[callback]` say.
+/// The contents of the files of `[callback]`.
 pub(super) struct Outgoing {
     provider: Arc<CryptoProvider>,
     identity: Arc<CertifiedKey>,
@@ -79,7 +79,7 @@ impl Outgoing {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.identity.clone())));
-        // Each call looks at the certificate anew.
+        // Each call verifies the certificate again.
         tls.resumption = Resumption::disabled();
         let tls = TlsConnector::from(Arc::new(tls));
         let name = target.url.name.clone();
@@ -98,7 +98,7 @@ impl Outgoing {
     }
 }
 
-/// From `http://host:port` to what can be connected to.
+/// Parses `http://host:port` into what can be connected to.
 fn proxy_address(text: &str) -> Result<String, ConfigError> {
     let invalid = || ConfigError::Invalid(format!("`callback.proxy` is {text:?}: write http://host:port"));
     let url = Url::parse(text).map_err(|_| invalid())?;
@@ -110,7 +110,7 @@ fn proxy_address(text: &str) -> Result<String, ConfigError> {
     }
 }
 
-/// The verifier's own words where it was the verifier: the library would print their structure.
+/// The verifier's own message if there is one: the library's is its debug output.
 fn tls_failed(error: io::Error) -> CallError {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
@@ -121,7 +121,7 @@ fn tls_failed(error: io::Error) -> CallError {
     }
 }
 
-/// One address after the other, none for so long that the next gets no turn.
+/// Tries the addresses in order, each with a share of the time, so that every one is tried.
 async fn connect(addresses: &[SocketAddr], each: Duration) -> Result<TcpStream, CallError> {
     let mut last = CallError::Internal("a target has no address".into());
     for address in addresses {
@@ -134,7 +134,8 @@ async fn connect(addresses: &[SocketAddr], each: Duration) -> Result<TcpStream, 
     Err(last)
 }
 
-/// A way through the forward proxy. It is told the address, not the name, so that it has nothing to look up.
+/// A tunnel through the forward proxy. The proxy gets the address and not the name, so that it resolves
+/// nothing.
 async fn tunnel(
     proxy: &str,
     target: &Target,
@@ -172,7 +173,7 @@ async fn tunnel(
     Err(last)
 }
 
-/// Asks, and looks at the status alone.
+/// Sends the request and reads the status only.
 async fn get(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     target: &Target,
@@ -196,7 +197,7 @@ async fn get(
     }
 }
 
-/// Keeps a connection going until `work` is done; what becomes of the connection shows in the work.
+/// Drives a connection until `work` is done. Errors of the connection show in `work`.
 async fn drive<T>(
     connection: impl Future<Output = hyper::Result<()>>,
     work: impl Future<Output = Result<T, CallError>>,

@@ -1,8 +1,8 @@
 //! The only place that opens outgoing connections.
 //!
-//! [`Guard::check`] looks at a URL and at every address that its host has; [`Guard::call`] takes nothing but
-//! what came out, and connects to one of those very addresses. There is no second look at the DNS in between,
-//! redirects are not followed, and the server must show a certificate that is registered for the country.
+//! [`Guard::check`] checks a URL and every address of its host. [`Guard::call`] takes only the result and
+//! connects to one of those addresses. There is no second DNS lookup in between, redirects are not followed,
+//! and the server must present a certificate that is registered for the country.
 
 use std::{
     io,
@@ -34,17 +34,17 @@ mod url;
 use connect::Outgoing;
 use url::CallbackUrl;
 
-/// How long looking up, connecting and answering may take together when nothing is configured.
+/// The default time for the lookup, the connection and the answer together.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a URL must pass to be registered and called (spec §5.6.6).
+/// The checks that a URL must pass to be registered and called (spec §5.6.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// It is not too long.
+    /// Its length is at most the limit.
     Length,
     /// It has no backslash.
     Backslash,
-    /// It can be read.
+    /// It can be parsed.
     Syntax,
     /// Its scheme is https.
     Https,
@@ -54,9 +54,9 @@ pub enum Check {
     Fragment,
     /// It has no query.
     Query,
-    /// Its port is one that can be connected to.
+    /// Its port can be connected to.
     Port,
-    /// Its host is a name or an address in the usual form.
+    /// Its host is a name or an address in the usual notation.
     Host,
     /// Its host has an address.
     Resolves,
@@ -65,7 +65,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// Its name, as errors and documents have it.
+    /// The check's name in errors and documents.
     pub fn name(self) -> &'static str {
         match self {
             Self::Length => "length",
@@ -82,8 +82,8 @@ impl Check {
         }
     }
 
-    /// Whether the reason of a failure may be shown to the country. What a name resolves to inside the gateway's
-    /// network may not.
+    /// Whether the country may read why the check failed. It must not learn what a name resolves to inside the
+    /// gateway's network.
     fn reason_is_public(self) -> bool {
         match self {
             Self::Resolves | Self::PublicAddress => false,
@@ -106,13 +106,13 @@ impl std::fmt::Display for Check {
     }
 }
 
-/// Why a URL is neither registered nor called.
+/// Why a URL cannot be registered or called.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the URL fails the check \"{check}\": {reason}")]
 pub struct Refused {
     /// The check.
     pub check: Check,
-    /// What was found. For the operator's log; [`Self::shown`] is for the country.
+    /// What was found, for the operator's log. [`Self::shown`] is for the country.
     pub reason: String,
 }
 
@@ -121,7 +121,7 @@ impl Refused {
         Self { check, reason: reason.into() }
     }
 
-    /// What the country may read of it.
+    /// What the country may read.
     pub fn shown(&self) -> Shown {
         if self.check.reason_is_public() {
             Shown::Text
@@ -131,36 +131,36 @@ impl Refused {
     }
 }
 
-/// Why a call failed; the country and the operator can do something about each.
+/// Why a call failed, as the country and the operator see it.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The URL leads, now, where it must not.
+    /// The URL is no longer allowed.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// This instance has no `[callback]`.
     #[error("the gateway has no certificate for callbacks")]
     NotConfigured,
-    /// None of the addresses takes a connection.
+    /// None of the addresses accepts a connection.
     #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// The last that was tried.
+        /// The last address tried.
         address: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The forward proxy does not let the connection through.
+    /// The forward proxy refuses the connection.
     #[error("the forward proxy refuses the connection: {0}")]
     Proxy(String),
-    /// No secure connection: the certificate is not the one that is pinned, for example.
+    /// The TLS handshake failed, for example because the certificate is not registered.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the answer is not HTTP.
     #[error("no answer: {0}")]
     Http(#[from] hyper::Error),
-    /// An answer other than 2xx.
+    /// The status is not 2xx.
     #[error("the server answered {0}{redirect}", redirect = if (300..400).contains(.0) { "; redirects are not followed" } else { "" })]
     Status(u16),
-    /// Too slow.
+    /// The answer took too long.
     #[error("the server did not answer within {0:?}")]
     Timeout(Duration),
     /// A defect.
@@ -168,14 +168,14 @@ pub enum CallError {
     Internal(String),
 }
 
-/// Looks up names, so that tests can answer otherwise the second time.
+/// Resolves names. A trait, so that tests can change the answers.
 #[async_trait::async_trait]
 pub trait Resolve: Send + Sync {
     /// All addresses of a host.
     async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>>;
 }
 
-/// Asks the system.
+/// The system's resolver.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemResolver;
 
@@ -186,14 +186,14 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// A URL that may be called now, and the addresses that were checked.
+/// A URL that may be called, with its checked addresses.
 #[derive(Clone, Debug)]
 pub struct Target {
     url: CallbackUrl,
     addresses: Vec<SocketAddr>,
 }
 
-/// Decides where calls may lead, and makes them.
+/// Decides which URLs may be called, and calls them.
 pub struct Guard {
     resolver: Arc<dyn Resolve>,
     allowed: Vec<IpNet>,
@@ -207,19 +207,19 @@ impl std::fmt::Debug for Guard {
     }
 }
 
-/// What is wrong with `[callback]`.
+/// Why `[callback]` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
-    /// A file.
+    /// A file is invalid.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A value.
+    /// A value is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
 impl Guard {
-    /// Reads the files of `[callback]`. Without it URLs can be checked, but not called.
+    /// Reads the files of `[callback]`. Without that section URLs can be checked but not called.
     pub fn new(config: Option<&config::Callback>, resolver: Arc<dyn Resolve>) -> Result<Self, GuardError> {
         let outgoing = config.map(Outgoing::load).transpose()?;
         Ok(Self {
@@ -230,7 +230,7 @@ impl Guard {
         })
     }
 
-    /// Reads the files again; when they are not right nothing changes.
+    /// Reloads the files. On an error nothing changes.
     pub fn reload(&self, config: &config::Callback) -> Result<(), GuardError> {
         if let Some(current) = &self.outgoing {
             let new = Arc::new(Outgoing::load(config)?);
@@ -239,13 +239,13 @@ impl Guard {
         Ok(())
     }
 
-    /// The certificate that the gateway shows when it calls.
+    /// The client certificate for callbacks.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         let outgoing = self.outgoing.as_ref()?.read();
         outgoing.certificate()
     }
 
-    /// Looks at a URL, and at all addresses of its host: one that is not public is one too many.
+    /// Checks a URL and all addresses of its host. Every address must be public.
     pub async fn check(&self, url: &str) -> Result<Target, Refused> {
         let url = CallbackUrl::parse(url)?;
         let addresses = match url.address() {
@@ -276,8 +276,8 @@ impl Guard {
         address::is_public(address) || self.allowed.iter().any(|network| network.contains(&address))
     }
 
-    /// Calls a target with this query. The server must show a certificate that `registry` has for `country`,
-    /// active at `now`. Returns when it has answered 2xx.
+    /// Calls a target with this query. The server must present a certificate that `registry` has for `country`
+    /// and that is active at `now`. Returns after a 2xx answer.
     pub async fn call(
         &self,
         target: &Target,

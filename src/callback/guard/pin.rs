@@ -1,4 +1,4 @@
-//! Which server certificate is accepted: one that is registered for the country (spec §5.6.1).
+//! Pinning: the server's certificate must be registered for the country (spec §5.6.1).
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use rustls::{
 
 use crate::trust::{Inactive, Registry};
 
-/// The certificates of one country, at one moment.
+/// The registered certificates of one country at one time.
 #[derive(Clone, Debug)]
 pub(super) struct Pins {
     pub(super) registry: Arc<Registry>,
@@ -29,7 +29,7 @@ pub(super) struct Pins {
     pub(super) now: DateTime<Utc>,
 }
 
-/// Why the certificate of a server is not accepted.
+/// Why a server's certificate is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PinError {
     #[error("the server's certificate cannot be read")]
@@ -45,7 +45,7 @@ impl Pins {
         let thumbprint = Certificate::from_der(der).map_err(|_| PinError::Unreadable)?.thumbprint();
         let active = |kind| self.registry.active(thumbprint, kind, self.now);
         let entry = match active(CertificateType::Callback) {
-            // The reason that is told is the one of the certificate that was meant.
+            // Report the reason for the registered certificate if there is one.
             Err(Inactive::Unknown) => active(CertificateType::Authentication),
             Err(reason) => active(CertificateType::Authentication).map_err(|_| reason),
             found => found,
@@ -58,7 +58,7 @@ impl Pins {
     }
 }
 
-/// Looks at the certificate during the handshake.
+/// Checks the certificate during the handshake.
 #[derive(Debug)]
 pub(super) struct PinVerifier {
     pub(super) pins: Pins,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// Answers with these addresses, one list per question, the last one for ever.
+/// Answers with these addresses, one list per question, the last one repeatedly.
 struct Answers(Vec<Vec<&'static str>>, AtomicUsize);
 
 #[async_trait::async_trait]

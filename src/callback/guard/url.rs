@@ -11,20 +11,20 @@ use super::{Check, Refused};
 /// Characters of a URL.
 const MAX_LENGTH: usize = 2048;
 
-/// A URL whose form is right; where it leads has not been looked at.
+/// A URL in a valid form. Its addresses have not been checked.
 #[derive(Clone, Debug)]
 pub(super) struct CallbackUrl {
-    /// As it stands in TLS and in the header `Host`.
+    /// The host as in TLS and in the header `Host`.
     pub(super) host: Host,
     pub(super) port: u16,
     pub(super) path: String,
-    /// What the certificate must name.
+    /// The name or address that the certificate must contain.
     pub(super) name: ServerName<'static>,
 }
 
 impl CallbackUrl {
-    /// Checks the text as well as what a browser would read from it: reading repairs much (backslashes, empty
-    /// user names, numbers for addresses) that another reader would understand otherwise.
+    /// Checks both the text and the parsed URL. Parsing like a browser repairs backslashes, empty user names
+    /// and numeric addresses, which another parser would read differently.
     pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         if text.chars().count() > MAX_LENGTH {
             return Err(Refused::new(Check::Length, format!("it has more than {MAX_LENGTH} characters")));
@@ -69,7 +69,7 @@ impl CallbackUrl {
         Ok(Self { host, port, path, name })
     }
 
-    /// The host when it is an address.
+    /// The host, if it is an address.
     pub(super) fn address(&self) -> Option<IpAddr> {
         match &self.host {
             Host::Domain(_) => None,
@@ -82,7 +82,7 @@ impl CallbackUrl {
 fn host(url: &Url, authority: &str) -> Result<Host, Refused> {
     let host = url.host().ok_or_else(|| Refused::new(Check::Host, "it has no host"))?.to_owned();
     match &host {
-        // Not 2130706433, 0x7f.1 or 127.1: others would read another address from them, or none.
+        // Not 2130706433, 0x7f.1 or 127.1: other parsers read a different address, or none.
         Host::Ipv4(v4) if authority.split(':').next() != Some(v4.to_string().as_str()) => {
             Err(Refused::new(Check::Host, format!("write the address {v4} as four decimal numbers")))
         }

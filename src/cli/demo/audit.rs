@@ -1,4 +1,4 @@
-//! The end of the story: who was given keys checks what it need not believe.
+//! The last steps: a downloading country audits what it was given.
 
 use std::io::Write;
 
@@ -9,11 +9,11 @@ use efgs_protocol::{
     signature::SignaturePolicy,
 };
 
-use super::{folder::Actor, report::check, story::Story};
+use super::{folder::Actor, report::check, steps::Steps};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-impl<W: Write> Story<'_, W> {
+impl<W: Write> Steps<'_, W> {
     /// Every country trusts only what it can verify itself.
     pub(super) async fn audit(&mut self, chains: &[(&Actor, Vec<Download>)]) -> Result<()> {
         self.report.part("Audit")?;

@@ -16,7 +16,7 @@ use efgs_protocol::{anchor::TrustAnchor, bundle::Bundle, country::Country, rando
 use efgs_test_ca::{Error as PkiError, KeyKind, KeyPair, Pki};
 use tempfile::TempDir;
 
-/// The countries of the story.
+/// The countries of the demo.
 pub(super) const COUNTRIES: [&str; 3] = ["DE", "NL", "BE"];
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -102,7 +102,11 @@ impl Folder {
     }
 
     /// Somebody with a certificate that the operator has not signed.
-    pub(super) fn stranger(&self, url: &str, KeyPair { certificate, key_pem }: KeyPair) -> Result<Gateway> {
+    pub(super) fn unregistered(
+        &self,
+        url: &str,
+        KeyPair { certificate, key_pem }: KeyPair,
+    ) -> Result<Gateway> {
         self.client(url, certificate.pem().to_owned(), key_pem)
     }
 

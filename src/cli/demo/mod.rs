@@ -4,7 +4,7 @@ mod audit;
 mod folder;
 mod invite;
 mod report;
-mod story;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -33,7 +33,7 @@ use crate::{
 };
 use folder::Folder;
 use report::Report;
-use story::Story;
+use steps::Steps;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
@@ -98,7 +98,7 @@ async fn perform<W: Write>(
     tokio::select! {
         biased;
         () = &mut stopped => return Ok(false),
-        told = stage.tell(report) => told?,
+        done = stage.run(report) => done?,
     }
     if !args.once {
         invite::invite(report, stage).await?;
@@ -127,7 +127,7 @@ async fn set_up<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Sta
     // The steps form the batches. First form one of what an earlier run left.
     app.batching.form_now().await?;
     next_batch_in(&app.store, Duration::from_secs(600)).await?;
-    story::onboard(report, &folder, &app).await?;
+    steps::onboard(report, &folder, &app).await?;
 
     let gateway = Gateway::start(app, true).await?;
     let url = format!("https://{}", reachable(gateway.address));
@@ -135,16 +135,16 @@ async fn set_up<W: Write>(args: &DemoArgs, report: &mut Report<W>) -> Result<Sta
 }
 
 impl Stage {
-    async fn tell<W: Write>(&self, report: &mut Report<W>) -> Result<(), Box<dyn Error>> {
+    async fn run<W: Write>(&self, report: &mut Report<W>) -> Result<(), Box<dyn Error>> {
         let Self { folder, gateway, url } = self;
         let app = gateway.app();
         let date = app.clock.now().date_naive();
-        let mut story = Story { report, folder, app, url, date, run: values::run_id() };
-        if let Err(error) = story.tell().await {
+        let mut steps = Steps { report, folder, app, url, date, run: values::run_id() };
+        if let Err(error) = steps.run().await {
             report.stopped(error)?;
         }
         report.summary()?;
-        // Last, so that whoever waits for a profile finds batches too.
+        // Last, so that a caller that waits for a profile also finds batches.
         folder.write_profiles(url)?;
         next_batch_in(&app.store, Duration::ZERO).await?;
         Ok(())
@@ -161,7 +161,7 @@ fn refuse_environment(mut names: impl Iterator<Item = String>) -> Result<(), Str
     }
 }
 
-/// An address to listen on: the wanted one if it is free, or else another port if `may_move`.
+/// An address to listen on: the wanted one if it is free, otherwise another port if `may_move`.
 fn free(wanted: SocketAddr, may_move: bool) -> Result<SocketAddr, String> {
     let ip = wanted.ip();
     if !(ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST) {

@@ -25,7 +25,7 @@ async fn demo(folder: &Path) -> (String, bool) {
     let mut out = Vec::new();
     let mut report = Report::new(&mut out, false);
     let stage = set_up(&any_port(folder), &mut report).await.unwrap();
-    stage.tell(&mut report).await.unwrap();
+    stage.run(&mut report).await.unwrap();
     invite::invite(&mut report, &stage).await.unwrap();
     stage.gateway.stop().await;
     let held = report.all_held();
@@ -33,13 +33,13 @@ async fn demo(folder: &Path) -> (String, bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_story_holds_twice_in_one_folder() {
+async fn all_steps_hold_twice_in_one_folder() {
     let folder = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         let (text, held) = demo(folder.path()).await;
         assert!(held, "{text}");
-        let story = text.split("The gateway keeps serving").next().unwrap();
-        for line in story.lines().filter(|line| !line.starts_with("Folder: ")) {
+        let printed_steps = text.split("The gateway keeps serving").next().unwrap();
+        for line in printed_steps.lines().filter(|line| !line.starts_with("Folder: ")) {
             assert!(line.chars().count() <= 80, "too long for a terminal: {line}");
         }
     }
@@ -141,15 +141,15 @@ fn results_stand_in_one_column() {
 
 #[test]
 fn a_step_that_does_not_hold_says_what_was_expected() {
-    fn tell(report: &mut Report<&mut Vec<u8>>) {
+    fn example(report: &mut Report<&mut Vec<u8>>) {
         let wrong = check("keys", 5, 4).or_say("four");
         report.step("first", "good", "because", [check("status", 201, 201)]).unwrap();
         report.step("second", "good", "because", [check("status", 201, 201), wrong]).unwrap();
         assert!(!report.all_held());
         report.summary().unwrap();
     }
-    let text = printed(tell, false);
+    let text = printed(example, false);
     assert!(text.ends_with("      keys: expected 5, got four\n\n✗ 1 of 2 steps failed.\n"), "{text}");
     assert!(!text.contains('\x1b'));
-    assert!(printed(tell, true).contains("\x1b[31;1m✗\x1b[0m"));
+    assert!(printed(example, true).contains("\x1b[31;1m✗\x1b[0m"));
 }

@@ -25,47 +25,47 @@ mod warnings;
 pub use page::{content_security_policy, page};
 pub use participants::{Participant, percent};
 
-/// How often an instance says that it is alive.
+/// How often an instance reports that it is alive.
 const BEAT: Duration = Duration::from_secs(10);
-/// Without a sign of life for this long, an instance is taken for dead.
+/// An instance that has not reported for this long counts as dead.
 const DEAD_AFTER: TimeDelta = TimeDelta::seconds(60);
-/// How long one look at the database serves everybody who asks.
+/// How long one query result serves all viewers.
 const FRESH: Duration = Duration::from_secs(2);
 /// Hours in the plot.
 const HOURS: i64 = 14 * 24;
-/// How far back uploads are looked at.
+/// The age of the uploads that are considered.
 const LOOK_BACK: TimeDelta = TimeDelta::hours(24);
 /// Batches in the table.
 const BATCHES: usize = 10;
 
-/// The federation at one moment.
+/// The state of the federation.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
-    /// The moment.
+    /// When it was read.
     pub at: DateTime<Utc>,
-    /// The version of the instance that answers.
+    /// The version of the answering instance.
     pub version: &'static str,
-    /// What somebody should look at, the worst first.
+    /// Warnings, the worst first.
     pub warnings: Vec<Warning>,
-    /// What is as the operator wants it and still worth knowing: the configuration's own risks, and callbacks that the
-    /// operator paused.
+    /// Notes on what the operator has chosen: risks of the configuration, and callbacks that the operator
+    /// paused.
     pub notes: Vec<String>,
-    /// Every country that is registered or has done something.
+    /// Every country that is registered or has data.
     pub countries: Vec<CountryState>,
-    /// Keys uploaded in each hour of the last 14 days, the oldest first; the last one is the hour that runs.
+    /// Keys uploaded per hour in the last 14 days, oldest first. The last hour is the current one.
     pub hours: Vec<Hour>,
     /// The newest batches, the newest first.
     pub batches: Vec<BatchState>,
-    /// What waits to be put into a batch.
+    /// The uploads that wait for a batch.
     pub waiting: Waiting,
     /// The jobs of this instance.
     pub jobs: Vec<JobView>,
-    /// The instances that run, or have ended without saying so.
+    /// Instances that run, or that ended without reporting it.
     pub instances: Vec<InstanceView>,
 }
 
-/// How a country is served.
+/// The state of a country.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CountryState {
@@ -73,40 +73,40 @@ pub struct CountryState {
     pub country: String,
     /// Its last upload that is still stored.
     pub last_upload: Option<DateTime<Utc>>,
-    /// Its last download, as far as the statistics reach.
+    /// Its last download within the reach of the statistics.
     pub last_download: Option<DateTime<Utc>>,
-    /// Keys uploaded since midnight, UTC.
+    /// Keys uploaded since midnight UTC.
     pub keys_today: u64,
-    /// How much of the day's quota of keys or of bytes is used up, whichever is more, in percent.
+    /// The used part of the daily quota of keys or of bytes, whichever is more, in percent.
     pub quota_percent: f64,
-    /// Batches behind the newest one; `None` while it has not downloaded any.
+    /// How many batches it is behind the newest; `None` if it has not downloaded any.
     pub behind: Option<u64>,
-    /// Callbacks that are called.
+    /// Active callbacks.
     pub callbacks: usize,
-    /// Callbacks that are not called because of failures.
+    /// Callbacks paused after failures.
     pub callbacks_paused: usize,
-    /// Callbacks that are not called because the operator paused them.
+    /// Callbacks paused by the operator.
     pub callbacks_held: usize,
-    /// Days until it has no active certificate left of a type; `None` when it has none at all.
+    /// Days until it has no active certificate of one of the types; `None` if it has no certificate.
     pub certificate_days: Option<i64>,
-    /// The types that it needs and of which it has no active certificate: AUTHENTICATION, SIGNING.
+    /// The required types of which it has no active certificate: AUTHENTICATION, SIGNING.
     pub certificates_missing: Vec<&'static str>,
-    /// Its newest uploads, as far as each was refused.
+    /// Its newest uploads, if they were refused.
     pub refused: Refused,
 }
 
-/// Uploads of a country that were refused one after another since the last that was accepted, within a day.
+/// A country's consecutive refused uploads since the last accepted one, within a day.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// How many.
+    /// The number of uploads.
     pub uploads: u64,
-    /// The code of the newest refusal; empty when there is none.
+    /// The code of the newest refusal; empty if there is none.
     pub code: String,
 }
 
 impl Refused {
-    /// By country, from the endings of requests, the newest first. What is not a POST
-    /// (405), comes too fast (429) or goes away (499) is not refused for what the upload is.
+    /// Counts by country, from the ends of requests, newest first. Skips answers that do not concern the upload
+    /// itself: wrong method (405), too many requests (429), client disconnected (499).
     fn by_country(endings: &[Ending]) -> BTreeMap<String, Self> {
         let (mut all, mut accepted) = (BTreeMap::<String, Self>::new(), BTreeSet::new());
         for ending in endings.iter().filter(|ending| ending.upload) {
@@ -137,36 +137,36 @@ pub struct BatchState {
     pub day_name: String,
     /// When it was formed.
     pub formed_at: DateTime<Utc>,
-    /// Uploads in it that were not withdrawn.
+    /// Its uploads, without withdrawn ones.
     pub uploads: usize,
     /// Their keys.
     pub keys: u64,
-    /// Uploads that were withdrawn.
+    /// Withdrawn uploads.
     pub withdrawn: u32,
 }
 
-/// What waits to be put into a batch.
+/// The uploads that wait for a batch.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Waiting {
     /// Uploads.
     pub uploads: u64,
     /// Their keys.
     pub keys: u64,
-    /// When the oldest of them came.
+    /// When the oldest of them was uploaded.
     pub since: Option<DateTime<Utc>>,
 }
 
-/// A job of the instance that answers.
+/// A job of the answering instance.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobView {
     /// Its name.
     pub name: &'static str,
-    /// How often it has to make progress.
+    /// How often it must make progress, in seconds.
     pub interval_seconds: u64,
-    /// How long ago its last turn came to a good end.
+    /// Time since its last turn that completed successfully, in seconds.
     pub silent_seconds: i64,
-    /// What the last turn failed with, if it did.
+    /// The error of the last turn, if it failed.
     pub last_error: Option<String>,
     /// Whether it makes no progress.
     pub stalled: bool,
@@ -176,21 +176,21 @@ pub struct JobView {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceView {
-    /// Which.
+    /// Its id.
     pub id: String,
-    /// The machine's name.
+    /// The host name.
     pub host: String,
     /// Its version.
     pub version: String,
     /// Seconds since its start.
     pub uptime_seconds: i64,
-    /// Seconds since its last sign of life.
+    /// Seconds since it last reported.
     pub silent_seconds: i64,
-    /// Whether that is too long.
+    /// Whether it counts as dead.
     pub dead: bool,
 }
 
-/// The last look, so that many who watch cost no more than one.
+/// Caches the last result, so that many viewers cost no more than one.
 #[derive(Debug, Default)]
 pub struct Cache(tokio::sync::Mutex<Option<(Instant, Arc<Overview>)>>);
 
@@ -209,18 +209,18 @@ impl Cache {
     }
 }
 
-/// Says again and again that this instance is alive, and at the end that it is not.
+/// Reports regularly that this instance is alive, and finally that it has stopped.
 pub(super) async fn run(app: Arc<App>, shutdown: Shutdown) {
     let watch = app.health.watch("instance", BEAT);
     jobs::repeat(watch, BEAT, shutdown, std::future::pending, || app.store.beat(&app.instance)).await;
     if let Err(error) = app.store.forget_instance(&app.instance).await {
-        // It is taken for dead a minute from now, and forgotten after a day.
+        // Without the report it counts as dead after a minute and is forgotten after a day.
         tracing::debug!(%error, "the end of this instance could not be recorded");
     }
 }
 
 impl Overview {
-    /// Asks the database and the registry.
+    /// Reads the database and the registry.
     pub async fn gather(app: &App) -> Result<Self, StoreError> {
         let now = app.clock.now();
         app.chain.refresh().await?;
@@ -250,7 +250,7 @@ async fn countries(
     subscriptions: &[Subscription],
     mut refused: BTreeMap<String, Refused>,
 ) -> Result<Vec<CountryState>, StoreError> {
-    // Without a registry nobody is served, which is said as a problem.
+    // Without a registry nothing is served, which `problem` already reports.
     let registry = app.trust.registry().unwrap_or_default();
     let mut last = app.store.last_seen().await?;
     let participants = Participant::all(app, &registry, subscriptions, now).await?;
@@ -271,7 +271,7 @@ async fn countries(
     Ok(participants.into_iter().map(state).collect())
 }
 
-/// The hour that runs now.
+/// The current hour.
 fn hour_of(now: DateTime<Utc>) -> DateTime<Utc> {
     now - TimeDelta::seconds(now.timestamp().rem_euclid(3600))
         - TimeDelta::nanoseconds(i64::from(now.nanosecond()))
@@ -281,7 +281,7 @@ fn first_hour(now: DateTime<Utc>) -> DateTime<Utc> {
     hour_of(now) - TimeDelta::hours(HOURS - 1)
 }
 
-/// Every hour of the plot, also those without uploads.
+/// Every hour of the plot, including those without uploads.
 fn hours(now: DateTime<Utc>, found: &[Hour]) -> Vec<Hour> {
     let mut found = found.iter().copied().peekable();
     let all = (0..HOURS).map(|i| first_hour(now) + TimeDelta::hours(i));

@@ -1,6 +1,6 @@
-//! The operator's page: one HTML document without anything from elsewhere.
+//! The operator's page: one self-contained HTML document.
 //!
-//! It is whole without its script, which only puts the parts of a newer one into their places.
+//! It works without its script, which only replaces parts of the page with newer ones.
 
 use std::sync::LazyLock;
 
@@ -15,10 +15,10 @@ use crate::health::Severity;
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// Days before a certificate's end from which on it is marked.
+/// A certificate is marked this many days before it expires.
 const CERTIFICATE_SOON: i64 = 30;
 
-/// Forbids the browser everything but this page's own style and script, and asking for the page again.
+/// Allows the browser only this page's own style and script, and fetching the page again.
 pub fn content_security_policy() -> &'static str {
     static POLICY: LazyLock<String> = LazyLock::new(|| {
         let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
@@ -122,7 +122,7 @@ fn warnings(overview: &Overview) -> Markup {
     }
 }
 
-/// Nothing to look at: the operator decided so.
+/// Notes need no attention: they state what the operator has chosen.
 fn notes(overview: &Overview) -> Markup {
     html! {
         @if !overview.notes.is_empty() {
@@ -132,7 +132,7 @@ fn notes(overview: &Overview) -> Markup {
     }
 }
 
-/// A table whose rows become cards on a narrow screen; the roles keep it a table for screen readers there.
+/// A table whose rows become cards on a narrow screen. The roles keep it a table for screen readers.
 fn table(id: &str, caption: &str, columns: &[(&str, bool)], rows: Vec<Vec<Markup>>) -> Markup {
     html! {
         table.cards #(id) role="table" {
@@ -279,7 +279,7 @@ fn instances(overview: &Overview) -> Markup {
     table("instances-table", "Instances of the gateway", &COLUMNS, rows.collect())
 }
 
-/// How long ago it was, with the exact time for those who want it.
+/// A relative time, with the exact time as its title.
 fn ago(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Markup {
     match at {
         None => html! { span.faint { "never" } },
@@ -305,7 +305,7 @@ pub(super) fn clock(at: DateTime<Utc>) -> String {
     at.format("%H:%M").to_string()
 }
 
-/// A length of time, to its largest unit.
+/// A duration in its largest unit.
 fn length(seconds: i64) -> String {
     let time = TimeDelta::seconds(seconds.max(0));
     match (time.num_days(), time.num_hours(), time.num_minutes()) {
@@ -316,7 +316,7 @@ fn length(seconds: i64) -> String {
     }
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 pub(super) fn amount(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -329,7 +329,7 @@ pub(super) fn amount(n: u64) -> String {
     text
 }
 
-/// The code, with the name of the country where it is one that may take part.
+/// The code, with the name of the country if it may take part.
 fn name(code: &str) -> Markup {
     const NAMES: [(&str, &str); 32] = [
         ("AT", "Austria"),

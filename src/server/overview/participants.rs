@@ -16,23 +16,23 @@ use crate::{
 const KINDS: [CertificateType; 3] =
     [CertificateType::Authentication, CertificateType::Signing, CertificateType::Callback];
 
-/// A country that is registered or has done something.
+/// A country that is registered or has data.
 #[derive(Clone, Debug, Default)]
 pub struct Participant {
     /// Active certificates: authentication, signing, callback.
     pub certificates: [usize; 3],
-    /// Of each of these types, days until none of them is left.
+    /// For each of these types, days until none is left.
     pub days_left: [Option<i64>; 3],
     /// What it has uploaded and downloaded.
     pub traffic: Traffic,
-    /// What it may upload in a day.
+    /// Its daily quota.
     pub quota: Usage,
     /// Callbacks: active, paused after failures, paused by the operator.
     pub callbacks: [usize; 3],
 }
 
 impl Participant {
-    /// All countries, by their codes.
+    /// All countries, ordered by code.
     pub async fn all(
         app: &App,
         registry: &Registry,
@@ -63,7 +63,7 @@ impl Participant {
             }] += 1;
         }
         for (country, participant) in &mut participants {
-            // What is in the database was a country when it was written.
+            // The column was written from a country code.
             if let Ok(country) = country.parse() {
                 participant.quota = app.limits.quota(country);
             }
@@ -71,25 +71,25 @@ impl Participant {
         Ok(participants)
     }
 
-    /// Days until it has no active certificate left of a type of which it has one now; `None` when it has none at all.
+    /// Days until it has no active certificate of a type that it has now; `None` if it has no certificate.
     pub fn days(&self) -> Option<i64> {
         self.days_left.into_iter().flatten().min()
     }
 
-    /// The types that every country needs and of which it has no active certificate.
+    /// The required types of which it has no active certificate.
     pub fn missing(&self) -> Vec<&'static str> {
         let needed = KINDS.iter().zip(self.days_left).take(2);
         needed.filter(|(_, left)| left.is_none()).map(|(kind, _)| kind.as_str()).collect()
     }
 
-    /// The part of the day's quota that is used up, of keys or of bytes, whichever is more, in percent.
+    /// The used part of the daily quota of keys or of bytes, whichever is more, in percent.
     pub fn quota_percent(&self) -> f64 {
         let Usage { keys, bytes } = self.traffic.today;
         percent(keys, self.quota.keys).max(percent(bytes, self.quota.bytes))
     }
 }
 
-/// How much of a limit is used, in percent, rounded up to a tenth.
+/// The used part of a limit in percent, rounded up to a tenth.
 pub fn percent(used: u64, limit: u64) -> f64 {
     if limit == 0 { 100.0 } else { (used as f64 * 1000.0 / limit as f64).ceil() / 10.0 }
 }

@@ -1,4 +1,4 @@
-//! Keys per hour as a plot: drawn here, so that the page needs no script for it.
+//! The plot of keys per hour. Drawn by the server, so that the page needs no script for it.
 
 use chrono::{DateTime, Timelike, Utc};
 use maud::{Markup, html};
@@ -6,12 +6,12 @@ use maud::{Markup, html};
 use super::page::{amount, clock, day};
 use crate::store::Hour;
 
-/// Units of one hour: a bar, and the gap behind it.
+/// The width of one hour: a bar and the gap after it.
 const STEP: usize = 4;
 const BAR: usize = 3;
 const HEIGHT: u64 = 160;
 
-/// The plot, and the same in words and as a table for those who cannot see it.
+/// The plot, with a summary and a table for screen readers.
 pub(super) fn plot(hours: &[Hour]) -> Markup {
     let most = hours.iter().map(|hour| hour.keys).max().unwrap_or(0);
     let top = ceiling(most);
@@ -36,7 +36,7 @@ pub(super) fn plot(hours: &[Hour]) -> Markup {
                     }
                 }
             }
-            // Without a view box, so that the letters keep their shape.
+            // Without a view box, so that the text is not stretched.
             svg.days aria-hidden="true" {
                 @for (i, hour) in hours.iter().enumerate().filter(|(i, hour)| hour.at.hour() == 0 && i + 12 < hours.len()) {
                     text x=(format!("{:.2}%", i as f64 * 100.0 / hours.len() as f64)) y="1em" { (hour.at.format("%-d %b")) }
@@ -88,7 +88,7 @@ fn summary(hours: &[Hour]) -> String {
     }
 }
 
-/// The next number with one digit that counts, or 25 or 15 and zeros: good for an axis.
+/// The next round number for an axis: one significant digit, or 25 or 15 and zeros.
 fn ceiling(most: u64) -> u64 {
     let mut unit = 1_u64;
     while unit.saturating_mul(10) < most {
@@ -102,7 +102,7 @@ fn ceiling(most: u64) -> u64 {
         .max(2)
 }
 
-/// Of a bar; also a single key can be seen.
+/// The height of a bar. Even a single key is visible.
 fn height(keys: u64, top: u64) -> u64 {
     if keys == 0 { 0 } else { (u128::from(keys) * u128::from(HEIGHT) / u128::from(top)).max(1) as u64 }
 }

@@ -1,4 +1,4 @@
-//! What an operator should look at, and what is only worth knowing.
+//! Warnings that need the operator's attention, and notes that need none.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::{
     store::{Ending, Subscription, SubscriptionState},
 };
 
-/// A country that is as many batches behind, and has not downloaded for [`SILENT`], is told of.
+/// Warn of a country that is this many batches behind and has not downloaded for [`SILENT`].
 const BEHIND: u64 = 3;
 const SILENT: TimeDelta = TimeDelta::hours(2);
-/// A country whose last uploads were refused, as many in a row, is told of.
+/// Warn of a country whose last uploads were refused, this many in a row.
 const REFUSED: u64 = 3;
-/// Finds what is not as it should be, the worst first, and what is worth a note.
+/// Collects the warnings, the worst first, and the notes.
 pub(super) async fn find(
     app: &App,
     overview: &Overview,
@@ -46,7 +46,7 @@ pub(super) async fn find(
     }
     for instance in overview.instances.iter().filter(|instance| instance.dead) {
         found.push(attention(format!(
-            "the instance {} on {} has not been heard of for {} minutes: was it killed?",
+            "the instance {} on {} has not reported for {} minutes: was it killed?",
             instance.id,
             instance.host,
             instance.silent_seconds / 60
@@ -70,7 +70,7 @@ pub(super) async fn find(
                 refused.uploads, refused.code
             )));
         }
-        // Also when what is left of it is too little for an upload.
+        // Rounded up, because what is left may be too little for an upload.
         let newest = endings.iter().find(|e| e.upload && e.country.as_ref() == Some(code));
         let over = newest.is_some_and(|e| {
             e.error.as_deref() == Some("quota-exceeded") && e.at.date_naive() == overview.at.date_naive()

@@ -26,7 +26,7 @@ pub(super) const MODULES: &[Layer] = &[
     },
     Layer { name: "journal", members: &["journal"], together: false },
     Layer { name: "callers", members: &["trust"], together: false },
-    Layer { name: "records", members: &["access_log", "chain", "bodies", "downloaded"], together: false },
+    Layer { name: "records", members: &["access_log", "chain", "body_cache", "downloaded"], together: false },
     Layer { name: "toolkit", members: &["http", "jobs", "limits", "workers"], together: true },
 ];
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// On a disk that does not die with the database's.
+    /// On another disk than the database.
     pub folder: Option<PathBuf>,
     /// The bucket's name.
     pub bucket: Option<String>,

@@ -99,7 +99,7 @@ fn without_value(error: &str) -> String {
     parts.unwrap_or_else(|| error.to_owned())
 }
 
-/// `EFGS__SERVER__LISTEN=…` sets `server.listen`; the value is TOML, or else a plain text.
+/// `EFGS__SERVER__LISTEN=…` sets `server.listen`; the value is TOML, otherwise plain text.
 fn set(table: &mut Table, variable: &str, key: &str, value: &str) -> Result<(), ConfigError> {
     let names: Vec<&str> = key.split("__").collect();
     let (Some((last, sections)), false) = (names.split_last(), names.iter().any(|n| n.is_empty())) else {

@@ -20,9 +20,9 @@ async fn a_job_is_stalled_after_three_of_its_intervals_without_progress() {
     let watch = health.watch("batching", 300 * SECOND);
     tokio::time::advance(900 * SECOND).await;
     assert_eq!(job(&health).stalled, None);
-    watch.failed("the database is away".into());
+    watch.failed("the database is unreachable".into());
     tokio::time::advance(SECOND).await;
-    let expected = "the job batching has made no progress for 15 min: the database is away";
+    let expected = "the job batching has made no progress for 15 min: the database is unreachable";
     assert_eq!(job(&health).stalled.map(|warning| warning.text).as_deref(), Some(expected));
     watch.progressed();
     assert_eq!((job(&health).stalled, job(&health).last_error), (None, None));

@@ -1,7 +1,7 @@
 //! How long a TLS handshake took: from the client's first message until the connection is ready.
 //!
-//! Where the first message is seen nothing is known of the connection, and where the connection is ready nothing of the
-//! first message. Both are in the same task.
+//! The client's first message and the completed connection are seen in different callbacks that share no state
+//! except their task.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,7 +19,7 @@ thread_local! {
     static BEGUN: RefCell<HashMap<Id, Instant>> = RefCell::default();
 }
 
-/// The handshake of a connection; the first request on it tells of it.
+/// The handshake of a connection. The first request on it reports it.
 #[derive(Debug)]
 pub struct Handshake {
     took: Duration,

@@ -42,7 +42,7 @@ metrics! {
     counter HANDSHAKES_FAILED = "efgs_handshakes_failed_total", Count,
         "connections whose TLS handshake failed: such a caller sends no request";
     counter LIMITED = "efgs_limited_total", Count,
-        "requests and connections turned away because of a limit; country - is not known";
+        "requests and connections refused because of a limit; country - is not known";
     gauge COUNTRY_IN_FLIGHT = "efgs_country_requests_in_flight", Count,
         "what a country has under way, the sending of bodies included";
     counter UPLOADS = "efgs_uploads_total", Count, "verified uploads, by what became of them";

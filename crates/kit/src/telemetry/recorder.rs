@@ -11,8 +11,8 @@ use super::*;
 /// Upper ends of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// A gauge that nobody has set for so long is no longer exported: a certificate that was replaced, for example. Each is
-/// set when the metrics are asked for, or by a job at least once a minute.
+/// A gauge that has not been set for this long is no longer exported, for example that of a replaced
+/// certificate. Each gauge is set when the metrics are scraped, or by a job at least once a minute.
 const FORGET: Duration = Duration::from_secs(600);
 
 /// Installs the recorder of this process; fails when there is one already.

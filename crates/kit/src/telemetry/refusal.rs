@@ -1,7 +1,7 @@
-//! Callers who do not get in: counted and logged, with the address that they came from.
+//! Rejected callers: counted and logged with their address.
 //!
-//! These are machines of authorities, or strangers; an operator who helps a country to connect needs the address. It
-//! stands in the log of the process alone, never in the access log or in a metric.
+//! An operator who helps a country to connect needs the address. It appears only in the process's log, never in
+//! the access log or in a metric.
 
 use std::{io, net::IpAddr, time::Instant};
 
@@ -29,19 +29,19 @@ pub fn handshake(peer: IpAddr, error: Option<&io::Error>) {
     metrics::counter!(HANDSHAKES_FAILED, "reason" => reason).increment(1);
     let error = error.map(ToString::to_string).unwrap_or_default();
     if reason == "closed" {
-        // Load balancers look in this way whether the port is open, every few seconds.
+        // Load balancers check every few seconds whether the port is open.
         tracing::debug!(%peer, reason, error, "a TLS handshake failed");
     } else if let Some(left_out) = LINES.ask(&format!("{peer} {reason}"), Instant::now()) {
         tracing::warn!(%peer, reason, error, left_out, "a TLS handshake failed");
     }
 }
 
-/// A caller was not let in (403); whether that is written now.
+/// Logs a rejected caller (403), unless the same line was logged recently.
 pub fn caller(peer: Option<IpAddr>, request_id: &str, reason: &str) -> bool {
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
     let left_out = LINES.ask(&format!("{peer} {reason}"), Instant::now());
     if let Some(left_out) = left_out {
-        tracing::warn!(peer, request_id, reason, left_out, "a caller is not let in");
+        tracing::warn!(peer, request_id, reason, left_out, "a caller was rejected");
     }
     left_out.is_some()
 }

@@ -1,4 +1,5 @@
-//! Log lines that strangers cause: each once a minute, so that nobody can fill a disk with them.
+//! Rate-limits the log lines that unregistered callers cause: each once a minute, so that nobody can fill the
+//! disk with them.
 
 use std::{
     collections::HashMap,
@@ -6,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-/// For how long the same line is not written again.
+/// How long the same line is suppressed.
 const QUIET: Duration = Duration::from_secs(60);
 /// Different lines within that time; what exceeds them is only counted in the metrics.
 const MOST: usize = 256;
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_from_everywhere_writes_no_more_than_so_many_lines() {
+    fn the_number_of_different_lines_is_limited() {
         let (sparing, now) = (Sparing::new(), Instant::now());
         let written = |at| (0..10_000).filter(|i| sparing.ask(&format!("{i}"), at).is_some()).count();
         assert_eq!(written(now), MOST);

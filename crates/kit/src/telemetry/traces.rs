@@ -1,9 +1,9 @@
 //! Traces for an OpenTelemetry collector: from the TLS handshake to the database. Off unless `[tracing]` is there.
 //!
-//! A span has names, counts, durations and countries in it, never keys, tags, addresses or secrets. Whether a request is
-//! traced is decided here alone: a `traceparent` that a national backend sends becomes a link, so that both sides can be
-//! found from each other, and nothing else, because outsiders must be able neither to switch tracing on nor to choose
-//! ids. Exporting goes on beside the service: when the collector is away, spans are dropped, and counted.
+//! A span contains names, counts, durations and countries, never keys, tags, addresses or secrets. Only the
+//! gateway decides whether a request is traced. A `traceparent` from a national backend becomes a link:
+//! outsiders must be able neither to switch tracing on nor to choose ids. Export does not block requests. If
+//! the collector is unreachable, spans are dropped and counted.
 
 use std::{
     sync::{
@@ -116,7 +116,7 @@ fn headers(config: &Tracing) -> Result<HeaderMap, ConfigError> {
         .collect()
 }
 
-/// Speaks HTTP with the collector, on the gateway's runtime whoever asks.
+/// Speaks HTTP with the collector on the gateway's runtime, whichever thread asks.
 #[derive(Debug)]
 struct Client {
     http: reqwest::Client,
@@ -147,7 +147,7 @@ impl Client {
         Ok(Self { http, headers, runtime: Handle::current(), failing: AtomicBool::new(false) })
     }
 
-    /// Counts, and says once that the collector is away and once that it is back.
+    /// Counts failures. Logs once when the collector becomes unreachable and once when it is back.
     fn note(&self, error: Option<&str>) {
         let outcome = if error.is_none() { "ok" } else { "failed" };
         metrics::counter!(super::TRACE_EXPORTS, "outcome" => outcome).increment(1);

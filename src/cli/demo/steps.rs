@@ -1,4 +1,4 @@
-//! The story: three countries exchange keys through a gateway that runs, and every step compares what happened
+//! The steps of the demo: three countries exchange keys through a gateway that runs, and every step compares what happened
 //! with what should have.
 
 use std::{io::Write, sync::Arc};
@@ -54,7 +54,7 @@ pub(super) async fn onboard<W: Write>(report: &mut Report<W>, folder: &Folder, a
 }
 
 /// A gateway that runs, and who uses it.
-pub(super) struct Story<'a, W> {
+pub(super) struct Steps<'a, W> {
     pub(super) report: &'a mut Report<W>,
     pub(super) folder: &'a Folder,
     pub(super) app: &'a Arc<App>,
@@ -65,9 +65,9 @@ pub(super) struct Story<'a, W> {
     pub(super) run: String,
 }
 
-impl<W: Write> Story<'_, W> {
+impl<W: Write> Steps<'_, W> {
     /// From the first upload to the audit.
-    pub(super) async fn tell(&mut self) -> Result<()> {
+    pub(super) async fn run(&mut self) -> Result<()> {
         let actor = |country| self.folder.actor(country, self.url);
         let (de, nl, be) = (actor("DE")?, actor("NL")?, actor("BE")?);
         let (de_keys, nl_keys, be_keys) = (
@@ -217,8 +217,8 @@ impl<W: Write> Story<'_, W> {
         )?;
 
         let certificate = Request::new(CertificateType::Authentication, "NL").self_signed()?;
-        let stranger = self.folder.stranger(self.url, certificate)?;
-        let outcome = stranger.download(self.date, None, Format::Json).await;
+        let unregistered = self.folder.unregistered(self.url, certificate)?;
+        let outcome = unregistered.download(self.date, None, Format::Json).await;
         self.report.step(
             "An unregistered caller poses as NL",
             "403, not registered",

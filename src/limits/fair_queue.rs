@@ -1,4 +1,4 @@
-//! A queue in which countries take turns.
+//! A queue that serves the countries in turn.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -8,10 +8,11 @@ use tokio::sync::oneshot;
 
 use super::LimitError;
 
-/// Gives out a few places. When they are taken, each country has a queue of its own and the queues take turns:
-/// however much one country sends, another one waits for at most one of its pieces of work per place.
+/// Hands out a fixed number of permits. When none is free, each country has its own queue and the queues are
+/// served in turn: however much one country sends, another waits for at most one of its pieces of work per
+/// permit.
 #[derive(Clone, Debug)]
-pub struct Fair(Arc<Inner>);
+pub struct FairQueue(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -23,56 +24,56 @@ struct Inner {
 struct State {
     free: usize,
     waiting: usize,
-    /// Never empty queues; the next one to be served first.
-    lanes: VecDeque<(Country, VecDeque<oneshot::Sender<Place>>)>,
+    /// Non-empty queues. The first one is served next.
+    lanes: VecDeque<(Country, VecDeque<oneshot::Sender<Permit>>)>,
 }
 
-/// A place, until it is dropped.
+/// Held until it is dropped.
 #[derive(Debug)]
-pub struct Place(Option<Arc<Inner>>);
+pub struct Permit(Option<Arc<Inner>>);
 
-impl Fair {
-    pub(super) fn new(name: &'static str, places: usize) -> Self {
-        let state = State { free: places, waiting: 0, lanes: VecDeque::new() };
+impl FairQueue {
+    pub(super) fn new(name: &'static str, permits: usize) -> Self {
+        let state = State { free: permits, waiting: 0, lanes: VecDeque::new() };
         Self(Arc::new(Inner { name, state: Mutex::new(state) }))
     }
 
-    /// Waits for a place, at most `patience` long. Where `most` are waiting already, of whichever country, nobody
-    /// else waits.
-    pub async fn place(
+    /// Waits for a permit, at most for `patience`. Fails with [`LimitError::Overloaded`] after that, or at once
+    /// if `most` requests of any country are already waiting.
+    pub async fn permit(
         &self,
         country: Country,
         most: usize,
         patience: Duration,
-    ) -> Result<Place, LimitError> {
+    ) -> Result<Permit, LimitError> {
         let overloaded = LimitError::Overloaded { country, by: self.0.name };
-        let place = {
+        let permit = {
             let mut state = self.0.state.lock();
             if state.free > 0 {
                 state.free -= 1;
-                return Ok(Place(Some(self.0.clone())));
+                return Ok(Permit(Some(self.0.clone())));
             }
             if state.waiting >= most {
                 return Err(overloaded);
             }
-            let (sender, place) = oneshot::channel();
+            let (sender, permit) = oneshot::channel();
             state.waiting += 1;
             match state.lanes.iter_mut().find(|(whose, _)| *whose == country) {
                 Some((_, lane)) => lane.push_back(sender),
                 None => state.lanes.push_back((country, VecDeque::from([sender]))),
             }
-            place
+            permit
         };
-        match tokio::time::timeout(patience, place).await {
-            Ok(Ok(place)) => Ok(place),
+        match tokio::time::timeout(patience, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
             _ => Err(overloaded),
         }
     }
 }
 
 impl State {
-    /// The first of the next country.
-    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+    /// The next waiting request.
+    fn next(&mut self) -> Option<oneshot::Sender<Permit>> {
         let (country, mut lane) = self.lanes.pop_front()?;
         let first = lane.pop_front();
         if !lane.is_empty() {
@@ -83,7 +84,7 @@ impl State {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some(inner) = self.0.take() else { return };
         loop {
@@ -96,11 +97,11 @@ impl Drop for Place {
                 next
             };
             let Some(next) = next else { return };
-            // Sent as a place, so that it is given back when the other side goes away just now.
+            // Sent as a permit, so that a receiver that disappears at this moment still releases it.
             match next.send(Self(Some(inner.clone()))) {
                 Ok(()) => return,
-                // Gone before: the place is still ours to give.
-                Err(mut place) => drop(place.0.take()),
+                // The receiver has gone: pass the permit to the next one.
+                Err(mut permit) => drop(permit.0.take()),
             }
         }
     }

@@ -1,8 +1,8 @@
-//! The bodies of downloads (spec §5.3).
+//! A cache of download bodies, in plaintext (spec §5.3).
 //!
-//! What one upload contributes to a download never changes. Its bytes are built once, as a **segment** in each
-//! format, kept in a bounded memory that all requests share, and sent without a copy: a download is the segments of
-//! the other countries, one after the other.
+//! What one upload contributes to a download never changes. Its bytes are built once per format, as a
+//! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the
+//! segments of the other countries, one after the other.
 
 use std::sync::Arc;
 
@@ -36,9 +36,9 @@ struct Segment {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum CacheKey {
-    /// All segments of a batch, of which a number of uploads is withdrawn.
+    /// All segments of a batch with this number of withdrawn uploads.
     Segments(ObjectId, u32, Format),
-    /// A whole compressed body, without the uploads of a country that has some in the batch.
+    /// A whole compressed body, without the uploads of one country that has some in the batch.
     Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
 }
 
@@ -56,9 +56,9 @@ enum Cached {
     Compressed(Bytes),
 }
 
-/// The bodies of downloads: what is ready to send, and how it is built.
+/// The cache of download bodies, and what it needs to build them.
 #[derive(Clone, Debug)]
-pub struct Bodies {
+pub struct BodyCache {
     cache: Cache<CacheKey, Cached>,
     store: Store,
     keyring: Arc<Keyring>,
@@ -66,8 +66,8 @@ pub struct Bodies {
     workers: Workers,
 }
 
-impl Bodies {
-    /// Keeps at most about `bytes` bytes.
+impl BodyCache {
+    /// A cache of about `bytes` bytes.
     pub fn new(
         bytes: u64,
         store: Store,
@@ -86,14 +86,14 @@ impl Bodies {
         Self { cache, store, keyring, limits, workers }
     }
 
-    /// How many entries there are, and their bytes.
+    /// The number of entries and their size in bytes.
     pub async fn size(&self) -> (u64, u64) {
-        // The cache counts lazily.
+        // The cache updates its counts lazily.
         self.cache.run_pending_tasks().await;
         (self.cache.entry_count(), self.cache.weighted_size())
     }
 
-    /// Forgets what was built of batches that are not served any more.
+    /// Drops batches that are no longer served.
     pub async fn forget_before(&self, oldest: NaiveDate) {
         let outdated: Vec<_> = self.cache.iter().map(|(key, _)| key.batch()).collect();
         for batch in outdated {
@@ -103,7 +103,7 @@ impl Bodies {
         }
     }
 
-    /// Forgets what was built of a batch that has lost an upload.
+    /// Drops a batch that has lost an upload.
     pub async fn forget(&self, batch: ObjectId) {
         let keys: Vec<_> =
             self.cache.iter().map(|(key, _)| *key).filter(|key| key.batch() == batch).collect();
@@ -112,7 +112,7 @@ impl Bodies {
         }
     }
 
-    /// The pieces of a body, from memory or built now.
+    /// The pieces of a body, from the cache or built now.
     pub async fn get(
         &self,
         batch: &Arc<BatchRecord>,
@@ -140,7 +140,7 @@ impl Bodies {
         }
     }
 
-    /// Requests that need the same at once build it once.
+    /// Concurrent requests for the same body build it once.
     async fn get_or_build(
         &self,
         key: CacheKey,
@@ -184,7 +184,7 @@ fn internal(error: impl std::fmt::Display) -> Error {
     Defect(error.to_string()).into()
 }
 
-/// Decrypts the keys of a batch and writes them in a format, one segment per upload.
+/// Decrypts the keys of a batch and encodes them, one segment per upload.
 fn open(
     batch: &BatchRecord,
     payloads: Vec<StoredPayload>,
@@ -212,7 +212,7 @@ fn open(
             keys += 1;
         }
         if keys != upload.amount {
-            // Never serve a part of an upload: nobody could verify it.
+            // Never serve a part of an upload: nobody could verify its signature.
             return Err(internal(format!(
                 "upload {} has {keys} keys in the database instead of {}",
                 upload.id, upload.amount
@@ -224,7 +224,7 @@ fn open(
     Ok(segments.into())
 }
 
-/// Puts the segments of all other countries together.
+/// Concatenates the segments of all other countries.
 fn assemble(segments: &[Segment], format: Format, without: Option<Country>) -> Vec<Bytes> {
     let kept = segments
         .iter()

@@ -5,19 +5,19 @@ use std::io::Write;
 use actix_web::{HttpRequest, http::header};
 use bytes::Bytes;
 
-/// How a body is compressed.
+/// The encoding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// Zstandard (RFC 8878).
     Zstd,
     /// gzip (RFC 1952).
     Gzip,
-    /// As it is.
+    /// Not compressed.
     Identity,
 }
 
 impl Encoding {
-    /// For Content-Encoding.
+    /// The value of Content-Encoding.
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Zstd => Some("zstd"),
@@ -26,7 +26,7 @@ impl Encoding {
         }
     }
 
-    /// For the ETag: other bytes need another tag.
+    /// The part of the ETag that names the encoding, since other bytes need another tag.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Zstd => "-zstd",
@@ -54,7 +54,7 @@ impl Encoding {
     }
 }
 
-/// The encoding for a request (RFC 9110 §12.5.3), or `None` when it refuses all that we have.
+/// Chooses the encoding for a request (RFC 9110 §12.5.3); `None` if it accepts none that we have.
 pub fn negotiate(request: &HttpRequest) -> Option<Encoding> {
     let values = request.headers().get_all(header::ACCEPT_ENCODING);
     choose(values.filter_map(|value| value.to_str().ok()))
@@ -76,7 +76,7 @@ fn choose<'a>(accept: impl Iterator<Item = &'a str>) -> Option<Encoding> {
             _ => {}
         }
     }
-    // What is not named is not wanted, except identity, which is always possible unless it is ruled out.
+    // An encoding that is not listed is not acceptable, except identity, which must be excluded explicitly.
     let zstd = zstd.or(any).unwrap_or(0.0);
     let gzip = gzip.or(any).unwrap_or(0.0);
     let identity = identity.or(any.filter(|q| *q == 0.0)).unwrap_or(f32::MIN_POSITIVE);

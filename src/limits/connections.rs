@@ -1,4 +1,5 @@
-//! Connections: how many of one address and of one country are open, and how fast they come.
+//! Connection limits: how many connections one address and one country may have open, and how fast an address
+//! may open them.
 
 use std::{
     collections::HashMap,
@@ -12,19 +13,19 @@ use parking_lot::Mutex;
 
 use super::{Limits, pace::Pace, refused};
 
-/// Addresses that are remembered, open connections or not, before those that have rested are forgotten.
+/// When more addresses than this are remembered, idle ones are forgotten.
 const REMEMBERED: usize = 4096;
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
-pub(super) struct Doors {
-    addresses: Mutex<HashMap<IpAddr, Visitor>>,
-    /// `None` are callers that are not registered, all together.
+pub(super) struct Connections {
+    addresses: Mutex<HashMap<IpAddr, AddressUse>>,
+    /// `None`: all unregistered callers together.
     countries: Mutex<HashMap<Option<Country>, usize>>,
 }
 
 #[derive(Debug)]
-struct Visitor {
+struct AddressUse {
     open: usize,
     pace: Pace,
 }
@@ -42,51 +43,51 @@ enum Whose {
     Country(Option<Country>),
 }
 
-/// What becomes of a new connection, before its handshake.
+/// The decision about a new connection, before its handshake.
 #[derive(Debug)]
 pub enum Arrival {
-    /// Its address has limits of its own elsewhere.
+    /// The address is exempt (`limits.shared_addresses`).
     Free,
-    /// It may go on after a wait.
+    /// The connection is counted and may continue after a wait.
     Counted(Open, Duration),
-    /// It is closed.
+    /// The connection is to be closed.
     Refused,
 }
 
 impl Limits {
-    /// A new connection of an address. One that comes too fast waits, at most for `patience`: a client that
-    /// connects again and again is slowed, and its handshakes leave time for those of others.
+    /// Counts a new connection of an address. An address that opens connections too fast waits, at most for
+    /// `patience`, so that its handshakes leave processor time for those of others.
     pub fn arrive(self: &Arc<Self>, address: IpAddr, patience: Duration) -> Arrival {
         if self.config.limits.shared_addresses.iter().any(|network| network.contains(address)) {
             return Arrival::Free;
         }
-        let (address, now) = (household(address), Instant::now());
-        let mut addresses = self.doors.addresses.lock();
+        let (address, now) = (customer_prefix(address), Instant::now());
+        let mut addresses = self.connections.addresses.lock();
         if addresses.len() >= REMEMBERED {
-            addresses.retain(|_, visitor| visitor.open > 0 || !visitor.pace.is_rested(now));
+            addresses.retain(|_, usage| usage.open > 0 || !usage.pace.is_rested(now));
         }
-        let visitor = addresses.entry(address).or_insert_with(|| Visitor {
+        let usage = addresses.entry(address).or_insert_with(|| AddressUse {
             open: 0,
             pace: Pace::new(self.config.limits.handshakes_per_second, self.config.limits.burst),
         });
-        if visitor.open < self.config.limits.connections_per_address
-            && let Ok(wait) = visitor.pace.take(now, patience)
+        if usage.open < self.config.limits.connections_per_address
+            && let Ok(wait) = usage.pace.take(now, patience)
         {
-            visitor.open += 1;
+            usage.open += 1;
             return Arrival::Counted(Open { limits: self.clone(), whose: Whose::Address(address) }, wait);
         }
         refused(None, "address");
         Arrival::Refused
     }
 
-    /// A connection whose handshake is over: a country's, or (`None`) one of nobody who is registered. No answer
-    /// means that it is to be closed.
+    /// Counts a connection after its handshake: a country's, or (`None`) an unregistered caller's. Returns
+    /// `None` if the connection is above the limit and has to be closed.
     pub fn enter(self: &Arc<Self>, country: Option<Country>) -> Option<Open> {
         let most = match country {
             Some(country) => self.of(country).settings.connections,
             None => self.config.limits.connections,
         };
-        let mut countries = self.doors.countries.lock();
+        let mut countries = self.connections.countries.lock();
         let open = countries.entry(country).or_default();
         if *open >= most {
             refused(country, "connections");
@@ -99,15 +100,15 @@ impl Limits {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let doors = &self.limits.doors;
+        let connections = &self.limits.connections;
         match self.whose {
             Whose::Address(address) => {
-                if let Some(visitor) = doors.addresses.lock().get_mut(&address) {
-                    visitor.open -= 1;
+                if let Some(usage) = connections.addresses.lock().get_mut(&address) {
+                    usage.open -= 1;
                 }
             }
             Whose::Country(country) => {
-                if let Some(open) = doors.countries.lock().get_mut(&country) {
+                if let Some(open) = connections.countries.lock().get_mut(&country) {
                     *open -= 1;
                 }
             }
@@ -115,8 +116,8 @@ impl Drop for Open {
     }
 }
 
-/// The addresses that one customer of a network can choose from: one of IPv4, 2^64 of IPv6.
-fn household(address: IpAddr) -> IpAddr {
+/// The prefix that one customer of a network controls: a single IPv4 address, or a /64 of IPv6.
+fn customer_prefix(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = u128::from(address) & !u128::from(u64::MAX);
