@@ -20,7 +20,7 @@ use super::{CallError, Callbacks};
 use crate::{
     config::Callback,
     jobs::{self, Shutdown},
-    store::{CallbackLease, Counted, DueSubscription, FailedCall, Notification, StoreError},
+    store::{CallbackLease, CountedCall, DueSubscription, FailedCall, Notification, StoreError},
     telemetry,
 };
 
@@ -221,8 +221,8 @@ impl Callbacks {
         Ok(())
     }
 
-    fn counted(&self, country: Country) -> Counted<'_> {
-        Counted { instance: &self.instance.id, country, at: self.clock.now() }
+    fn counted(&self, country: Country) -> CountedCall<'_> {
+        CountedCall { instance: &self.instance.id, country, at: self.clock.now() }
     }
 }
 

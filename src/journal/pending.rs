@@ -59,22 +59,7 @@ impl Recording {
         let Some(journal) = &self.0 else { return Ok(()) };
         let keys = upload.take_encoding();
         let keys = keys.ok_or_else(|| JournalError::Write("the upload's encoding was not kept".into()))?;
-        let row = JournalUpload {
-            id,
-            country: upload.country().to_string(),
-            tag: upload.tag().to_string(),
-            format: upload.format_name().to_owned(),
-            format_major: upload.media().version.major,
-            format_minor: upload.media().version.minor,
-            amount: upload.keys().len() as u32,
-            content_hash: upload.content_hash().to_vec(),
-            batch_signature: upload.batch_signature().to_owned(),
-            uploader_certificate_id: upload.uploader_certificate_id(),
-            uploader_thumbprint: upload.uploader_thumbprint().as_bytes().to_vec(),
-            signing_certificate_id: upload.signing_certificate_id(),
-            signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
-            uploaded_at: upload.uploaded_at(),
-        };
+        let row = JournalUpload::new(upload, id);
         journal.append_upload(id, UploadRecord::new(row, keys)).await
     }
 

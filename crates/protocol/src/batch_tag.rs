@@ -16,7 +16,7 @@ impl ObjectId {
     pub const LENGTH: usize = 12;
 
     /// Takes the bytes of an id.
-    pub fn from_bytes(bytes: [u8; Self::LENGTH]) -> Self {
+    pub const fn from_bytes(bytes: [u8; Self::LENGTH]) -> Self {
         Self(bytes)
     }
 

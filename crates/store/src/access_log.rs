@@ -3,14 +3,15 @@
 use std::sync::Mutex;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseBackend, QueryResult, Value};
+use sea_orm::{DatabaseBackend, Value};
 
 use super::{
     Lease, Store, StoreError,
     bulk::{self, Bulk},
     error::Failure,
-    sql::Literals,
-    statistics,
+    row::{Bind, Cells, Row, Table, values},
+    sql, statistics,
+    tx::Queries,
 };
 use efgs_access_log::{ChainEnd, Entry, NOBODY, ORIGIN, Record, hex};
 
@@ -107,9 +108,8 @@ impl Store {
     pub async fn try_log(&self, instance: &str) -> Result<(), StoreError> {
         let (backend, entry) = (self.backend(), Entry::default());
         let delete = |table: &str, key: &str| {
-            let mut sql = Literals::new(backend, &format!("DELETE FROM {table} WHERE {key} AND instance = "));
-            sql.text(instance);
-            sql.into_text()
+            let sql = format!("DELETE FROM {table} WHERE {key} AND instance = ?");
+            sql::inline(backend, &sql, &values![instance])
         };
         let sql = [
             insert(backend, &[Record::new(instance, 0, ORIGIN, entry.clone())]),
@@ -125,26 +125,21 @@ impl Store {
         match &self.log {
             Bulk::MySql { pool, .. } => bulk::transaction(pool, statements).await,
             Bulk::Sqlite => {
-                let tx = self.begin().await?;
-                for statement in statements {
-                    tx.execute_unprepared(statement).await?;
-                }
-                Ok(tx.commit().await?)
+                self.tx_once(|mut tx| async move {
+                    for statement in statements {
+                        tx.run_text(statement).await?;
+                    }
+                    Ok(tx.commit(()))
+                })
+                .await
             }
         }
     }
 
     async fn chain_end(&self, instance: &str) -> Result<ChainEnd, Failure> {
         let sql = "SELECT sequence, hash FROM access_log WHERE instance = ? ORDER BY sequence DESC LIMIT 1";
-        match self.db.query_one_raw(self.statement(sql, [instance.into()])).await? {
-            None => Ok(ChainEnd::default()),
-            Some(row) => {
-                let hash: Vec<u8> = row.try_get("", "hash")?;
-                let hash =
-                    hash.try_into().map_err(|_| Failure::Permanent("a hash has another length".into()))?;
-                Ok(ChainEnd::new(row.try_get("", "sequence")?, hash))
-            }
-        }
+        let end = self.db.row(sql, values![instance]).await?;
+        Ok(end.map(|(sequence, hash)| ChainEnd::new(sequence, hash)).unwrap_or_default())
     }
 
     /// Every instance that has records.
@@ -154,13 +149,12 @@ impl Store {
             loop {
                 // One look into the index for each, instead of a walk through all records. The first has no bound: some
                 // names are not greater than the empty one, which is a name too.
-                let mut sql = "SELECT MIN(instance) AS instance FROM access_log".to_owned();
+                let mut sql = "SELECT MIN(instance) FROM access_log".to_owned();
                 if all.last().is_some() {
                     sql += " WHERE instance > ?";
                 }
-                let last = all.last().map(|last| last.as_str().into());
-                let row = self.db.query_one_raw(self.statement(&sql, last)).await?;
-                match row.map(|row| row.try_get::<Option<String>>("", "instance")).transpose()?.flatten() {
+                let last = all.last().map(|last| last.as_str().bind());
+                match self.db.row(&sql, Vec::from_iter(last)).await?.flatten() {
                     Some(next) => all.push(next),
                     None => return Ok(all),
                 }
@@ -176,14 +170,8 @@ impl Store {
         from: i64,
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
-        self.repeat("read the access log", || async {
-            let sql =
-                "SELECT * FROM access_log WHERE instance = ? AND sequence >= ? ORDER BY sequence LIMIT ?";
-            let values = [instance.into(), from.into(), limit.into()];
-            let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
-            rows.iter().map(stored).collect()
-        })
-        .await
+        let sql = Record::select("WHERE instance = ? AND sequence >= ? ORDER BY sequence LIMIT ?");
+        self.rows("read the access log", &sql, values![instance, from, limit]).await
     }
 
     /// The next records in the order of their arrival, behind `after` (time, instance, number).
@@ -193,26 +181,22 @@ impl Store {
         after: Option<(i64, &str, i64)>,
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
-        self.repeat("export the access log", || async {
-            let mut sql = "SELECT * FROM access_log WHERE at >= ? AND at <= ?".to_owned();
-            let micros = |at: DateTime<Utc>| at.timestamp_micros();
-            let from = after.map(|(at, ..)| at).or(filter.from.map(micros)).unwrap_or(i64::MIN);
-            let to = filter.to.map_or(i64::MAX, |to| micros(to) - 1);
-            let mut values: Vec<Value> = vec![from.into(), to.into()];
-            if let Some(country) = &filter.country {
-                sql += " AND country = ?";
-                values.push(country.as_str().into());
-            }
-            if let Some((at, instance, sequence)) = after {
-                sql += " AND (at > ? OR instance > ? OR (instance = ? AND sequence > ?))";
-                values.extend([at.into(), instance.into(), instance.into(), sequence.into()]);
-            }
-            sql += " ORDER BY at, instance, sequence LIMIT ?";
-            values.push(limit.into());
-            let rows = self.db.query_all_raw(self.statement(&sql, values)).await?;
-            rows.iter().map(stored).collect()
-        })
-        .await
+        let mut sql = Record::select("WHERE at >= ? AND at <= ?");
+        let micros = |at: DateTime<Utc>| at.timestamp_micros();
+        let from = after.map(|(at, ..)| at).or(filter.from.map(micros)).unwrap_or(i64::MIN);
+        let to = filter.to.map_or(i64::MAX, |to| micros(to) - 1);
+        let mut values = values![from, to];
+        if let Some(country) = &filter.country {
+            sql += " AND country = ?";
+            values.push(country.as_str().bind());
+        }
+        if let Some((at, instance, sequence)) = after {
+            sql += " AND (at > ? OR instance > ? OR (instance = ? AND sequence > ?))";
+            values.extend(values![at, instance, instance, sequence]);
+        }
+        sql += " ORDER BY at, instance, sequence LIMIT ?";
+        values.push(limit.bind());
+        self.rows("export the access log", &sql, values).await
     }
 
     /// The last record of an instance that is older than `before` together with all records in front of it;
@@ -225,17 +209,10 @@ impl Store {
         let mut last = None;
         loop {
             let from = last.as_ref().map_or(i64::MIN, |end: &ChainEnd| end.sequence.saturating_add(1));
-            let page = self
-                .repeat("outdated records", || async {
-                    let sql = "SELECT sequence, at, hash FROM access_log WHERE instance = ? AND sequence >= ? ORDER BY sequence LIMIT ?";
-                    let values = [instance.into(), from.into(), STEP.into()];
-                    let rows = self.db.query_all_raw(self.statement(sql, values)).await?;
-                    let row = |row: &QueryResult| -> Result<(i64, i64, Vec<u8>), Failure> {
-                        Ok((row.try_get("", "sequence")?, row.try_get("", "at")?, row.try_get("", "hash")?))
-                    };
-                    rows.iter().map(row).collect::<Result<Vec<_>, _>>()
-                })
-                .await?;
+            let sql = "SELECT sequence, at, hash FROM access_log WHERE instance = ? AND sequence >= ? \
+                       ORDER BY sequence LIMIT ?";
+            let page: Vec<(i64, i64, Vec<u8>)> =
+                self.rows("outdated records", sql, values![instance, from, STEP]).await?;
             let read = page.len();
             let outdated = page.into_iter().take_while(|(_, at, _)| *at < before.timestamp_micros());
             let (mut taken, mut newest) = (0, None);
@@ -252,21 +229,14 @@ impl Store {
 
     /// Deletes some of an instance's records up to a number, the first ones first. Call it until it says 0.
     pub async fn forget_records(&self, lease: &Lease, instance: &str, up_to: i64) -> Result<u64, StoreError> {
-        self.repeat("forget records", || async {
-            let tx = self.begin().await?;
-            self.fence(&tx, lease).await?;
-            let sql = "SELECT MIN(sequence) AS first FROM access_log WHERE instance = ?";
-            let row = tx.query_one_raw(self.statement(sql, [instance.into()])).await?;
-            let first: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
-            let mut deleted = 0;
-            if let Some(first) = first.filter(|first| *first <= up_to) {
-                let sql = "DELETE FROM access_log WHERE instance = ? AND sequence <= ?";
-                let end = up_to.min(first.saturating_add(STEP - 1));
-                deleted =
-                    tx.execute_raw(self.statement(sql, [instance.into(), end.into()])).await?.rows_affected();
-            }
-            tx.commit().await?;
-            Ok(deleted)
+        self.tx("forget records", |mut tx| async move {
+            tx.fence(lease).await?;
+            let sql = "SELECT MIN(sequence) FROM access_log WHERE instance = ?";
+            let first: Option<i64> = tx.row(sql, values![instance]).await?.flatten();
+            let Some(first) = first.filter(|first| *first <= up_to) else { return Ok(tx.discard(0)) };
+            let sql = "DELETE FROM access_log WHERE instance = ? AND sequence <= ?";
+            let deleted = tx.run(sql, values![instance, up_to.min(first.saturating_add(STEP - 1))]).await?;
+            Ok(tx.commit(deleted))
         })
         .await
     }
@@ -282,93 +252,112 @@ fn chain(instance: &str, end: &ChainEnd, entries: &[Entry]) -> Vec<Record> {
 }
 
 fn insert(backend: DatabaseBackend, records: &[Record]) -> String {
-    let mut sql = Literals::new(
-        backend,
-        "INSERT INTO access_log (instance, sequence, at, request_id, country, thumbprint, operation, method, path, \
-         tag, asked_date, status, error, key_count, origins, request_bytes, response_bytes, duration_us, previous, \
-         hash) VALUES ",
-    );
-    for record in records {
-        let entry = &record.entry;
-        let origins =
-            entry.origins.as_ref().map(|origins| serde_json::to_string(origins).unwrap_or_default());
-        sql.open_row();
-        sql.text(&record.instance);
-        sql.integer(record.sequence);
-        sql.integer(entry.at.timestamp_micros());
-        sql.text(&entry.request_id);
-        sql.optional(entry.country.as_deref(), Literals::text);
-        sql.optional(entry.thumbprint.as_deref(), Literals::hex);
-        sql.text(&entry.operation);
-        sql.text(&entry.method);
-        sql.optional(entry.path.as_deref(), Literals::text);
-        sql.optional(entry.tag.as_deref(), |sql, tag| sql.bytes(tag.as_bytes()));
-        sql.optional(entry.date.as_deref(), Literals::text);
-        sql.integer(i64::from(entry.status));
-        sql.optional(entry.error.as_deref(), Literals::text);
-        sql.optional(entry.keys, |sql, keys| sql.integer(i64::from(keys)));
-        sql.optional(origins.as_deref(), Literals::text);
-        sql.integer(entry.request_bytes as i64);
-        sql.integer(entry.response_bytes as i64);
-        sql.integer(entry.duration_micros as i64);
-        sql.bytes(&record.previous);
-        sql.bytes(&record.hash);
-        sql.close_row();
-    }
-    sql.into_text()
+    let sql = sql::insert(Record::TABLE, Record::COLUMNS, records.len());
+    sql::inline(backend, &sql, &records.iter().cloned().flat_map(Record::values).collect::<Vec<_>>())
 }
 
-fn stored(row: &QueryResult) -> Result<StoredRecord, Failure> {
-    Ok(StoredRecord {
-        instance: row.try_get("", "instance")?,
-        sequence: row.try_get("", "sequence")?,
-        at: row.try_get("", "at").ok(),
-        record: record(row),
-    })
+impl Row for StoredRecord {
+    fn read(cells: &mut Cells) -> Result<Self, Failure> {
+        let (instance, sequence) = (cells.next()?, cells.next()?);
+        let at = cells.next().ok();
+        cells.rewind();
+        Ok(Self { instance, sequence, at, record: Record::read(cells).ok() })
+    }
+}
+
+impl Table for Record {
+    const TABLE: &'static str = "access_log";
+    const COLUMNS: &'static [&'static str] = &[
+        "instance",
+        "sequence",
+        "at",
+        "request_id",
+        "country",
+        "thumbprint",
+        "operation",
+        "method",
+        "path",
+        "tag",
+        "asked_date",
+        "status",
+        "error",
+        "key_count",
+        "origins",
+        "request_bytes",
+        "response_bytes",
+        "duration_us",
+        "previous",
+        "hash",
+    ];
+
+    fn values(self) -> Vec<Value> {
+        let entry = self.entry;
+        let origins = entry.origins.map(|origins| serde_json::to_string(&origins).unwrap_or_default());
+        values![
+            self.instance,
+            self.sequence,
+            entry.at.timestamp_micros(),
+            entry.request_id,
+            entry.country,
+            entry.thumbprint.map(|digits| unhex(&digits)),
+            entry.operation,
+            entry.method,
+            entry.path,
+            entry.tag.map(String::into_bytes),
+            entry.date,
+            entry.status,
+            entry.error,
+            entry.keys,
+            origins,
+            entry.request_bytes,
+            entry.response_bytes,
+            entry.duration_micros,
+            self.previous,
+            self.hash,
+        ]
+    }
 }
 
 /// Reads a row strictly: what is not exactly as a gateway writes it is no record.
-fn record(row: &QueryResult) -> Option<Record> {
-    let text = |column| row.try_get::<Option<String>>("", column).ok();
-    let bytes = |column| row.try_get::<Option<Vec<u8>>>("", column).ok();
-    let number = |column| row.try_get::<i64>("", column).ok();
-    let hash = |column| bytes(column)??.try_into().ok();
-    let origins = match text("origins")? {
-        None => None,
-        Some(text) => {
-            let read = serde_json::from_str(&text).ok();
-            Some(read.filter(|read| serde_json::to_string(read).is_ok_and(|again| again == text))?)
-        }
-    };
-    let thumbprint = bytes("thumbprint")?;
-    if thumbprint.as_ref().is_some_and(|thumbprint| thumbprint.len() != 32) {
-        return None;
+impl Row for Record {
+    fn read(cells: &mut Cells) -> Result<Self, Failure> {
+        let malformed = || Failure::Permanent("a gateway does not write such a record".into());
+        let (instance, sequence) = (cells.next()?, cells.next()?);
+        let text = |text: String| text.into();
+        let entry = Entry {
+            at: DateTime::from_timestamp_micros(cells.next()?).ok_or_else(malformed)?,
+            request_id: cells.next()?,
+            country: cells.next()?,
+            thumbprint: cells.next::<Option<[u8; 32]>>()?.map(|thumbprint| hex(&thumbprint)),
+            operation: text(cells.next()?),
+            method: text(cells.next()?),
+            path: cells.next::<Option<_>>()?.map(text),
+            tag: cells.next::<Option<_>>()?.map(String::from_utf8).transpose().map_err(|_| malformed())?,
+            date: cells.next()?,
+            status: u16::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
+            error: cells.next::<Option<_>>()?.map(text),
+            keys: cells.next::<Option<i64>>()?.map(u32::try_from).transpose().map_err(|_| malformed())?,
+            origins: match cells.next::<Option<String>>()? {
+                None => None,
+                Some(text) => {
+                    let read = serde_json::from_str(&text).ok();
+                    let same = |read: &_| serde_json::to_string(read).is_ok_and(|again| again == text);
+                    Some(read.filter(same).ok_or_else(malformed)?)
+                }
+            },
+            request_bytes: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
+            response_bytes: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
+            duration_micros: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
+        };
+        Ok(Self { instance, sequence, entry, previous: cells.next()?, hash: cells.next()? })
     }
-    let keys = row.try_get::<Option<i32>>("", "key_count").ok()?;
-    Some(Record {
-        instance: text("instance")??,
-        sequence: number("sequence")?,
-        previous: hash("previous")?,
-        hash: hash("hash")?,
-        entry: Entry {
-            at: DateTime::from_timestamp_micros(number("at")?)?,
-            request_id: text("request_id")??,
-            country: text("country")?,
-            thumbprint: thumbprint.map(|thumbprint| hex(&thumbprint)),
-            operation: text("operation")??.into(),
-            method: text("method")??.into(),
-            path: text("path")?.map(Into::into),
-            tag: bytes("tag")?.map(String::from_utf8).transpose().ok()?,
-            date: text("asked_date")?,
-            status: u16::try_from(row.try_get::<i16>("", "status").ok()?).ok()?,
-            error: text("error")?.map(Into::into),
-            keys: keys.map(u32::try_from).transpose().ok()?,
-            origins,
-            request_bytes: u64::try_from(number("request_bytes")?).ok()?,
-            response_bytes: u64::try_from(number("response_bytes")?).ok()?,
-            duration_micros: u64::try_from(number("duration_us")?).ok()?,
-        },
-    })
+}
+
+/// The bytes that hexadecimal digits stand for; none when they are not that.
+fn unhex(digits: &str) -> Vec<u8> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    pairs.map(byte).collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,9 +1,16 @@
 //! Statements about the access log.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, QueryResult, Value};
+use sea_orm::Value;
 
-use super::{Lease, Store, StoreError, access_log::STEP, error::Failure};
+use super::{
+    Lease, Store, StoreError,
+    access_log::STEP,
+    error::Failure,
+    row::{Cells, Row, Table, values},
+    sql,
+    tx::{Queries, unless_taken},
+};
 use efgs_access_log::{Hash, SignedStatement, Signer, Statement, digest, hex};
 
 /// A statement's place in the list.
@@ -78,25 +85,18 @@ impl Store {
                 Some(signer) => signer.sign(text).map_err(|e| Failure::Permanent(e.to_string()))?,
                 None => SignedStatement { statement: text, key_id: None, signature: None },
             };
-            let at: Option<DateTime<Utc>> = new.at.parse().ok();
-            let sql = "INSERT INTO access_log_head (number, instance, sequence, kind, at, statement, key_id, signature) \
-                       VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
-            let values = [
-                new.number.into(),
-                new.instance.as_str().into(),
-                new.sequence.into(),
-                new.kind.as_str().into(),
-                at.map_or(0, |at| at.timestamp_micros()).into(),
-                signed.statement.into(),
-                signed.key_id.into(),
-                signed.signature.into(),
-            ];
-            match self.db.execute_raw(self.statement(sql, values)).await.map_err(Failure::from) {
-                Ok(_) => Ok(Appended { place, behind_signed: newest.map(|(_, signed)| signed), broken }),
-                Err(Failure::Duplicate) => {
-                    Err(Failure::Transient("another instance has just taken that place".into()))
-                }
-                Err(failure) => Err(failure),
+            let row = StoredStatement {
+                number: new.number,
+                instance: new.instance,
+                sequence: new.sequence,
+                kind: new.kind.as_str().to_owned(),
+                at: Some(new.at.parse().unwrap_or_default()),
+                signed,
+            };
+            let sql = sql::insert(StoredStatement::TABLE, StoredStatement::COLUMNS, 1);
+            match unless_taken(self.db.run(&sql, row.values()).await)? {
+                Some(_) => Ok(Appended { place, behind_signed: newest.map(|(_, signed)| signed), broken }),
+                None => Err(Failure::Transient("another instance has just taken that place".into())),
             }
         })
         .await
@@ -105,19 +105,14 @@ impl Store {
     /// The last statement up to a number, and whether it is signed.
     async fn placed(&self, up_to: i64) -> Result<Option<(Place, bool)>, Failure> {
         let sql = "SELECT number, statement, key_id FROM access_log_head WHERE number <= ? ORDER BY number DESC LIMIT 1";
-        let row = self.db.query_one_raw(self.statement(sql, [up_to.into()])).await?;
-        let read = |row: QueryResult| {
-            let digest = digest(&row.try_get::<String>("", "statement")?);
-            let signed = row.try_get::<Option<String>>("", "key_id")?.is_some();
-            Ok((Place { number: row.try_get("", "number")?, digest }, signed))
-        };
-        row.map(read).transpose()
+        let row: Option<(i64, String, Option<String>)> = self.db.row(sql, values![up_to]).await?;
+        Ok(row.map(|(number, statement, key)| (Place { number, digest: digest(&statement) }, key.is_some())))
     }
 
     /// The next statements, from number `from` on.
     pub async fn statements_from(&self, from: i64, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE number >= ? ORDER BY number LIMIT ?";
-        self.statements(sql, &[from.into(), limit.into()]).await
+        let sql = "WHERE number >= ? ORDER BY number LIMIT ?";
+        self.statements(sql, values![from, limit]).await
     }
 
     /// The next heads of an instance, of records from `from` on.
@@ -128,69 +123,73 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'head' AND \
+        let sql = "WHERE instance = ? AND kind = 'head' AND \
                    (sequence > ? OR (sequence = ? AND number > ?)) ORDER BY sequence, number LIMIT ?";
-        self.statements(sql, &[instance.into(), from.into(), from.into(), after.into(), limit.into()]).await
+        self.statements(sql, values![instance, from, from, after, limit]).await
     }
 
     /// The last cuts of an instance's chain, the one that goes furthest first.
     pub async fn newest_cuts(&self, instance: &str, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT ?";
-        self.statements(sql, &[instance.into(), limit.into()]).await
+        let sql = "WHERE instance = ? AND kind = 'cut' ORDER BY sequence DESC, number DESC LIMIT ?";
+        self.statements(sql, values![instance, limit]).await
     }
 
     /// The last trims, the newest first.
     pub async fn newest_trims(&self, limit: u32) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE kind = 'trim' ORDER BY number DESC LIMIT ?";
-        self.statements(sql, &[limit.into()]).await
+        let sql = "WHERE kind = 'trim' ORDER BY number DESC LIMIT ?";
+        self.statements(sql, values![limit]).await
     }
 
     /// Whether a statement from number `from` on says that an instance's chain has begun or moved on.
     pub async fn is_named_from(&self, instance: &str, from: i64) -> Result<bool, StoreError> {
-        let sql = "SELECT * FROM access_log_head WHERE instance = ? AND number >= ? AND kind IN ('start', 'head') LIMIT 1";
-        Ok(!self.statements(sql, &[instance.into(), from.into()]).await?.is_empty())
+        let sql = "WHERE instance = ? AND number >= ? AND kind IN ('start', 'head') LIMIT 1";
+        Ok(!self.statements(sql, values![instance, from]).await?.is_empty())
     }
 
-    async fn statements(&self, sql: &str, values: &[Value]) -> Result<Vec<StoredStatement>, StoreError> {
-        self.repeat("read statements of the access log", || async {
-            let rows = self.db.query_all_raw(self.statement(sql, values.to_vec())).await?;
-            let row = |row: &QueryResult| {
-                Ok::<_, Failure>(StoredStatement {
-                    number: row.try_get("", "number")?,
-                    instance: row.try_get("", "instance")?,
-                    sequence: row.try_get("", "sequence")?,
-                    kind: row.try_get("", "kind")?,
-                    at: DateTime::from_timestamp_micros(row.try_get("", "at")?),
-                    signed: SignedStatement {
-                        statement: row.try_get("", "statement")?,
-                        key_id: row.try_get("", "key_id")?,
-                        signature: row.try_get("", "signature")?,
-                    },
-                })
-            };
-            rows.iter().map(row).collect()
-        })
-        .await
+    async fn statements(&self, sql: &str, values: Vec<Value>) -> Result<Vec<StoredStatement>, StoreError> {
+        self.rows("read statements of the access log", &StoredStatement::select(sql), values).await
     }
 
     /// Deletes some of the statements before a number, the first ones first. Call it until it says 0.
     pub async fn forget_statements(&self, lease: &Lease, before: i64) -> Result<u64, StoreError> {
-        self.repeat("forget statements", || async {
-            let tx = self.begin().await?;
-            self.fence(&tx, lease).await?;
-            let row = tx
-                .query_one_raw(self.statement("SELECT MIN(number) AS first FROM access_log_head", []))
-                .await?;
-            let first: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
-            let mut deleted = 0;
-            if let Some(first) = first.filter(|first| *first < before) {
-                let sql = "DELETE FROM access_log_head WHERE number < ?";
-                let end = before.min(first.saturating_add(STEP));
-                deleted = tx.execute_raw(self.statement(sql, [end.into()])).await?.rows_affected();
-            }
-            tx.commit().await?;
-            Ok(deleted)
+        self.tx("forget statements", |mut tx| async move {
+            tx.fence(lease).await?;
+            let first: Option<i64> =
+                tx.row("SELECT MIN(number) FROM access_log_head", values![]).await?.flatten();
+            let Some(first) = first.filter(|first| *first < before) else { return Ok(tx.discard(0)) };
+            let sql = "DELETE FROM access_log_head WHERE number < ?";
+            let deleted = tx.run(sql, values![before.min(first.saturating_add(STEP))]).await?;
+            Ok(tx.commit(deleted))
         })
         .await
+    }
+}
+
+impl Table for StoredStatement {
+    const TABLE: &'static str = "access_log_head";
+    const COLUMNS: &'static [&'static str] =
+        &["number", "instance", "sequence", "kind", "at", "statement", "key_id", "signature"];
+
+    fn values(self) -> Vec<Value> {
+        let (at, signed) = (self.at.unwrap_or_default().timestamp_micros(), self.signed);
+        let (text, key, signature) = (signed.statement, signed.key_id, signed.signature);
+        values![self.number, self.instance, self.sequence, self.kind, at, text, key, signature]
+    }
+}
+
+impl Row for StoredStatement {
+    fn read(cells: &mut Cells) -> Result<Self, Failure> {
+        Ok(Self {
+            number: cells.next()?,
+            instance: cells.next()?,
+            sequence: cells.next()?,
+            kind: cells.next()?,
+            at: DateTime::from_timestamp_micros(cells.next()?),
+            signed: SignedStatement {
+                statement: cells.next()?,
+                key_id: cells.next()?,
+                signature: cells.next()?,
+            },
+        })
     }
 }

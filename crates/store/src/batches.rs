@@ -1,23 +1,26 @@
 //! Forming batches and reading the chain of them (spec §4.2.8).
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
-use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QueryResult,
-    QuerySelect, sea_query::Expr,
-};
 
 use super::{
-    Lease, Store, StoreError,
-    entity::{batch, upload},
+    Lease, PendingBatch, Store, StoreError,
     error::Failure,
     journal,
-    withdrawals::withdrawn_ids,
+    row::{Bind, Cells, Row, row, values},
+    sql,
+    tx::{Queries, Tx},
+    withdrawals::NOT_WITHDRAWN,
 };
+
+/// The newest batch that is still recorded.
+pub(super) const NEWEST_BATCH: &str = "SELECT id FROM batch ORDER BY id DESC LIMIT 1";
+/// Less than every id.
+pub(super) const BEFORE_ALL: ObjectId = ObjectId::from_bytes([0; 12]);
 
 /// Payload bytes in one batch, unless a single upload has more: keys with long lists of visited countries must not
 /// make a batch that no instance has the memory for. Ordinary batches are far below.
-const MAX_BYTES: i64 = 32 << 20;
+const MAX_BYTES: u64 = 32 << 20;
 
 /// Waiting uploads that are counted at most: more than form the largest batch that the settings allow, so it is always
 /// known whether a batch is full.
@@ -25,23 +28,26 @@ const PENDING: u64 = 50_000;
 /// Batches that one statement reads at most.
 const PAGE_BATCHES: u64 = 1000;
 /// Uploads that one statement reads at most, unless a single batch has more.
-const PAGE_UPLOADS: i64 = 100_000;
+const PAGE_UPLOADS: u64 = 100_000;
 
-/// A batch: its names, and the uploads in it in their order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BatchRecord {
-    /// The ObjectId.
-    pub id: ObjectId,
-    /// The UTC day it was formed on.
-    pub day: NaiveDate,
-    /// Its number on that day, from 1.
-    pub sequence: u32,
-    /// Major version of its format.
-    pub format_major: u16,
-    /// The uploads, in the order of their keys in the download, without the withdrawn ones.
-    pub uploads: Vec<BatchUpload>,
-    /// How many were withdrawn.
-    pub withdrawn: u32,
+row! {
+    /// A batch: its names, and the uploads in it in their order.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct BatchRecord {
+        /// The ObjectId.
+        id: ObjectId,
+        /// The UTC day it was formed on.
+        day: NaiveDate,
+        /// Its number on that day, from 1.
+        sequence: u32,
+        /// Major version of its format.
+        format_major: u16,
+    } with {
+        /// The uploads, in the order of their keys in the download, without the withdrawn ones.
+        uploads: Vec<BatchUpload>,
+        /// How many were withdrawn.
+        withdrawn: u32,
+    }
 }
 
 impl BatchRecord {
@@ -93,63 +99,54 @@ pub struct Formation {
     pub only_full: bool,
 }
 
-/// What an auditor may see of one upload (spec §5.7.2).
-#[derive(Clone, Debug)]
-pub struct AuditRow {
-    /// The upload's row.
-    pub upload_id: i64,
-    /// Who uploaded it.
-    pub country: String,
-    /// When.
-    pub uploaded_at: DateTime<Utc>,
-    /// How many keys it has.
-    pub amount: u32,
-    /// The signature as it was received.
-    pub batch_signature: String,
-    /// PEM of the certificate that the caller showed.
-    pub uploader_certificate: String,
-    /// Its thumbprint.
-    pub uploader_thumbprint: Vec<u8>,
-    /// The trust anchor's signature over its PEM.
-    pub uploader_operator_signature: String,
-    /// PEM of the certificate that signed the keys.
-    pub signing_certificate: String,
-    /// Its thumbprint.
-    pub signing_thumbprint: Vec<u8>,
-    /// The trust anchor's signature over its PEM.
-    pub signing_operator_signature: String,
+row! {
+    /// What an auditor may see of one upload (spec §5.7.2).
+    #[derive(Clone, Debug)]
+    pub struct AuditRow {
+        /// The upload's row.
+        upload_id: i64,
+        /// Who uploaded it.
+        country: String,
+        /// When.
+        uploaded_at: DateTime<Utc>,
+        /// How many keys it has.
+        amount: u32,
+        /// The signature as it was received.
+        batch_signature: String,
+        /// PEM of the certificate that the caller showed.
+        uploader_certificate: String,
+        /// Its thumbprint.
+        uploader_thumbprint: Vec<u8>,
+        /// The trust anchor's signature over its PEM.
+        uploader_operator_signature: String,
+        /// PEM of the certificate that signed the keys.
+        signing_certificate: String,
+        /// Its thumbprint.
+        signing_thumbprint: Vec<u8>,
+        /// The trust anchor's signature over its PEM.
+        signing_operator_signature: String,
+    }
 }
 
 impl Store {
     /// How much waits to be put into a batch; of very many uploads only the first are looked at, and counted.
     pub async fn pending(&self) -> Result<Pending, StoreError> {
+        let sql = format!(
+            "SELECT id, amount FROM upload WHERE batch_id IS NULL AND {NOT_WITHDRAWN} ORDER BY id LIMIT ?"
+        );
         self.repeat("pending uploads", || async {
-            let waiting: Vec<(i64, i32)> = upload::Entity::find()
-                .select_only()
-                .columns([upload::Column::Id, upload::Column::Amount])
-                .filter(upload::Column::BatchId.is_null())
-                .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
-                .order_by_asc(upload::Column::Id)
-                .limit(PENDING)
-                .into_tuple()
-                .all(&self.db)
-                .await?;
-            let oldest: Option<NaiveDateTime> = match waiting.first() {
+            let waiting: Vec<(i64, u32)> = self.db.rows(&sql, values![PENDING]).await?;
+            let oldest = match waiting.first() {
                 // The numbers are given in the order of arrival.
                 Some((id, _)) => {
-                    upload::Entity::find_by_id(*id)
-                        .select_only()
-                        .column(upload::Column::UploadedAt)
-                        .into_tuple()
-                        .one(&self.db)
-                        .await?
+                    self.db.row("SELECT uploaded_at FROM upload WHERE id = ?", values![*id]).await?
                 }
                 None => None,
             };
             Ok(Pending {
                 uploads: waiting.len() as u64,
-                keys: waiting.iter().map(|(_, amount)| u64::from(amount.unsigned_abs())).sum(),
-                oldest: oldest.map(|oldest| oldest.and_utc()),
+                keys: waiting.iter().map(|(_, amount)| u64::from(*amount)).sum(),
+                oldest,
             })
         })
         .await
@@ -157,111 +154,26 @@ impl Store {
 
     /// The newest batch that was ever formed and is still recorded.
     pub async fn newest_batch(&self) -> Result<Option<ObjectId>, StoreError> {
-        self.repeat("newest batch", || async {
-            let newest: Option<Vec<u8>> = batch::Entity::find()
-                .select_only()
-                .column(batch::Column::Id)
-                .order_by_desc(batch::Column::Id)
-                .into_tuple()
-                .one(&self.db)
-                .await?;
-            newest.map(|id| parse_id(&id)).transpose()
-        })
-        .await
+        self.row("newest batch", NEWEST_BATCH, values![]).await
     }
 
     /// Puts the oldest waiting uploads into the next batch, or says `None` when there is nothing (or no full
     /// batch) to form. Uploads are taken whole and in the order in which they were stored; all in a batch have
     /// the same major version. Neither the ObjectId nor the day ever goes back, whatever the clock does.
     pub async fn form_batch(&self, lease: &Lease, how: Formation) -> Result<Option<BatchRecord>, StoreError> {
-        self.repeat("form batch", || async {
-            let tx = self.begin().await?;
-            self.fence(&tx, lease).await?;
-            let waiting: Vec<(i64, String, i32, i64, i16)> = upload::Entity::find()
-                .select_only()
-                .columns([
-                    upload::Column::Id,
-                    upload::Column::Country,
-                    upload::Column::Amount,
-                    upload::Column::PayloadBytes,
-                    upload::Column::FormatMajor,
-                ])
-                .filter(upload::Column::BatchId.is_null())
-                .filter(upload::Column::Id.not_in_subquery(withdrawn_ids()))
-                .filter(self.journaled_only())
-                .order_by_asc(upload::Column::Id)
-                // An upload has at least one key, so more cannot fit; one further tells whether the batch is full.
-                .limit(how.max_keys + 1)
-                .into_tuple()
-                .all(&tx)
-                .await?;
-            let Some(&(.., format_major)) = waiting.first() else {
-                tx.rollback().await?;
-                return Ok(None);
+        self.tx("form batch", |mut tx| async move {
+            tx.fence(lease).await?;
+            let Some((format_major, uploads)) = tx.uploads_for_batch(how).await? else {
+                return Ok(tx.discard(None));
             };
-            let (mut keys, mut bytes) = (0, 0);
-            let mut full = false;
-            let mut uploads = Vec::new();
-            for (id, country, amount, payload_bytes, _) in
-                waiting.iter().filter(|(.., major)| *major == format_major)
-            {
-                let amount = *amount as u32;
-                let fits = keys + u64::from(amount) <= how.max_keys && bytes + payload_bytes <= MAX_BYTES;
-                if !uploads.is_empty() && !fits {
-                    full = true;
-                    break;
-                }
-                keys += u64::from(amount);
-                bytes += payload_bytes;
-                uploads.push(BatchUpload { id: *id, country: parse_country(country)?, amount });
-            }
-            if how.only_full && !full && keys < how.max_keys {
-                tx.rollback().await?;
-                return Ok(None);
-            }
-            let last = batch::Entity::find().order_by_desc(batch::Column::Id).one(&tx).await?;
-            let last_id = last.as_ref().map(|last| parse_id(&last.id)).transpose()?;
-            let today = how.now.date_naive();
-            let (day, sequence) = match &last {
-                Some(last) if last.day >= today => (last.day, last.sequence + 1),
-                _ => (today, 1),
-            };
-            let id = ObjectId::next(last_id, how.now, rand::random());
-            let row = batch::ActiveModel {
-                id: Set(id.as_bytes().to_vec()),
-                day: Set(day),
-                sequence: Set(sequence),
-                format_major: Set(format_major),
-                amount: Set(keys as i32),
-                formed_at: Set(how.now.naive_utc()),
-            };
-            batch::Entity::insert(row).exec_without_returning(&tx).await?;
-            let marked = upload::Entity::update_many()
-                .col_expr(upload::Column::BatchId, Expr::value(id.as_bytes().to_vec()))
-                .filter(upload::Column::Id.is_in(uploads.iter().map(|upload| upload.id)))
-                .filter(upload::Column::BatchId.is_null())
-                .exec(&tx)
-                .await?;
-            if marked.rows_affected != uploads.len() as u64 {
-                return Err(Failure::Transient("an upload went away while its batch was formed".into()));
-            }
+            let batch = tx.insert_batch(how.now, format_major, uploads).await?;
             if self.journal {
-                let pending = self.statement(journal::PENDING_BATCH, [id.as_bytes().to_vec().into()]);
-                tx.execute_raw(pending).await?;
-                self.journal_old_uploads(&tx, id, day).await?;
+                tx.await_journal(journal::PENDING_BATCH, batch.id).await?;
+                tx.journal_old_uploads(batch.id, batch.day).await?;
             }
-            self.queue_notifications(&tx, id).await?;
-            let countries = uploads.iter().map(|upload| upload.country);
-            tx.execute_unprepared(&self.count_batch(day, countries)).await?;
-            tx.commit().await?;
-            Ok(Some(BatchRecord {
-                id,
-                day,
-                sequence: sequence as u32,
-                format_major: format_major as u16,
-                uploads,
-                withdrawn: 0,
-            }))
+            tx.queue_notifications(batch.id).await?;
+            tx.count_batch(batch.day, batch.uploads.iter().map(|upload| upload.country)).await?;
+            Ok(tx.commit(Some(batch)))
         })
         .await
     }
@@ -274,39 +186,26 @@ impl Store {
         since: NaiveDate,
     ) -> Result<ChainPage, StoreError> {
         self.repeat("read chain", || async {
-            let after = after.map_or(vec![0; 12], |id| id.as_bytes().to_vec());
-            let (Some(end), mut is_last) = self.end_of_page(&after, since).await? else {
+            let after = after.unwrap_or(BEFORE_ALL);
+            let (Some(end), mut is_last) = self.end_of_page(after, since).await? else {
                 return Ok(ChainPage { batches: Vec::new(), is_last: true });
             };
             // In one statement, so that a batch is never seen without its uploads, whichever server answers.
-            let rows = self
-                .db
-                .query_all_raw(self.statement(
-                    "SELECT b.id AS id, b.day AS day, b.sequence AS sequence, b.format_major AS format_major, \
-                     u.id AS upload_id, u.country AS country, u.amount AS amount, w.upload_id AS withdrawn \
-                     FROM batch b LEFT JOIN upload u ON u.batch_id = b.id \
-                     LEFT JOIN withdrawal w ON w.upload_id = u.id \
-                     WHERE b.id > ? AND b.id <= ? AND b.day >= ? ORDER BY b.id, u.id",
-                    [after.into(), end.into(), since.into()],
-                ))
-                .await?;
+            let sql = "SELECT b.id, b.day, b.sequence, b.format_major, u.id, u.country, u.amount, w.upload_id \
+                       FROM batch b LEFT JOIN upload u ON u.batch_id = b.id \
+                       LEFT JOIN withdrawal w ON w.upload_id = u.id \
+                       WHERE b.id > ? AND b.id <= ? AND b.day >= ? ORDER BY b.id, u.id";
+            let rows: Vec<ChainRow> = self.db.rows(sql, values![after, end, since]).await?;
             let mut batches: Vec<BatchRecord> = Vec::new();
-            for row in &rows {
-                let id = parse_id(&row.try_get::<Vec<u8>>("", "id")?)?;
-                if batches.last().is_none_or(|last| last.id != id) {
-                    batches.push(batch_of(id, row)?);
+            for ChainRow { batch, upload, withdrawn } in rows {
+                if batches.last().is_none_or(|last| last.id != batch.id) {
+                    batches.push(batch);
                 }
-                let withdrawn: Option<i64> = row.try_get("", "withdrawn")?;
-                if let (Some(batch), Some(upload_id)) = (batches.last_mut(), row.try_get("", "upload_id")?) {
-                    if withdrawn.is_some() {
-                        batch.withdrawn += 1;
-                        continue;
+                if let (Some(batch), Some(upload)) = (batches.last_mut(), upload) {
+                    match withdrawn {
+                        true => batch.withdrawn += 1,
+                        false => batch.uploads.push(upload),
                     }
-                    batch.uploads.push(BatchUpload {
-                        id: upload_id,
-                        country: parse_country(&row.try_get::<String>("", "country")?)?,
-                        amount: row.try_get::<i32>("", "amount")? as u32,
-                    });
                 }
             }
             // Asked after the batches, so that none that is held slips through.
@@ -324,21 +223,17 @@ impl Store {
 
     /// Where a page of [`Self::batches_after`] ends, and whether it is the last one. An upload has at least one key, so
     /// the amounts say how many uploads there are at most.
-    async fn end_of_page(&self, after: &[u8], since: NaiveDate) -> Result<(Option<Vec<u8>>, bool), Failure> {
-        let batches: Vec<(Vec<u8>, i32)> = batch::Entity::find()
-            .select_only()
-            .columns([batch::Column::Id, batch::Column::Amount])
-            .filter(batch::Column::Id.gt(after))
-            .filter(batch::Column::Day.gte(since))
-            .order_by_asc(batch::Column::Id)
-            .limit(PAGE_BATCHES)
-            .into_tuple()
-            .all(&self.db)
-            .await?;
+    async fn end_of_page(
+        &self,
+        after: ObjectId,
+        since: NaiveDate,
+    ) -> Result<(Option<ObjectId>, bool), Failure> {
+        let sql = "SELECT id, amount FROM batch WHERE id > ? AND day >= ? ORDER BY id LIMIT ?";
+        let batches: Vec<(ObjectId, u32)> = self.db.rows(sql, values![after, since, PAGE_BATCHES]).await?;
         let is_last = (batches.len() as u64) < PAGE_BATCHES;
-        let (mut end, mut amount) = (None, 0_i64);
+        let (mut end, mut amount) = (None, 0);
         for (id, keys) in batches {
-            amount += i64::from(keys);
+            amount += u64::from(keys);
             if end.is_some() && amount > PAGE_UPLOADS {
                 return Ok((end, false));
             }
@@ -349,58 +244,101 @@ impl Store {
 
     /// What an auditor may see of a batch, in the order of its keys (spec §5.7.2).
     pub async fn audit_rows(&self, batch: ObjectId) -> Result<Vec<AuditRow>, StoreError> {
-        self.repeat("audit", || async {
-            let rows = self
-                .db
-                .query_all_raw(self.statement(
-                    "SELECT u.id AS upload_id, u.country AS country, u.uploaded_at AS uploaded_at, u.amount AS amount, \
-                     u.batch_signature AS batch_signature, a.pem AS a_pem, a.thumbprint AS a_thumbprint, \
-                     a.operator_signature AS a_signature, s.pem AS s_pem, s.thumbprint AS s_thumbprint, \
-                     s.operator_signature AS s_signature \
-                     FROM upload u JOIN certificate a ON a.id = u.uploader_certificate_id \
-                     JOIN certificate s ON s.id = u.signing_certificate_id WHERE u.batch_id = ? ORDER BY u.id",
-                    [batch.as_bytes().to_vec().into()],
-                ))
-                .await?;
-            rows.iter().map(audit_row).collect()
-        })
-        .await
+        let sql = "SELECT u.id, u.country, u.uploaded_at, u.amount, u.batch_signature, \
+                   a.pem, a.thumbprint, a.operator_signature, s.pem, s.thumbprint, s.operator_signature \
+                   FROM upload u JOIN certificate a ON a.id = u.uploader_certificate_id \
+                   JOIN certificate s ON s.id = u.signing_certificate_id WHERE u.batch_id = ? ORDER BY u.id";
+        self.rows("audit", sql, values![batch]).await
     }
 }
 
-fn batch_of(id: ObjectId, row: &QueryResult) -> Result<BatchRecord, Failure> {
-    Ok(BatchRecord {
-        id,
-        day: row.try_get("", "day")?,
-        sequence: row.try_get::<i32>("", "sequence")? as u32,
-        format_major: row.try_get::<i16>("", "format_major")? as u16,
-        uploads: Vec::new(),
-        withdrawn: 0,
-    })
+impl Tx<'_> {
+    /// The oldest waiting uploads that are to form a batch, and their major version; none when there are none, or not
+    /// enough.
+    async fn uploads_for_batch(
+        &mut self,
+        how: Formation,
+    ) -> Result<Option<(u16, Vec<BatchUpload>)>, Failure> {
+        let sql = format!(
+            "SELECT id, country, amount, payload_bytes, format_major FROM upload \
+             WHERE batch_id IS NULL AND {NOT_WITHDRAWN}{} ORDER BY id LIMIT ?",
+            self.store.journaled_only()
+        );
+        // An upload has at least one key, so more cannot fit; one further tells whether the batch is full.
+        let waiting: Vec<(i64, Country, u32, u64, u16)> = self.rows(&sql, values![how.max_keys + 1]).await?;
+        let Some(&(.., format_major)) = waiting.first() else { return Ok(None) };
+        let (mut keys, mut bytes) = (0, 0);
+        let mut full = false;
+        let mut uploads = Vec::new();
+        for (id, country, amount, payload_bytes, _) in
+            waiting.into_iter().filter(|(.., major)| *major == format_major)
+        {
+            let fits = keys + u64::from(amount) <= how.max_keys && bytes + payload_bytes <= MAX_BYTES;
+            if !uploads.is_empty() && !fits {
+                full = true;
+                break;
+            }
+            keys += u64::from(amount);
+            bytes += payload_bytes;
+            uploads.push(BatchUpload { id, country, amount });
+        }
+        let wanted = full || keys >= how.max_keys || !how.only_full;
+        Ok(wanted.then_some((format_major, uploads)))
+    }
+
+    /// Inserts the next batch, and puts these uploads into it.
+    async fn insert_batch(
+        &mut self,
+        now: DateTime<Utc>,
+        format_major: u16,
+        uploads: Vec<BatchUpload>,
+    ) -> Result<BatchRecord, Failure> {
+        let sql = "SELECT id, day, sequence FROM batch ORDER BY id DESC LIMIT 1";
+        let last: Option<(ObjectId, NaiveDate, u32)> = self.row(sql, values![]).await?;
+        let today = now.date_naive();
+        let (day, sequence) = match last {
+            Some((_, day, sequence)) if day >= today => (day, sequence + 1),
+            _ => (today, 1),
+        };
+        let id = ObjectId::next(last.map(|(id, ..)| id), now, rand::random());
+        let batch = BatchRecord { id, day, sequence, format_major, uploads, withdrawn: 0 };
+        let row = PendingBatch {
+            id,
+            day,
+            sequence,
+            format_major,
+            amount: batch.amount() as u32,
+            formed_at: now,
+            uploads: Vec::new(),
+        };
+        self.insert_all([row].into_iter()).await?;
+        let sql = format!(
+            "UPDATE upload SET batch_id = ? WHERE id IN ({}) AND batch_id IS NULL",
+            sql::placeholders(batch.uploads.len())
+        );
+        let ids = batch.uploads.iter().map(|upload| upload.id.bind());
+        let marked = self.run(&sql, std::iter::once(id.bind()).chain(ids).collect()).await?;
+        if marked != batch.uploads.len() as u64 {
+            return Err(Failure::Transient("an upload was deleted while its batch was formed".into()));
+        }
+        Ok(batch)
+    }
 }
 
-fn audit_row(row: &QueryResult) -> Result<AuditRow, Failure> {
-    Ok(AuditRow {
-        upload_id: row.try_get("", "upload_id")?,
-        country: row.try_get("", "country")?,
-        uploaded_at: row.try_get::<chrono::NaiveDateTime>("", "uploaded_at")?.and_utc(),
-        amount: row.try_get::<i32>("", "amount")? as u32,
-        batch_signature: row.try_get("", "batch_signature")?,
-        uploader_certificate: row.try_get("", "a_pem")?,
-        uploader_thumbprint: row.try_get("", "a_thumbprint")?,
-        uploader_operator_signature: row.try_get("", "a_signature")?,
-        signing_certificate: row.try_get("", "s_pem")?,
-        signing_thumbprint: row.try_get("", "s_thumbprint")?,
-        signing_operator_signature: row.try_get("", "s_signature")?,
-    })
+/// A batch with one of its uploads.
+struct ChainRow {
+    batch: BatchRecord,
+    upload: Option<BatchUpload>,
+    withdrawn: bool,
 }
 
-pub(super) fn parse_id(bytes: &[u8]) -> Result<ObjectId, Failure> {
-    let bytes = bytes.try_into().map_err(|_| Failure::Permanent("a batch's id has not 12 bytes".into()))?;
-    Ok(ObjectId::from_bytes(bytes))
-}
-
-pub(super) fn parse_country(text: &str) -> Result<Country, Failure> {
-    Country::new(text)
-        .map_err(|_| Failure::Permanent("an upload's country is not two capital letters".into()))
+impl Row for ChainRow {
+    fn read(cells: &mut Cells) -> Result<Self, Failure> {
+        let batch = BatchRecord::read(cells)?;
+        let upload = match cells.next()? {
+            Some(id) => Some(BatchUpload { id, country: cells.next()?, amount: cells.next()? }),
+            None => return Ok(Self { batch, upload: None, withdrawn: false }),
+        };
+        Ok(Self { batch, upload, withdrawn: cells.next::<Option<i64>>()?.is_some() })
+    }
 }

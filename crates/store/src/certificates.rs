@@ -1,12 +1,15 @@
 //! Certificates of participants (spec §6.1.3).
 
 use chrono::{DateTime, Utc};
-use efgs_protocol::certificate::{CertificateType, Thumbprint};
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
-
 use efgs_intake::StoredCertificate;
+use efgs_protocol::certificate::{CertificateType, Thumbprint};
 
-use super::{Store, StoreError, entity::certificate, error::Failure};
+use super::{
+    Store, StoreError,
+    row::{Bind, Table, row, values},
+    sql,
+    tx::{Queries, unless_taken},
+};
 
 /// A certificate to import; its signatures have been verified.
 #[derive(Clone, Debug)]
@@ -46,12 +49,7 @@ pub enum Imported {
 impl Store {
     /// All certificates, oldest first, revoked ones too.
     pub async fn certificates(&self) -> Result<Vec<StoredCertificate>, StoreError> {
-        self.repeat("list certificates", || async {
-            let rows =
-                certificate::Entity::find().order_by_asc(certificate::Column::Id).all(&self.db).await?;
-            Ok(rows.into_iter().map(StoredCertificate::from).collect())
-        })
-        .await
+        self.rows("list certificates", &StoredCertificate::select("ORDER BY id"), values![]).await
     }
 
     /// Adds a certificate.
@@ -60,41 +58,39 @@ impl Store {
         new: &NewCertificate,
         now: DateTime<Utc>,
     ) -> Result<Imported, StoreError> {
+        let mut values = StoredCertificate {
+            id: 0,
+            thumbprint: new.thumbprint.as_bytes().to_vec(),
+            kind: new.kind.as_str().to_owned(),
+            country: new.country.clone(),
+            pem: new.pem.clone(),
+            operator_signature: new.operator_signature.clone(),
+            registration_signature: new.registration_signature.clone(),
+            waived: new.waived.clone(),
+            waived_by: new.waived_by.clone(),
+            waived_because: new.waived_because.clone(),
+            imported_at: now,
+            revoked_at: None,
+        }
+        .values();
+        // NULL: the next number.
+        values[0] = None::<i64>.bind();
+        let sql = sql::insert(StoredCertificate::TABLE, StoredCertificate::COLUMNS, 1);
         self.repeat("import certificate", || async {
-            let row = certificate::ActiveModel {
-                thumbprint: Set(new.thumbprint.as_bytes().to_vec()),
-                kind: Set(new.kind.as_str().to_owned()),
-                country: Set(new.country.clone()),
-                pem: Set(new.pem.clone()),
-                operator_signature: Set(new.operator_signature.clone()),
-                registration_signature: Set(new.registration_signature.clone()),
-                waived: Set(new.waived.clone()),
-                waived_by: Set(new.waived_by.clone()),
-                waived_because: Set(new.waived_because.clone()),
-                imported_at: Set(now.naive_utc()),
-                revoked_at: Set(None),
-                ..Default::default()
-            };
-            match row.insert(&self.db).await.map_err(Failure::from) {
-                Ok(_) => Ok(Imported::New),
-                Err(Failure::Duplicate) => Ok(Imported::AlreadyThere),
-                Err(other) => Err(other),
-            }
+            Ok(match unless_taken(self.db.run(&sql, values.clone()).await)? {
+                Some(_) => Imported::New,
+                None => Imported::AlreadyThere,
+            })
         })
         .await
     }
 
     /// Writes the columns of a certificate that is there and not revoked anew, if any of them differs.
     pub async fn renew_certificate(&self, new: &NewCertificate) -> Result<bool, StoreError> {
-        use certificate::Column;
+        let sql = StoredCertificate::select("WHERE thumbprint = ? AND type = ? AND revoked_at IS NULL");
         self.repeat("renew certificate", || async {
-            let there = certificate::Entity::find()
-                .filter(Column::Thumbprint.eq(new.thumbprint.as_bytes().to_vec()))
-                .filter(Column::Kind.eq(new.kind.as_str()))
-                .filter(Column::RevokedAt.is_null())
-                .one(&self.db)
-                .await?;
-            let Some(there) = there else { return Ok(false) };
+            let there = self.db.row(&sql, values![new.thumbprint, new.kind.as_str()]).await?;
+            let Some::<StoredCertificate>(there) = there else { return Ok(false) };
             let same = there.country == new.country
                 && there.pem == new.pem
                 && there.operator_signature == new.operator_signature
@@ -102,18 +98,19 @@ impl Store {
             if same {
                 return Ok(false);
             }
-            let row = certificate::ActiveModel {
-                id: Set(there.id),
-                country: Set(new.country.clone()),
-                pem: Set(new.pem.clone()),
-                operator_signature: Set(new.operator_signature.clone()),
-                registration_signature: Set(new.registration_signature.clone()),
-                waived: Set(new.waived.clone()),
-                waived_by: Set(new.waived_by.clone()),
-                waived_because: Set(new.waived_because.clone()),
-                ..Default::default()
-            };
-            certificate::Entity::update(row).exec(&self.db).await?;
+            let sql = "UPDATE certificate SET country = ?, pem = ?, operator_signature = ?, \
+                       registration_signature = ?, waived = ?, waived_by = ?, waived_because = ? WHERE id = ?";
+            let values = values![
+                &*new.country,
+                &*new.pem,
+                &*new.operator_signature,
+                &*new.registration_signature,
+                &*new.waived,
+                &*new.waived_by,
+                &*new.waived_because,
+                there.id,
+            ];
+            self.db.run(sql, values).await?;
             Ok(true)
         })
         .await
@@ -125,34 +122,24 @@ impl Store {
         thumbprint: Thumbprint,
         now: DateTime<Utc>,
     ) -> Result<u64, StoreError> {
-        self.repeat("revoke certificate", || async {
-            let result = certificate::Entity::update_many()
-                .col_expr(certificate::Column::RevokedAt, sea_orm::sea_query::Expr::value(now.naive_utc()))
-                .filter(certificate::Column::Thumbprint.eq(thumbprint.as_bytes().to_vec()))
-                .filter(certificate::Column::RevokedAt.is_null())
-                .exec(&self.db)
-                .await?;
-            Ok(result.rows_affected)
-        })
-        .await
+        let sql = "UPDATE certificate SET revoked_at = ? WHERE thumbprint = ? AND revoked_at IS NULL";
+        self.run("revoke certificate", sql, values![now, thumbprint]).await
     }
 }
 
-impl From<certificate::Model> for StoredCertificate {
-    fn from(row: certificate::Model) -> Self {
-        Self {
-            id: row.id,
-            thumbprint: row.thumbprint,
-            kind: row.kind,
-            country: row.country,
-            pem: row.pem,
-            operator_signature: row.operator_signature,
-            registration_signature: row.registration_signature,
-            waived: row.waived,
-            waived_by: row.waived_by,
-            waived_because: row.waived_because,
-            imported_at: row.imported_at.and_utc(),
-            revoked_at: row.revoked_at.map(|t| t.and_utc()),
-        }
+row! {
+    impl StoredCertificate in "certificate" {
+        id: i64,
+        thumbprint: Vec<u8>,
+        kind: String = "type",
+        country: String,
+        pem: String,
+        operator_signature: String,
+        registration_signature: String,
+        waived: String,
+        waived_by: String,
+        waived_because: String,
+        imported_at: DateTime<Utc>,
+        revoked_at: Option<DateTime<Utc>>,
     }
 }

@@ -13,11 +13,17 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::{ConnectionTrait, Statement, Value};
+use sea_orm::Value;
 
 use efgs_kit::health::LEASE_TERM;
 
-use super::{Store, StoreError, error::Failure, sql};
+use super::{
+    Store, StoreError,
+    error::Failure,
+    row::values,
+    sql,
+    tx::{Queries, Tx},
+};
 
 /// The jobs that only one instance does at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +93,8 @@ impl Drop for Name {
 
 impl Lease {
     /// What proves it: the values of `name = ? AND owner = ? AND token = ?`.
-    fn key(&self) -> [Value; 3] {
-        [self.owner.job.name().into(), self.owner.text.as_str().into(), self.token.into()]
+    fn key(&self) -> Vec<Value> {
+        values![self.owner.job.name(), self.owner.text.as_str(), self.token]
     }
 }
 
@@ -99,28 +105,16 @@ impl Store {
         let name = owner.text.as_str();
         let token = self
             .repeat("acquire lease", || async {
-                let now = sql::now_ms(self.backend());
-                let taken = self
-                    .db
-                    .execute_raw(self.statement(
-                        &format!(
-                            "UPDATE job SET owner = ?, token = token + 1, expires_at = {now} + ? \
-                             WHERE name = ? AND (owner IS NULL OR owner = ? OR expires_at <= {now})"
-                        ),
-                        [name.into(), term_ms(), job.name().into(), name.into()],
-                    ))
-                    .await?;
-                if taken.rows_affected() == 0 {
+                let sql = format!(
+                    "UPDATE job SET owner = ?, token = token + 1, expires_at = {now} + ? \
+                     WHERE name = ? AND (owner IS NULL OR owner = ? OR expires_at <= {now})",
+                    now = sql::now_ms(self.backend())
+                );
+                if self.db.run(&sql, values![name, LEASE_TERM, job.name(), name]).await? == 0 {
                     return Ok(None);
                 }
-                let row = self
-                    .db
-                    .query_one_raw(self.statement(
-                        "SELECT token FROM job WHERE name = ? AND owner = ?",
-                        [job.name().into(), name.into()],
-                    ))
-                    .await?;
-                Ok(row.map(|row| row.try_get("", "token")).transpose()?)
+                let sql = "SELECT token FROM job WHERE name = ? AND owner = ?";
+                self.db.row(sql, values![job.name(), name]).await
             })
             .await?;
         Ok(token.map(|token| Lease { owner, token }))
@@ -128,16 +122,9 @@ impl Store {
 
     /// Gives the lease back; another instance can take it at once.
     pub async fn release_lease(&self, lease: Lease) -> Result<(), StoreError> {
-        self.repeat("release lease", || async {
-            self.db
-                .execute_raw(self.statement(
-                    "UPDATE job SET owner = NULL, expires_at = 0 WHERE name = ? AND owner = ? AND token = ?",
-                    lease.key(),
-                ))
-                .await?;
-            Ok(())
-        })
-        .await
+        let sql = "UPDATE job SET owner = NULL, expires_at = 0 WHERE name = ? AND owner = ? AND token = ?";
+        self.run("release lease", sql, lease.key()).await?;
+        Ok(())
     }
 
     /// Whether the job's interval has passed since it was last done, on whichever instance.
@@ -148,57 +135,48 @@ impl Store {
     /// For how long the job has been due without any instance having done it; `None` when it is not due. A job that was
     /// never done is due from now on.
     pub async fn overdue(&self, job: Job) -> Result<Option<Duration>, StoreError> {
-        self.repeat("job due", || async {
-            let now = sql::now_ms(self.backend());
-            let sql = format!(
-                "SELECT CASE due_at WHEN 0 THEN 0 ELSE {now} - due_at END AS overdue FROM job \
-                 WHERE name = ? AND due_at <= {now}"
-            );
-            let row = self.db.query_one_raw(self.statement(&sql, [job.name().into()])).await?;
-            let overdue = row.map(|row| row.try_get::<i64>("", "overdue")).transpose()?;
-            Ok(overdue.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
-        })
-        .await
+        let sql = format!(
+            "SELECT CASE due_at WHEN 0 THEN 0 ELSE {now} - due_at END FROM job WHERE name = ? AND due_at <= {now}",
+            now = sql::now_ms(self.backend())
+        );
+        self.row("job due", &sql, values![job.name()]).await
     }
 
     /// Records that the job has been done, and that it is next due after `interval`.
     pub async fn set_due(&self, lease: &Lease, interval: Duration) -> Result<(), StoreError> {
-        self.repeat("job done", || async {
-            let sql = format!(
-                "UPDATE job SET due_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
-                sql::now_ms(self.backend())
-            );
-            let interval = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX / 2);
-            let values = std::iter::once(interval.into()).chain(lease.key());
-            self.db.execute_raw(self.statement(&sql, values)).await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// First statement of every transaction of a job: proves that the lease still holds and prolongs it. The
-    /// row stays locked until the end of the transaction, so two holders can never write at once.
-    pub(super) async fn fence(&self, on: &impl ConnectionTrait, lease: &Lease) -> Result<(), Failure> {
         let sql = format!(
-            "UPDATE job SET expires_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
+            "UPDATE job SET due_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
             sql::now_ms(self.backend())
         );
-        let values = std::iter::once(term_ms()).chain(lease.key());
-        match on.execute_raw(self.statement(&sql, values)).await?.rows_affected() {
-            0 => Err(Failure::LeaseLost),
-            _ => Ok(()),
-        }
+        self.run("job done", &sql, [values![interval], lease.key()].concat()).await?;
+        Ok(())
+    }
+
+    /// A step of a job that writes nothing to the database itself: proves that its lease still holds, and prolongs it.
+    pub async fn prolong(&self, lease: &Lease) -> Result<(), StoreError> {
+        self.tx("prolong lease", |mut tx| async move {
+            tx.fence(lease).await?;
+            Ok(tx.commit(()))
+        })
+        .await
     }
 
     pub(super) fn backend(&self) -> sea_orm::DatabaseBackend {
         self.db.get_database_backend()
     }
-
-    pub(super) fn statement(&self, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
-        Statement::from_sql_and_values(self.backend(), sql, values)
-    }
 }
 
-fn term_ms() -> Value {
-    i64::try_from(LEASE_TERM.as_millis()).unwrap_or(i64::MAX).into()
+impl Tx<'_> {
+    /// First step of every transaction of a job: proves that the lease still holds and prolongs it. The row stays
+    /// locked until the end of the transaction, so two holders can never write at once.
+    pub(super) async fn fence(&mut self, lease: &Lease) -> Result<(), Failure> {
+        let sql = format!(
+            "UPDATE job SET expires_at = {} + ? WHERE name = ? AND owner = ? AND token = ?",
+            sql::now_ms(self.store.backend())
+        );
+        match self.run(&sql, [values![LEASE_TERM], lease.key()].concat()).await? {
+            0 => Err(Failure::LeaseLost),
+            _ => Ok(()),
+        }
+    }
 }

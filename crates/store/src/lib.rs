@@ -1,9 +1,16 @@
 //! The only place that knows SQL.
 //!
-//! It speaks in types of the protocol and the domain; entities, drivers and their errors stay inside. Two
-//! drivers share the work: `sea-orm` holds the schema, the entities and the ordinary reads and writes on both
-//! databases; `mysql_async` is the bulk path on MySQL and MariaDB (`bulk.rs`): an upload's transaction and
-//! reading payloads. SQLite takes the same steps through `sea-orm`.
+//! It speaks in types of the protocol and the domain; drivers and their errors stay inside. There is one idiom for
+//! queries: SQL text with `?` for each value, the same text for all databases. `values!` binds the values, a [`row::Row`]
+//! reads what is returned. What a table's columns are is said once, by `row!`, beside the table's queries. What the
+//! databases say differently is in `sql`.
+//!
+//! Two drivers carry it out. `sea-orm` holds the schema's steps, the pools, the transactions and all ordinary reads and
+//! writes. `mysql_async` is the bulk path on MySQL and MariaDB (`bulk`): the transaction of an upload, reading payloads,
+//! and the access log, whose transaction is one text of literals in one round trip. On SQLite, `sea-orm` carries out the
+//! same steps.
+//!
+//! [`Store::tx`] composes a transaction of steps, which are methods of [`tx::Tx`].
 //!
 //! Every operation has a name and a deadline and is repeated here, and only here, when the database says that
 //! repeating helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
@@ -18,9 +25,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use efgs_migrations::{Migrator, MigratorTrait};
 use rand::RngExt;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionOptions, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
 use tokio::{sync::Semaphore, time::Instant};
 use tracing::{Instrument as _, Span, field::Empty, trace_span};
 
@@ -37,7 +42,6 @@ mod callback_queue;
 mod callbacks;
 mod certificates;
 mod connect;
-mod entity;
 mod error;
 mod expiry;
 mod journal;
@@ -48,8 +52,10 @@ mod pool;
 mod quota;
 mod restore;
 mod rotation;
+mod row;
 mod sql;
 mod statistics;
+mod tx;
 mod uploads;
 mod withdrawals;
 
@@ -57,13 +63,13 @@ pub use access_log::{RecordFilter, StoredRecord};
 pub use access_log_head::{Appended, Place, StoredStatement};
 pub use batches::{AuditRow, BatchRecord, BatchUpload, ChainPage, Formation, Pending};
 pub use callback_queue::{
-    CallbackBacklog, CallbackLease, Counted, DueSubscription, FailedCall, Notification,
+    CallbackBacklog, CallbackLease, CountedCall, DueSubscription, FailedCall, Notification,
 };
 pub use callbacks::{Put, Subscription, SubscriptionState};
 pub use certificates::{Imported, NewCertificate};
 pub use error::StoreError;
 pub use expiry::ExpiryStep;
-pub use journal::{JournalUpload, Journaled, PendingBatch, PendingWithdrawal};
+pub use journal::{Journaled, PendingBatch, PendingWithdrawal};
 pub use lease::{Job, Lease};
 pub use overview::{Ending, Hour, KnownInstance};
 pub use participants::Traffic;
@@ -71,10 +77,11 @@ pub use pool::PoolState;
 pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
-pub use uploads::{StoredPayload, UploadOutcome};
+pub use uploads::{JournalUpload, StoredPayload, UploadOutcome};
 pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
 
 use error::Failure;
+use tx::Queries;
 
 /// The longest that bringing the schema up to date may take.
 const MIGRATION: Duration = Duration::from_secs(24 * 3600);
@@ -157,12 +164,10 @@ impl Store {
     /// The names of the steps that have been carried out; asking for them needs no right but to read.
     async fn done_steps(&self) -> Result<Vec<String>, Failure> {
         // The migrator's own question would make its table.
-        let asked = self.statement("SELECT version FROM seaql_migrations", []);
-        match self.db.query_all_raw(asked).await.map_err(Failure::from) {
-            Ok(rows) => Ok(rows.iter().map(|row| row.try_get("", "version")).collect::<Result<_, _>>()?),
+        match self.db.rows("SELECT version FROM seaql_migrations", vec![]).await {
             // There is no table of them yet.
             Err(Failure::Schema(_)) => Ok(Vec::new()),
-            Err(failure) => Err(failure),
+            done => done,
         }
     }
 
@@ -269,16 +274,5 @@ impl Store {
             bulk::Bulk::MySql { .. } => "mysql",
             bulk::Bulk::Sqlite => "sqlite",
         }
-    }
-
-    /// Begins a transaction that may write. SQLite takes its write lock at once: a transaction that begins
-    /// with a read and then writes could be refused half-way.
-    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
-        self.db
-            .begin_with_options(TransactionOptions {
-                sqlite_transaction_mode: Some(sea_orm::SqliteTransactionMode::Immediate),
-                ..Default::default()
-            })
-            .await
     }
 }

@@ -1,10 +1,9 @@
 //! What an operator sees at a glance: instances, jobs, traffic by the hour, last downloads.
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
-use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
-use super::{Store, StoreError, sql};
+use super::{Store, StoreError, row::values, sql, tx::Queries};
 use efgs_kit::instance::Instance;
 
 /// An instance without a sign of life for this long is forgotten.
@@ -55,54 +54,36 @@ const NEWEST: i64 = 20_000;
 impl Store {
     /// How uploads and requests that failed ended since `since`, on every instance, the newest first.
     pub async fn endings(&self, since: DateTime<Utc>) -> Result<Vec<Ending>, StoreError> {
-        self.repeat("endings", || async {
-            let sql = "SELECT at, country, operation, status, error FROM \
-                       (SELECT at, country, operation, status, error FROM access_log WHERE at >= ? \
-                       ORDER BY at DESC LIMIT ?) newest \
-                       WHERE operation = 'upload' OR status >= 500 ORDER BY at DESC";
-            let values = [since.timestamp_micros().into(), NEWEST.into()];
-            let mut endings = Vec::new();
-            for row in self.db.query_all_raw(self.statement(sql, values)).await? {
-                let at: i64 = row.try_get("", "at")?;
-                let status: i16 = row.try_get("", "status")?;
-                endings.push(Ending {
-                    at: DateTime::from_timestamp_micros(at).unwrap_or_default(),
-                    country: row.try_get("", "country")?,
-                    upload: row.try_get::<String>("", "operation")? == "upload",
-                    status: status.unsigned_abs(),
-                    error: row.try_get("", "error")?,
-                });
-            }
-            Ok(endings)
-        })
-        .await
+        let sql = "SELECT at, country, operation, status, error FROM \
+                   (SELECT at, country, operation, status, error FROM access_log WHERE at >= ? \
+                   ORDER BY at DESC LIMIT ?) newest \
+                   WHERE operation = 'upload' OR status >= 500 ORDER BY at DESC";
+        let rows = self.rows("endings", sql, values![since.timestamp_micros(), NEWEST]).await?;
+        let ending = |(at, country, operation, status, error): (i64, _, String, _, _)| Ending {
+            at: DateTime::from_timestamp_micros(at).unwrap_or_default(),
+            country,
+            upload: operation == "upload",
+            status,
+            error,
+        };
+        Ok(rows.into_iter().map(ending).collect())
     }
 
     /// Records that an instance is alive, and forgets those that have been silent for a day.
     pub async fn beat(&self, instance: &Instance) -> Result<(), StoreError> {
         self.repeat("sign of life", || async {
             let now = sql::now_ms(self.backend());
-            let known = self
-                .db
-                .execute_raw(self.statement(
-                    &format!("UPDATE instance SET seen_at = {now} WHERE id = ?"),
-                    [instance.id.as_str().into()],
-                ))
-                .await?;
-            // Counted are found rows on SQLite and through sea-orm on MySQL, so 0 means that there is none.
-            if known.rows_affected() == 0 {
+            let (id, host) = (instance.id.as_str(), instance.host.as_str());
+            let sql = format!("UPDATE instance SET seen_at = {now} WHERE id = ?");
+            // 0 means that there is none, because found rows are counted.
+            if self.db.run(&sql, values![id]).await? == 0 {
                 let sql = format!(
                     "INSERT INTO instance (id, host, version, started_at, seen_at) VALUES (?, ?, ?, {now}, {now})"
                 );
-                let values = [
-                    instance.id.as_str().into(),
-                    instance.host.as_str().into(),
-                    env!("CARGO_PKG_VERSION").into(),
-                ];
-                self.db.execute_raw(self.statement(&sql, values)).await?;
+                self.db.run(&sql, values![id, host, env!("CARGO_PKG_VERSION")]).await?;
             }
             let sql = format!("DELETE FROM instance WHERE seen_at < {now} - ?");
-            self.db.execute_raw(self.statement(&sql, [FORGET_AFTER.num_milliseconds().into()])).await?;
+            self.db.run(&sql, values![FORGET_AFTER.num_milliseconds()]).await?;
             Ok(())
         })
         .await
@@ -110,56 +91,39 @@ impl Store {
 
     /// Forgets an instance that has stopped.
     pub async fn forget_instance(&self, instance: &Instance) -> Result<(), StoreError> {
-        self.repeat("end of an instance", || async {
-            let sql = "DELETE FROM instance WHERE id = ?";
-            self.db.execute_raw(self.statement(sql, [instance.id.as_str().into()])).await?;
-            Ok(())
-        })
-        .await
+        let sql = "DELETE FROM instance WHERE id = ?";
+        self.run("end of an instance", sql, values![instance.id.as_str()]).await?;
+        Ok(())
     }
 
     /// The instances that run, or were killed within the last day, the oldest first.
     pub async fn instances(&self) -> Result<Vec<KnownInstance>, StoreError> {
-        self.repeat("instances", || async {
-            let now = sql::now_ms(self.backend());
-            let sql = format!(
-                "SELECT id, host, version, {now} - started_at AS uptime, {now} - seen_at AS silent FROM instance \
-                 ORDER BY started_at, id"
-            );
-            let rows = self.db.query_all_raw(self.statement(&sql, [])).await?;
-            let known = rows.iter().map(|row| {
-                Ok(KnownInstance {
-                    instance: Instance { id: row.try_get("", "id")?, host: row.try_get("", "host")? },
-                    version: row.try_get("", "version")?,
-                    uptime: TimeDelta::milliseconds(row.try_get("", "uptime")?),
-                    silent: TimeDelta::milliseconds(row.try_get("", "silent")?),
-                })
-            });
-            known.collect()
-        })
-        .await
+        let sql = format!(
+            "SELECT id, host, version, {now} - started_at, {now} - seen_at FROM instance ORDER BY started_at, id",
+            now = sql::now_ms(self.backend())
+        );
+        let rows = self.rows("instances", &sql, values![]).await?;
+        let known = |(id, host, version, uptime, silent)| KnownInstance {
+            instance: Instance { id, host },
+            version,
+            uptime: TimeDelta::milliseconds(uptime),
+            silent: TimeDelta::milliseconds(silent),
+        };
+        Ok(rows.into_iter().map(known).collect())
     }
 
     /// Uploads by the hour since `since`; hours without any are left out.
     pub async fn keys_by_hour(&self, since: DateTime<Utc>) -> Result<Vec<Hour>, StoreError> {
-        self.repeat("keys by hour", || async {
-            let integer = sql::integer(self.backend());
-            let sql = format!(
-                "SELECT SUBSTR(uploaded_at, 1, 13) AS hour, COUNT(*) AS uploads, \
-                 CAST(SUM(amount) AS {integer}) AS amount FROM upload WHERE uploaded_at >= ? GROUP BY hour ORDER BY hour"
-            );
-            let mut hours = Vec::new();
-            for row in self.db.query_all_raw(self.statement(&sql, [since.naive_utc().into()])).await? {
-                let hour: String = row.try_get("", "hour")?;
-                let Ok(at) = NaiveDateTime::parse_from_str(&format!("{hour}:00"), "%Y-%m-%d %H:%M") else { continue };
-                hours.push(Hour {
-                    at: at.and_utc(),
-                    uploads: row.try_get::<i64>("", "uploads")?.unsigned_abs(),
-                    keys: row.try_get::<i64>("", "amount")?.unsigned_abs(),
-                });
-            }
-            Ok(hours)
-        })
-        .await
+        let sql = format!(
+            "SELECT SUBSTR(uploaded_at, 1, 13) AS hour, COUNT(*), CAST(SUM(amount) AS {}) FROM upload \
+             WHERE uploaded_at >= ? GROUP BY hour ORDER BY hour",
+            sql::integer(self.backend())
+        );
+        let rows: Vec<(String, u64, u64)> = self.rows("keys by hour", &sql, values![since]).await?;
+        let hour = |(hour, uploads, keys): (String, _, _)| {
+            let at = NaiveDateTime::parse_from_str(&format!("{hour}:00"), "%Y-%m-%d %H:%M").ok()?;
+            Some(Hour { at: at.and_utc(), uploads, keys })
+        };
+        Ok(rows.into_iter().filter_map(hour).collect())
     }
 }

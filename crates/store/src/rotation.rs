@@ -3,47 +3,41 @@
 //! All payloads of an upload are sealed with one encryption key, which the upload's row names: both are written in one
 //! transaction. So the index on the key's id answers what millions of payloads would.
 
-use sea_orm::{ConnectionTrait, DbErr, QueryResult};
-
-use super::{Lease, Store, StoreError, StoredPayload, error::Failure, sql};
+use super::{
+    Lease, Store, StoreError, StoredPayload,
+    error::Failure,
+    row::{Bind, Table, row, values},
+    sql,
+    tx::{Queries, Tx, unless_taken},
+};
 
 /// Payloads that one statement replaces, and about how many bytes: it must fit a packet of every server, and compares
 /// each row with all of them.
 const ROWS: usize = 250;
 const BYTES: usize = 1 << 20;
 
-/// How much is sealed with one encryption key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyUse {
-    /// The encryption key.
-    pub id: u32,
-    /// Uploads that need it.
-    pub uploads: u64,
-    /// Diagnosis keys in them.
-    pub keys: u64,
+row! {
+    /// How much is sealed with one encryption key.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct KeyUse {
+        /// The encryption key.
+        id: u32,
+        /// Uploads that need it.
+        uploads: u64,
+        /// Diagnosis keys in them.
+        keys: u64,
+    }
 }
 
 impl Store {
     /// How much is sealed with each encryption key, ascending. Looks at each upload in an index.
     pub async fn encryption_keys(&self) -> Result<Vec<KeyUse>, StoreError> {
-        self.repeat("encryption keys", || async {
-            let integer = sql::integer(self.backend());
-            let sql = format!(
-                "SELECT key_id, COUNT(*) AS uploads, CAST(SUM(amount) AS {integer}) AS total FROM upload \
-                 WHERE key_id >= 0 GROUP BY key_id ORDER BY key_id"
-            );
-            let mut found = Vec::new();
-            for row in self.db.query_all_raw(self.statement(&sql, [])).await? {
-                let (uploads, keys): (i64, i64) = (row.try_get("", "uploads")?, row.try_get("", "total")?);
-                found.push(KeyUse {
-                    id: row.try_get::<i64>("", "key_id")? as u32,
-                    uploads: uploads.unsigned_abs(),
-                    keys: keys.unsigned_abs(),
-                });
-            }
-            Ok(found)
-        })
-        .await
+        let sql = format!(
+            "SELECT key_id, COUNT(*), CAST(SUM(amount) AS {}) FROM upload WHERE key_id >= 0 \
+             GROUP BY key_id ORDER BY key_id",
+            sql::integer(self.backend())
+        );
+        self.rows("encryption keys", &sql, values![]).await
     }
 
     /// Which encryption keys the stored payloads need, ascending. One look-up for each, however much is stored.
@@ -54,11 +48,8 @@ impl Store {
     async fn find_keys_in_use(&self) -> Result<Vec<u32>, Failure> {
         let (mut found, mut last) = (Vec::new(), -1_i64);
         loop {
-            let sql = "SELECT MIN(key_id) AS next FROM upload WHERE key_id > ?";
-            let row = self.db.query_one_raw(self.statement(sql, [last.into()])).await?;
-            let Some(next) = row.map(|row| row.try_get("", "next")).transpose()?.flatten() else {
-                return Ok(found);
-            };
+            let sql = "SELECT MIN(key_id) FROM upload WHERE key_id > ?";
+            let Some(next) = self.db.row(sql, values![last]).await?.flatten() else { return Ok(found) };
             last = next;
             found.push(last as u32);
         }
@@ -66,45 +57,25 @@ impl Store {
 
     /// The mark of each encryption key that a gateway has had.
     pub async fn key_marks(&self) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
-        self.repeat("key marks", || async {
-            let rows =
-                self.db.query_all_raw(self.statement("SELECT id, sealed FROM encryption_key", [])).await?;
-            let mark =
-                |row: &QueryResult| Ok((row.try_get::<i64>("", "id")? as u32, row.try_get("", "sealed")?));
-            Ok(rows.iter().map(mark).collect::<Result<_, DbErr>>()?)
-        })
-        .await
+        self.rows("key marks", "SELECT id, sealed FROM encryption_key", values![]).await
     }
 
     /// Leaves the mark of a key, unless it has one.
     pub async fn mark_key(&self, id: u32, mark: &[u8]) -> Result<(), StoreError> {
         self.repeat("mark key", || async {
             let sql = "INSERT INTO encryption_key (id, sealed) VALUES (?, ?)";
-            let values = [i64::from(id).into(), mark.to_vec().into()];
-            match self.db.execute_raw(self.statement(sql, values)).await.map_err(Failure::from) {
-                Ok(_) | Err(Failure::Duplicate) => Ok(()),
-                Err(failure) => Err(failure),
-            }
+            unless_taken(self.db.run(sql, values![id, mark]).await)?;
+            Ok(())
         })
         .await
     }
 
     /// A stored payload that is sealed with this encryption key, if there is one.
     pub async fn payload_sealed_with(&self, id: u32) -> Result<Option<StoredPayload>, StoreError> {
-        self.repeat("payload of a key", || async {
-            let sql = "SELECT upload_id, payload_hash, payload FROM diagnosis_key \
-                 WHERE upload_id = (SELECT MAX(id) FROM upload WHERE key_id = ?) ORDER BY position LIMIT 1";
-            let row = self.db.query_one_raw(self.statement(sql, [i64::from(id).into()])).await?;
-            let payload = |row: QueryResult| {
-                Ok::<_, DbErr>(StoredPayload {
-                    upload_id: row.try_get("", "upload_id")?,
-                    payload_hash: row.try_get("", "payload_hash")?,
-                    payload: row.try_get("", "payload")?,
-                })
-            };
-            Ok(row.map(payload).transpose()?)
-        })
-        .await
+        let sql = StoredPayload::select(
+            "WHERE upload_id = (SELECT MAX(id) FROM upload WHERE key_id = ?) ORDER BY position LIMIT 1",
+        );
+        self.row("payload of a key", &sql, values![id]).await
     }
 
     /// The first upload behind `after` that needs another encryption key than `id`. One look-up for each other key:
@@ -113,10 +84,8 @@ impl Store {
         self.repeat("next to rotate", || async {
             let mut first = None;
             for other in self.find_keys_in_use().await?.into_iter().filter(|other| *other != id) {
-                let sql = "SELECT MIN(id) AS first FROM upload WHERE key_id = ? AND id > ?";
-                let values = [i64::from(other).into(), after.into()];
-                let row = self.db.query_one_raw(self.statement(sql, values)).await?;
-                let of_key: Option<i64> = row.map(|row| row.try_get("", "first")).transpose()?.flatten();
+                let sql = "SELECT MIN(id) FROM upload WHERE key_id = ? AND id > ?";
+                let of_key: Option<i64> = self.db.row(sql, values![other, after]).await?.flatten();
                 first = first.into_iter().chain(of_key).min();
             }
             Ok(first)
@@ -135,28 +104,27 @@ impl Store {
     ) -> Result<(), StoreError> {
         let payloads: Vec<_> =
             payloads.iter().map(|new| (new.payload_hash.as_slice(), new.payload.as_slice())).collect();
-        self.repeat("rotate", || async {
-            let tx = self.begin().await?;
-            self.fence(&tx, lease).await?;
-            self.replace_on(&tx, upload, id, &payloads).await?;
-            tx.commit().await?;
-            Ok(())
+        let payloads = &payloads;
+        self.tx("rotate", |mut tx| async move {
+            tx.fence(lease).await?;
+            tx.replace_payloads(upload, id, payloads).await?;
+            Ok(tx.commit(()))
         })
         .await
     }
+}
 
+impl Tx<'_> {
     /// Replaces all payloads of an upload, found by their hashes, in a transaction: a second one of the same upload
     /// waits for it at the upload's row. One statement for many rows, because the locks are held to the end: 5,000 keys
     /// take about 0.2 s.
-    pub(super) async fn replace_on(
-        &self,
-        tx: &impl ConnectionTrait,
+    pub(super) async fn replace_payloads(
+        &mut self,
         upload: i64,
         id: u32,
         payloads: &[(&[u8], &[u8])],
     ) -> Result<(), Failure> {
-        let sql = "UPDATE upload SET key_id = ? WHERE id = ?";
-        tx.execute_raw(self.statement(sql, [i64::from(id).into(), upload.into()])).await?;
+        self.run("UPDATE upload SET key_id = ? WHERE id = ?", values![id, upload]).await?;
         let mut left = payloads;
         while !left.is_empty() {
             let mut bytes = 0;
@@ -172,11 +140,9 @@ impl Store {
                 "WHEN ? THEN ? ".repeat(some.len()),
                 sql::placeholders(some.len())
             );
-            let pairs =
-                some.iter().flat_map(|(hash, payload)| [hash.to_vec().into(), payload.to_vec().into()]);
-            let hashes = some.iter().map(|(hash, _)| hash.to_vec().into());
-            let values: Vec<sea_orm::Value> = pairs.chain([upload.into()]).chain(hashes).collect();
-            tx.execute_raw(self.statement(&sql, values)).await?;
+            let pairs = some.iter().flat_map(|(hash, payload)| [hash.bind(), payload.bind()]);
+            let hashes = some.iter().map(|(hash, _)| hash.bind());
+            self.run(&sql, pairs.chain([upload.bind()]).chain(hashes).collect()).await?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sea_orm::DatabaseBackend;
+use sea_orm::{DatabaseBackend, Value};
 
 /// Milliseconds since 1970 by the clock of the database.
 pub(super) fn now_ms(backend: DatabaseBackend) -> &'static str {
@@ -43,90 +43,75 @@ pub(super) fn mysql_session(limit: Option<Duration>) -> [String; 2] {
     ]
 }
 
-/// `?, ?, …`, `n` times.
+/// What comes between the rows of an INSERT and the assignments for a row that is there already.
+pub(super) fn on_conflict(backend: DatabaseBackend, key: &str) -> String {
+    match backend {
+        DatabaseBackend::Sqlite => format!("ON CONFLICT ({key}) DO UPDATE SET"),
+        _ => "ON DUPLICATE KEY UPDATE".to_owned(),
+    }
+}
+
+/// The value that the INSERT has for a column, in those assignments.
+pub(super) fn inserted(backend: DatabaseBackend, column: &str) -> String {
+    match backend {
+        DatabaseBackend::Sqlite => format!("excluded.{column}"),
+        _ => format!("VALUES({column})"),
+    }
+}
+
+/// The function that returns the greatest of its arguments.
+pub(super) fn greatest(backend: DatabaseBackend) -> &'static str {
+    match backend {
+        DatabaseBackend::Sqlite => "MAX",
+        _ => "GREATEST",
+    }
+}
+
+/// An INSERT that skips rows that are there already.
+pub(super) fn insert_ignore(backend: DatabaseBackend) -> &'static str {
+    match backend {
+        DatabaseBackend::Sqlite => "INSERT OR IGNORE INTO",
+        _ => "INSERT IGNORE INTO",
+    }
+}
+
+/// `?,?,…`, `n` times.
 pub(super) fn placeholders(n: usize) -> String {
-    vec!["?"; n].join(", ")
+    vec!["?"; n].join(",")
 }
 
-/// Writes rows of literals: many rows go to the database as one text, in one round trip and without preparing
-/// a statement for each number of rows. Texts and bytes become hexadecimal digits, so that nothing in them can
-/// be taken for SQL.
-pub(super) struct Literals {
-    text: String,
-    sqlite: bool,
-    rows: usize,
-    values: usize,
+/// An INSERT of `rows` rows, with a placeholder for each value.
+pub(super) fn insert(table: &str, columns: &[&str], rows: usize) -> String {
+    let row = format!("({})", placeholders(columns.len()));
+    format!("INSERT INTO {table} ({}) VALUES {}", columns.join(", "), vec![row; rows].join(","))
 }
 
-impl Literals {
-    pub(super) fn new(backend: DatabaseBackend, head: &str) -> Self {
-        Self { text: head.to_owned(), sqlite: backend == DatabaseBackend::Sqlite, rows: 0, values: 0 }
+/// Replaces the placeholders by literals: many rows go to the database as one text, in one round trip and without
+/// preparing a statement for each number of rows. Texts and bytes become hexadecimal digits, so that nothing in them
+/// can be taken for SQL.
+pub(super) fn inline(backend: DatabaseBackend, sql: &str, values: &[Value]) -> String {
+    let mut pieces = sql.split('?');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for (piece, value) in pieces.zip(values) {
+        text += &literal(backend, value);
+        text += piece;
     }
+    text
+}
 
-    pub(super) fn open_row(&mut self) {
-        self.text += if self.rows == 0 { "(" } else { ",(" };
-        self.rows += 1;
-        self.values = 0;
-    }
-
-    pub(super) fn close_row(&mut self) {
-        self.text.push(')');
-    }
-
-    fn separate(&mut self) {
-        if self.values > 0 {
-            self.text.push(',');
+fn literal(backend: DatabaseBackend, value: &Value) -> String {
+    let bytes = |bytes: &[u8]| format!("x'{}'", efgs_access_log::hex(bytes));
+    match value {
+        Value::BigInt(Some(number)) => number.to_string(),
+        Value::Bytes(Some(value)) => bytes(value),
+        // There, a hexadecimal literal is never a text by itself.
+        Value::String(Some(text)) if backend == DatabaseBackend::Sqlite => {
+            format!("CAST({} AS TEXT)", bytes(text.as_bytes()))
         }
-        self.values += 1;
-    }
-
-    pub(super) fn integer(&mut self, value: i64) {
-        self.separate();
-        self.text += &value.to_string();
-    }
-
-    pub(super) fn bytes(&mut self, value: &[u8]) {
-        self.separate();
-        self.text += "x'";
-        self.text += &efgs_access_log::hex(value);
-        self.text.push('\'');
-    }
-
-    /// Bytes that are hexadecimal digits already; anything else is written as nothing.
-    pub(super) fn hex(&mut self, digits: &str) {
-        self.separate();
-        self.text += "x'";
-        self.text.extend(digits.chars().filter(char::is_ascii_hexdigit));
-        self.text.push('\'');
-    }
-
-    pub(super) fn text(&mut self, value: &str) {
-        if !self.sqlite {
-            return self.bytes(value.as_bytes());
-        }
-        // There a hexadecimal literal is never a text by itself.
-        self.separate();
-        self.text += "CAST(x'";
-        self.text += &efgs_access_log::hex(value.as_bytes());
-        self.text += "' AS TEXT)";
-    }
-
-    pub(super) fn date(&mut self, day: chrono::NaiveDate) {
-        self.separate();
-        self.text += &format!("'{day}'");
-    }
-
-    pub(super) fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
-        match value {
-            Some(value) => write(self, value),
-            None => {
-                self.separate();
-                self.text += "NULL";
-            }
-        }
-    }
-
-    pub(super) fn into_text(self) -> String {
-        self.text
+        Value::String(Some(text)) => bytes(text.as_bytes()),
+        Value::ChronoDate(Some(day)) => format!("'{day}'"),
+        Value::ChronoDateTime(Some(time)) => format!("'{}'", time.format("%F %T%.6f")),
+        // No other kind is ever bound: see `Bind`.
+        _ => "NULL".to_owned(),
     }
 }

@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::country::Country;
-use sea_orm::{ConnectionTrait, DatabaseBackend, Value};
+use sea_orm::DatabaseBackend;
 
 use super::{
-    Store, StoreError,
-    callback_queue::Counted,
+    CountedCall, Store, StoreError,
     error::Failure,
-    sql::{self, Literals},
+    row::{Bind, Cells, Row, values},
+    sql,
+    tx::Tx,
 };
 use efgs_access_log::{Entry, Tally, tallies};
 
 /// Instead of an instance: batches are formed by one at a time.
 const BATCHING: &str = "batching";
+/// Times of which the last one is kept.
+const LAST: [&str; 2] = ["last_upload_at", "last_download_at"];
 
 /// When a country was last served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,56 +41,59 @@ pub(super) fn upsert<'a>(
 /// Adds to the totals of an instance.
 fn add(backend: DatabaseBackend, instance: &str, tallies: BTreeMap<(NaiveDate, String), Tally>) -> String {
     let names = Tally::default().counters().map(|(name, _)| name);
-    let mut sql = Literals::new(
-        backend,
-        &format!(
-            "INSERT INTO statistic (day, country, instance, {}, last_upload_at, last_download_at) VALUES ",
-            names.join(", ")
-        ),
-    );
+    let columns = [&["day", "country", "instance"], &names[..], &LAST].concat();
+    let mut values = Vec::new();
+    let rows = tallies.len();
     for ((day, country), mut tally) in tallies {
-        sql.open_row();
-        sql.date(day);
-        sql.text(&country);
-        sql.text(instance);
-        for (_, counter) in tally.counters() {
-            sql.integer(*counter as i64);
-        }
-        for at in [tally.last_upload_at, tally.last_download_at] {
-            sql.optional(at, |sql, at| sql.integer(at.timestamp_micros()));
-        }
-        sql.close_row();
+        values.extend(values![day, country, instance]);
+        values.extend(tally.counters().map(|(_, counter)| counter.bind()));
+        values.extend(
+            [tally.last_upload_at, tally.last_download_at]
+                .map(|at| at.map(|at| at.timestamp_micros()).bind()),
+        );
     }
-    let sqlite = backend == DatabaseBackend::Sqlite;
-    let new = |name: &str| if sqlite { format!("excluded.{name}") } else { format!("VALUES({name})") };
-    let greatest = if sqlite { "MAX" } else { "GREATEST" };
-    let mut updates = names.map(|name| format!("{name} = statistic.{name} + {}", new(name))).to_vec();
-    for name in ["last_upload_at", "last_download_at"] {
+    let new = |name: &str| sql::inserted(backend, name);
+    let greatest = sql::greatest(backend);
+    let sums = names.iter().map(|name| format!("{name} = statistic.{name} + {}", new(name)));
+    let latest = LAST.iter().map(|name| {
         let new = new(name);
-        updates
-            .push(format!("{name} = COALESCE({greatest}(statistic.{name}, {new}), statistic.{name}, {new})"));
-    }
-    let conflict =
-        if sqlite { "ON CONFLICT (day, country, instance) DO UPDATE SET" } else { "ON DUPLICATE KEY UPDATE" };
-    format!("{} {conflict} {}", sql.into_text(), updates.join(", "))
+        format!("{name} = COALESCE({greatest}(statistic.{name}, {new}), statistic.{name}, {new})")
+    });
+    let sql = format!(
+        "{} {} {}",
+        sql::insert("statistic", &columns, rows),
+        sql::on_conflict(backend, "day, country, instance"),
+        sums.chain(latest).collect::<Vec<_>>().join(", ")
+    );
+    sql::inline(backend, &sql, &values)
 }
 
-impl Store {
-    /// Statement that counts a call to a country.
-    pub(super) fn count_callback(&self, call: Counted<'_>, delivered: bool) -> String {
+impl Tx<'_> {
+    /// Counts a call to a country.
+    pub(super) async fn count_callback(
+        &mut self,
+        call: CountedCall<'_>,
+        delivered: bool,
+    ) -> Result<(), Failure> {
         let one = u64::from(delivered);
         let tally = Tally { callbacks_delivered: one, callbacks_failed: 1 - one, ..Tally::default() };
         let row = (call.at.date_naive(), call.country.to_string());
-        add(self.backend(), call.instance, BTreeMap::from([(row, tally)]))
+        self.run_text(&add(self.store.backend(), call.instance, BTreeMap::from([(row, tally)]))).await
     }
 
-    /// Statement that counts a batch for the countries that have keys in it.
-    pub(super) fn count_batch(&self, day: NaiveDate, countries: impl IntoIterator<Item = Country>) -> String {
+    /// Counts a batch for the countries that have keys in it.
+    pub(super) async fn count_batch(
+        &mut self,
+        day: NaiveDate,
+        countries: impl Iterator<Item = Country>,
+    ) -> Result<(), Failure> {
         let tally = || Tally { batches: 1, ..Tally::default() };
-        let rows = countries.into_iter().map(|country| ((day, country.to_string()), tally())).collect();
-        add(self.backend(), BATCHING, rows)
+        let rows = countries.map(|country| ((day, country.to_string()), tally())).collect();
+        self.run_text(&add(self.store.backend(), BATCHING, rows)).await
     }
+}
 
+impl Store {
     /// The totals of every country and day from `from` to `to`, both included, over all instances.
     pub async fn statistics(
         &self,
@@ -95,53 +101,51 @@ impl Store {
         to: NaiveDate,
         country: Option<&str>,
     ) -> Result<BTreeMap<(NaiveDate, String), Tally>, StoreError> {
-        self.repeat("statistics", || async {
-            let integer = sql::integer(self.backend());
-            let sums = Tally::default()
-                .counters()
-                .map(|(name, _)| format!("CAST(SUM({name}) AS {integer}) AS {name}"));
-            let mut sql = format!(
-                "SELECT day, country, {}, MAX(last_upload_at) AS last_upload_at, \
-                 MAX(last_download_at) AS last_download_at FROM statistic WHERE day >= ? AND day <= ?",
-                sums.join(", ")
-            );
-            let mut values: Vec<Value> = vec![from.into(), to.into()];
-            if let Some(country) = country {
-                sql += " AND country = ?";
-                values.push(country.into());
-            }
-            sql += " GROUP BY day, country ORDER BY day, country";
-            let mut all = BTreeMap::new();
-            for row in self.db.query_all_raw(self.statement(&sql, values)).await? {
-                let mut tally = Tally::default();
-                for (name, counter) in tally.counters() {
-                    *counter = row.try_get::<i64>("", name)? as u64;
-                }
-                tally.last_upload_at = time(row.try_get("", "last_upload_at")?);
-                tally.last_download_at = time(row.try_get("", "last_download_at")?);
-                all.insert((row.try_get("", "day")?, row.try_get("", "country")?), tally);
-            }
-            Ok::<_, Failure>(all)
-        })
-        .await
+        let integer = sql::integer(self.backend());
+        let sums = Tally::default().counters().map(|(name, _)| format!("CAST(SUM({name}) AS {integer})"));
+        let mut sql = format!(
+            "SELECT day, country, {}, MAX(last_upload_at), MAX(last_download_at) FROM statistic \
+             WHERE day >= ? AND day <= ?",
+            sums.join(", ")
+        );
+        let mut values = values![from, to];
+        if let Some(country) = country {
+            sql += " AND country = ?";
+            values.push(country.bind());
+        }
+        sql += " GROUP BY day, country ORDER BY day, country";
+        let rows: Vec<DayTally> = self.rows("statistics", &sql, values).await?;
+        Ok(rows.into_iter().map(|row| (row.key, row.tally)).collect())
     }
 
     /// When each country last uploaded and downloaded.
     pub async fn last_seen(&self) -> Result<BTreeMap<String, LastSeen>, StoreError> {
-        self.repeat("last seen", || async {
-            let sql = "SELECT country, MAX(last_upload_at) AS upload, MAX(last_download_at) AS download \
-                       FROM statistic GROUP BY country";
-            let mut all = BTreeMap::new();
-            for row in self.db.query_all_raw(self.statement(sql, [])).await? {
-                let seen = LastSeen {
-                    upload: time(row.try_get("", "upload")?),
-                    download: time(row.try_get("", "download")?),
-                };
-                all.insert(row.try_get("", "country")?, seen);
-            }
-            Ok::<_, Failure>(all)
-        })
-        .await
+        let sql =
+            "SELECT country, MAX(last_upload_at), MAX(last_download_at) FROM statistic GROUP BY country";
+        let rows = self.rows("last seen", sql, values![]).await?;
+        let seen = |(country, upload, download)| {
+            (country, LastSeen { upload: time(upload), download: time(download) })
+        };
+        Ok(rows.into_iter().map(seen).collect())
+    }
+}
+
+/// The totals of a country and day.
+struct DayTally {
+    key: (NaiveDate, String),
+    tally: Tally,
+}
+
+impl Row for DayTally {
+    fn read(cells: &mut Cells) -> Result<Self, Failure> {
+        let key = Row::read(cells)?;
+        let mut tally = Tally::default();
+        for (_, counter) in tally.counters() {
+            *counter = cells.next()?;
+        }
+        tally.last_upload_at = time(cells.next()?);
+        tally.last_download_at = time(cells.next()?);
+        Ok(Self { key, tally })
     }
 }
 

@@ -5,21 +5,18 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use efgs_protocol::batch_tag::ObjectId;
-use sea_orm::{
-    ActiveModelTrait,
-    ActiveValue::{NotSet, Set},
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-};
-
-use efgs_intake::{Usage, VerifiedUpload};
+use chrono::{DateTime, Utc};
+use efgs_intake::{SealedKey, Usage, VerifiedUpload};
+use efgs_protocol::{batch_tag::ObjectId, country::Country};
 
 use super::{
     Store, StoreError,
-    bulk::{self, Bulk},
-    entity::{diagnosis_key, upload, withdrawal},
+    bulk::{self, Bulk, Lent},
     error::Failure,
     journal,
+    row::{Bind, Table, Utf8, row, values},
+    sql,
+    tx::{Queries, Tx},
 };
 
 /// What became of an upload.
@@ -61,15 +58,112 @@ pub(super) struct NewRow<'a> {
     pub(super) quota: Usage,
 }
 
-/// A key as it is stored: encrypted.
-#[derive(Clone, Debug)]
-pub struct StoredPayload {
-    /// The upload that it came with.
-    pub upload_id: i64,
-    /// SHA-256 of its key bytes (spec §4.2.4).
-    pub payload_hash: Vec<u8>,
-    /// The encrypted protobuf encoding.
-    pub payload: Vec<u8>,
+row! {
+    /// An upload's row, without its keys, as far as it never changes.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct JournalUpload in "upload" {
+        /// Its number.
+        id: i64,
+        /// Whose it is.
+        country: String,
+        /// The country's name for it.
+        tag: String as Utf8 = "upload_tag",
+        /// `protobuf` or `json`.
+        format: String,
+        /// Major version of the format.
+        format_major: u16,
+        /// Minor version of the format.
+        format_minor: u16,
+        /// How many keys it has.
+        amount: u32,
+        /// SHA-256 of the signed bytes.
+        content_hash: Vec<u8>,
+        /// The signature, as received.
+        batch_signature: String,
+        /// Number of the certificate that let the caller in.
+        uploader_certificate_id: i64,
+        /// Thumbprint of the certificate that the caller showed.
+        uploader_thumbprint: Vec<u8>,
+        /// Number of the certificate that let the signer in.
+        signing_certificate_id: i64,
+        /// Thumbprint of the certificate that signed.
+        signing_thumbprint: Vec<u8>,
+        /// When it arrived.
+        uploaded_at: DateTime<Utc>,
+    }
+}
+
+impl JournalUpload {
+    /// The row that an upload has, or will have, under a number.
+    pub fn new(upload: &VerifiedUpload, id: i64) -> Self {
+        Self {
+            id,
+            country: upload.country().to_string(),
+            tag: upload.tag().to_string(),
+            format: upload.format_name().to_owned(),
+            format_major: upload.media().version.major,
+            format_minor: upload.media().version.minor,
+            amount: upload.keys().len() as u32,
+            content_hash: upload.content_hash().to_vec(),
+            batch_signature: upload.batch_signature().to_owned(),
+            uploader_certificate_id: upload.uploader_certificate_id(),
+            uploader_thumbprint: upload.uploader_thumbprint().as_bytes().to_vec(),
+            signing_certificate_id: upload.signing_certificate_id(),
+            signing_thumbprint: upload.signing_thumbprint().as_bytes().to_vec(),
+            uploaded_at: upload.uploaded_at(),
+        }
+    }
+}
+
+/// The other columns of the row: what the gateway keeps for itself.
+const INTERNAL: &[&str] = &["payload_bytes", "key_id", "batch_id"];
+
+row! {
+    /// A key as it is stored: encrypted.
+    #[derive(Clone, Debug)]
+    pub struct StoredPayload in "diagnosis_key" {
+        /// The upload that it came with.
+        upload_id: i64,
+        /// SHA-256 of its key bytes (spec §4.2.4).
+        payload_hash: Vec<u8>,
+        /// The encrypted protobuf encoding.
+        payload: Vec<u8>,
+    }
+}
+
+/// All columns of a key.
+const KEY: &[&str] = &["upload_id", "position", "payload_hash", "report_type", "payload"];
+
+impl Tx<'_> {
+    /// Inserts an upload's row, without its keys; its number, or none when its tag or number is taken.
+    async fn insert_upload(&mut self, row: &NewRow<'_>) -> Result<Option<i64>, Failure> {
+        let upload = row.upload;
+        let (known, batch) = row.known.map_or((None, None), |(id, batch)| (Some(id), batch));
+        let mut values = JournalUpload::new(upload, known.unwrap_or_default()).values();
+        if known.is_none() {
+            // NULL: the next number.
+            values[0] = known.bind();
+        }
+        values.extend(values![upload.payload_bytes(), upload.key_id(), batch]);
+        let columns = [JournalUpload::COLUMNS, INTERNAL].concat();
+        let given = self.insert(&sql::insert(JournalUpload::TABLE, &columns, 1), values).await?;
+        Ok(given.map(|given| known.unwrap_or(given)))
+    }
+
+    /// Inserts an upload's keys; says whether none of them was there.
+    async fn insert_keys(&mut self, id: i64, keys: &[SealedKey]) -> Result<bool, Failure> {
+        for keys in bulk::chunks(keys) {
+            let mut values = Vec::with_capacity(keys.len() * KEY.len());
+            for key in keys {
+                let payload = key.payload.as_slice();
+                values.extend(values![id, key.position, key.payload_hash, key.report_type, payload]);
+            }
+            if self.insert(&sql::insert("diagnosis_key", KEY, keys.len()), values).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 impl Store {
@@ -105,12 +199,23 @@ impl Store {
         .await
     }
 
-    /// One attempt, on whichever database.
+    /// One attempt.
     pub(super) async fn insert_row(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
-        match &self.bulk {
-            Bulk::MySql { pool, .. } => bulk::insert(pool, row).await,
-            Bulk::Sqlite => self.insert_on_sqlite(row).await,
-        }
+        self.bulk_tx_once(|mut tx| async move {
+            let Some(id) = tx.insert_upload(row).await? else { return Ok(tx.discard(Attempt::TagTaken)) };
+            if !tx.insert_keys(id, row.upload.keys()).await? {
+                return Ok(tx.discard(Attempt::KeyTaken));
+            }
+            if row.pending {
+                tx.await_journal(journal::PENDING_UPLOAD, id).await?;
+            }
+            // Last, so that uploads of one country wait for each other's commit only.
+            Ok(match tx.count_in_quota(row.upload, row.quota).await? {
+                Some(before) => tx.discard(Attempt::OverQuota(before)),
+                None => tx.commit(Attempt::Stored(id)),
+            })
+        })
+        .await
     }
 
     /// What stands under this upload's tag already.
@@ -125,25 +230,30 @@ impl Store {
         may_be: bool,
     ) -> Result<Option<UploadOutcome>, Failure> {
         let _lookup = self.lookups.acquire().await;
-        let there = upload::Entity::find()
-            .filter(upload::Column::Country.eq(new.country().as_str()))
-            .filter(upload::Column::UploadTag.eq(new.tag().as_str().as_bytes().to_vec()))
-            .one(&self.db)
-            .await?;
+        let there = self.upload_of(new.country(), new.tag().as_str()).await?;
         let Some(there) = there else { return Ok(None) };
         let same = there.content_hash == new.content_hash()
             && there.signing_thumbprint == new.signing_thumbprint().as_bytes();
         if !same {
             return Ok(Some(UploadOutcome::TagTaken));
         }
-        let withdrawn = withdrawal::Entity::find_by_id(there.id).one(&self.db).await?;
-        Ok(Some(if withdrawn.is_some() {
+        Ok(Some(if self.withdrawal_of(there.id).await?.is_some() {
             UploadOutcome::Withdrawn
-        } else if may_be && there.uploaded_at == new.uploaded_at().naive_utc() {
+        } else if may_be && there.uploaded_at == new.uploaded_at() {
             UploadOutcome::Stored(there.id)
         } else {
             UploadOutcome::Repeated(there.id)
         }))
+    }
+
+    /// The upload of a country under a tag.
+    pub(super) async fn upload_of(
+        &self,
+        country: Country,
+        tag: &str,
+    ) -> Result<Option<JournalUpload>, Failure> {
+        let sql = JournalUpload::select("WHERE country = ? AND upload_tag = ?");
+        self.db.row(&sql, values![country, tag.as_bytes()]).await
     }
 
     /// Positions of keys that are stored already or repeat inside the upload.
@@ -151,14 +261,12 @@ impl Store {
         let _lookup = self.lookups.acquire().await;
         let mut there: HashSet<Vec<u8>> = HashSet::new();
         for keys in upload.keys().chunks(bulk::ROWS) {
-            let hashes = keys.iter().map(|key| key.payload_hash.to_vec());
-            let found: Vec<Vec<u8>> = diagnosis_key::Entity::find()
-                .select_only()
-                .column(diagnosis_key::Column::PayloadHash)
-                .filter(diagnosis_key::Column::PayloadHash.is_in(hashes))
-                .into_tuple()
-                .all(&self.db)
-                .await?;
+            let sql = format!(
+                "SELECT payload_hash FROM diagnosis_key WHERE payload_hash IN ({})",
+                sql::placeholders(keys.len())
+            );
+            let hashes = keys.iter().map(|key| key.payload_hash.bind()).collect();
+            let found: Vec<Vec<u8>> = self.db.rows(&sql, hashes).await?;
             there.extend(found);
         }
         let stored = upload.keys().iter().filter(|key| there.contains(key.payload_hash.as_slice()));
@@ -169,93 +277,23 @@ impl Store {
         Ok(conflicts)
     }
 
-    /// The same steps as [`bulk::insert`].
-    async fn insert_on_sqlite(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
-        let (new, pending, quota) = (row.upload, row.pending, row.quota);
-        let (id, batch) = row.known.map_or((NotSet, None), |(id, batch)| (Set(id), batch));
-        let tx = self.begin().await?;
-        let row = upload::ActiveModel {
-            id,
-            country: Set(new.country().as_str().to_owned()),
-            upload_tag: Set(new.tag().as_str().as_bytes().to_vec()),
-            format: Set(new.format_name().to_owned()),
-            format_major: Set(new.media().version.major as i16),
-            format_minor: Set(new.media().version.minor as i16),
-            amount: Set(new.keys().len() as i32),
-            payload_bytes: Set(new.payload_bytes() as i64),
-            content_hash: Set(new.content_hash().to_vec()),
-            batch_signature: Set(new.batch_signature().to_owned()),
-            uploader_certificate_id: Set(new.uploader_certificate_id()),
-            uploader_thumbprint: Set(new.uploader_thumbprint().as_bytes().to_vec()),
-            signing_certificate_id: Set(new.signing_certificate_id()),
-            signing_thumbprint: Set(new.signing_thumbprint().as_bytes().to_vec()),
-            uploaded_at: Set(new.uploaded_at().naive_utc()),
-            batch_id: Set(batch.map(|batch| batch.as_bytes().to_vec())),
-            key_id: Set(new.key_id().into()),
-        };
-        let id = match row.insert(&tx).await.map_err(Failure::from) {
-            Ok(row) => row.id,
-            Err(Failure::Duplicate) => {
-                tx.rollback().await?;
-                return Ok(Attempt::TagTaken);
-            }
-            Err(failure) => return Err(failure),
-        };
-        for keys in bulk::chunks(new.keys()) {
-            let rows = keys.iter().map(|key| diagnosis_key::ActiveModel {
-                upload_id: Set(id),
-                position: Set(key.position as i32),
-                payload_hash: Set(key.payload_hash.to_vec()),
-                report_type: Set(i16::from(key.report_type)),
-                payload: Set(key.payload.clone()),
-            });
-            let inserted = diagnosis_key::Entity::insert_many(rows).exec_without_returning(&tx).await;
-            match inserted.map_err(Failure::from) {
-                Ok(_) => {}
-                Err(Failure::Duplicate) => {
-                    tx.rollback().await?;
-                    return Ok(Attempt::KeyTaken);
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-        if pending {
-            tx.execute_raw(self.statement(journal::PENDING_UPLOAD, [id.into()])).await?;
-        }
-        if let Some(before) = self.count_on_sqlite(&tx, new, quota).await? {
-            tx.rollback().await?;
-            return Ok(Attempt::OverQuota(before));
-        }
-        tx.commit().await?;
-        Ok(Attempt::Stored(id))
-    }
-
     /// The encrypted keys of some uploads, in the order of upload and of the request.
     pub async fn payloads(&self, uploads: &[i64]) -> Result<Vec<StoredPayload>, StoreError> {
         if uploads.is_empty() {
             // All of a batch were withdrawn; MySQL has no empty list.
             return Ok(Vec::new());
         }
+        let sql = StoredPayload::select(&format!(
+            "WHERE upload_id IN ({}) ORDER BY upload_id, position",
+            sql::placeholders(uploads.len())
+        ));
+        let ids = || uploads.iter().map(|id| id.bind()).collect();
         self.repeat("read payloads", || async {
-            match &self.bulk {
-                Bulk::MySql { pool, .. } => bulk::payloads(pool, uploads).await,
-                Bulk::Sqlite => {
-                    let rows = diagnosis_key::Entity::find()
-                        .filter(diagnosis_key::Column::UploadId.is_in(uploads.iter().copied()))
-                        .order_by_asc(diagnosis_key::Column::UploadId)
-                        .order_by_asc(diagnosis_key::Column::Position)
-                        .all(&self.db)
-                        .await?;
-                    Ok(rows
-                        .into_iter()
-                        .map(|row| StoredPayload {
-                            upload_id: row.upload_id,
-                            payload_hash: row.payload_hash,
-                            payload: row.payload,
-                        })
-                        .collect())
-                }
-            }
+            let Bulk::MySql { pool, .. } = &self.bulk else { return self.db.rows(&sql, ids()).await };
+            let mut lent = Lent::from(pool).await?;
+            let payloads = lent.rows(&sql, ids()).await?;
+            lent.give_back();
+            Ok(payloads)
         })
         .await
     }
