@@ -16,13 +16,14 @@ pub mod verify;
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 pub use efgs_access_log::{
@@ -147,7 +148,7 @@ impl AccessLog {
 
     /// Where requests send their entries; `None` when the gateway has stopped.
     pub fn queue(&self) -> Option<Queue> {
-        self.queue.lock().ok().and_then(|queue| queue.clone())
+        self.queue.lock().clone()
     }
 
     /// What signs statements, if a key is configured.
@@ -209,7 +210,7 @@ impl AccessLog {
 
     /// Writes down what comes in, until the gateway stops and nothing is left.
     pub async fn run(self: Arc<Self>, health: Arc<Health>, mut shutdown: Shutdown) {
-        let incoming = self.incoming.lock().ok().and_then(|mut incoming| incoming.take());
+        let incoming = self.incoming.lock().take();
         let Some(mut incoming) = incoming else { return };
         let every = self.settings.sign_every;
         let probe = PROBE.min(every);
@@ -236,7 +237,7 @@ impl AccessLog {
                 _ = stating.tick() => catching_panics(&writer.signing.clone(), writer.sign()).await,
                 () = shutdown.requested(), if !stopping => {
                     stopping = true;
-                    drop(self.queue.lock().map(|mut queue| queue.take()));
+                    drop(self.queue.lock().take());
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! a file by nginx. Both take turns in one run, so that whatever else the machine does hits both, and their
 //! ratio says more than either figure. See `docs/benchmarks.md`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks on its terminal")]
+#![expect(clippy::disallowed_methods, reason = "benchmarks choose at random")]
 
 mod bare;
 mod connection;

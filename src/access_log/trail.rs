@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -13,6 +13,7 @@ use std::{
 use actix_web::{HttpMessage, HttpRequest};
 use chrono::{DateTime, NaiveDate, Utc};
 use efgs_protocol::{certificate::Thumbprint, country::Country};
+use parking_lot::Mutex;
 
 use super::{Entry, Queue};
 
@@ -77,9 +78,7 @@ impl Trail {
 
     /// Notes facts.
     pub fn note(&self, note: impl FnOnce(&mut Facts)) {
-        if let Ok(mut facts) = self.facts.lock() {
-            note(&mut facts);
-        }
+        note(&mut self.facts.lock());
     }
 
     /// Records the answer; returns when the record is durable, with `false` when it could not be made so.
@@ -95,7 +94,7 @@ impl Trail {
     }
 
     fn entry(&self, status: u16, error: Option<Cow<'static, str>>, response_bytes: u64) -> Entry {
-        let facts = self.facts.lock().map(|facts| facts.clone()).unwrap_or_default();
+        let facts = self.facts.lock().clone();
         let origins = facts.origins.map(|origins| {
             let keys = |(country, keys): (Country, u32)| (country.to_string(), keys);
             origins.into_iter().map(keys).collect::<BTreeMap<_, _>>()

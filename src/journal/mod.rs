@@ -9,13 +9,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use chrono::{Datelike, NaiveDate};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -209,22 +210,22 @@ impl Journal {
 
     /// Why nothing could be written at the last attempt.
     pub fn failing(&self) -> Option<JournalError> {
-        lock(&self.failing).clone()
+        self.failing.lock().clone()
     }
 
     /// Why files that are too old were not deleted at the last attempt.
     pub fn keeping(&self) -> Option<String> {
-        lock(&self.keeping).clone()
+        self.keeping.lock().clone()
     }
 
     /// Writes records, then notes that in the database; returns when both is done. What arrives during a write is
     /// written as one group after it.
     async fn append(&self, records: Vec<JournalRecord>, marks: Journaled) -> Result<(), JournalError> {
         let (done, outcome) = oneshot::channel();
-        lock(&self.waiting).push(WaitingRecords { records, marks, done });
+        self.waiting.lock().push(WaitingRecords { records, marks, done });
         {
             let mut writer = self.writer.lock().await;
-            let mut group = std::mem::take(&mut *lock(&self.waiting));
+            let mut group = std::mem::take(&mut *self.waiting.lock());
             if !group.is_empty() {
                 let result = self.write(&mut writer, &mut group).await;
                 self.note(&result);
@@ -238,7 +239,7 @@ impl Journal {
     }
 
     fn note(&self, result: &Result<(), JournalError>) {
-        let mut failing = lock(&self.failing);
+        let mut failing = self.failing.lock();
         match result {
             Ok(()) => {
                 if failing.take().is_some() {
@@ -432,8 +433,4 @@ impl Journal {
 /// [`Group::after_day`] of the first group of a new segment.
 fn after_day(writer: &WriterState) -> i32 {
     writer.last.map_or(0, |last| last.day.num_days_from_ce())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use efgs_protocol::wire;
 
 use super::{
-    Journal, JournalError, lock,
+    Journal, JournalError,
     record::{Event, UploadRecord, WithdrawalRecord},
 };
 use crate::{
@@ -203,12 +203,12 @@ impl Journal {
 
     /// How many uploads wait for the journal and cannot be read.
     pub fn unreadable(&self) -> usize {
-        lock(&self.unreadable).uploads.len()
+        self.unreadable.lock().uploads.len()
     }
 
     /// Warnings for the operator while uploads are accepted.
     pub fn warnings(&self) -> Vec<String> {
-        let unreadable = lock(&self.unreadable);
+        let unreadable = self.unreadable.lock();
         let of_uploads = unreadable.uploads.values().next().map(|first| {
             format!(
                 "{} uploads cannot be written to the journal and are held back; the first: {first}",
@@ -224,7 +224,7 @@ impl Journal {
         let now = self.sources.clock.now();
         // Each attempt reads all keys of each of them.
         let known = {
-            let unreadable = lock(&self.unreadable);
+            let unreadable = self.unreadable.lock();
             let fresh = unreadable.tried.is_some_and(|tried| now - tried < AGAIN);
             if fresh { unreadable.uploads.clone() } else { BTreeMap::new() }
         };
@@ -266,7 +266,7 @@ impl Journal {
 
     /// `tried` is when all were tried, unless some were known.
     fn note_unreadable(&self, uploads: BTreeMap<i64, String>, tried: Option<DateTime<Utc>>) {
-        let mut unreadable = lock(&self.unreadable);
+        let mut unreadable = self.unreadable.lock();
         for (id, reason) in &uploads {
             if !unreadable.uploads.contains_key(id) {
                 tracing::error!("an upload cannot be written to the journal and is held back: {reason}");

@@ -2,7 +2,7 @@
 
 use chrono::{NaiveDate, TimeDelta};
 
-use super::{Journal, JournalError, Medium, lock};
+use super::{Journal, JournalError, Medium};
 use crate::health::JobWatch;
 
 /// How often to look for files that are too old.
@@ -21,7 +21,7 @@ impl Journal {
         }
         self.sources.store.forget_unjournaled().await?;
         let kept = self.delete_before(self.sources.kept_since(), watch).await.err();
-        lock(&self.keeping).clone_from(&kept.as_ref().map(JournalError::to_string));
+        self.keeping.lock().clone_from(&kept.as_ref().map(JournalError::to_string));
         kept.map_or(Ok(()), Err)
     }
 

@@ -5,6 +5,7 @@
 //! are reported as ignored, or fail when `EFGS_TEST_REQUIRE_ALL=1`. A name is made of the database, the file
 //! and what must hold: `mysql::upload::a_retry_is_answered_201_and_stores_nothing_twice`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests choose at random")]
 
 mod access_log;
 mod access_log_proof;

@@ -271,7 +271,7 @@ pub(crate) fn finish(stream: &mut (impl Read + Write), bytes: &[u8]) -> Result<S
 pub(crate) fn keys(origin: Country, amount: usize, day: NaiveDate) -> KeyBatch {
     let start = day.and_hms_opt(0, 0, 0).unwrap().and_utc().timestamp() as u32 / 600;
     let key = |_| DiagnosisKey {
-        key_data: KeyData::new(rand::random()),
+        key_data: KeyData::new(efgs_protocol::random::bytes()),
         rolling_start_interval_number: start,
         rolling_period: 144,
         transmission_risk_level: 3,

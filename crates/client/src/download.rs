@@ -211,7 +211,7 @@ impl Downloader {
     /// See [`Downloader::next`]. It never ends otherwise: drop the future to end it.
     pub async fn follow(&mut self, interval: Duration, wake: &Notify) -> Result<Infallible, DownloadError> {
         loop {
-            let wait = interval.mul_f64(rand::random_range(0.9..1.1));
+            let wait = interval.mul_f64(efgs_protocol::random::jitter(0.1));
             match self.next().await {
                 Ok(Some(_)) => continue,
                 Ok(None) => self.tell(&DownloadEvent::CaughtUp),

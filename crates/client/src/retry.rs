@@ -47,7 +47,7 @@ impl Retry {
             Error::Refused(refusal) => refusal.retry_after,
             _ => None,
         };
-        let wait = self.wait(*failures, asked, clock.now(), rand::random());
+        let wait = self.wait(*failures, asked, clock.now(), efgs_protocol::random::unit());
         Ok((error, wait))
     }
 

@@ -1,8 +1,7 @@
 //! Records of the access log.
 
-use std::sync::Mutex;
-
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use sea_orm::{DatabaseBackend, Value};
 
 use super::{
@@ -56,7 +55,7 @@ impl Store {
         let open = Mutex::new(before.open.clone());
         // Should this end in the middle, the next call has to look.
         end.open.extend(expected.last().map(|last| last.hash));
-        let attempts = || open.lock().map(|open| open.clone()).unwrap_or_default();
+        let attempts = || open.lock().clone();
         let written = self
             .repeat("access log", || async {
                 // An attempt whose outcome is not known may have been committed.
@@ -73,10 +72,11 @@ impl Store {
                     moved = chain(instance, &from, entries);
                     &moved
                 };
-                if let (Ok(mut open), Some(last)) = (open.lock(), records.last())
-                    && !open.contains(&last.hash)
-                {
-                    open.push(last.hash);
+                if let Some(last) = records.last() {
+                    let mut open = open.lock();
+                    if !open.contains(&last.hash) {
+                        open.push(last.hash);
+                    }
                 }
                 let backend = self.backend();
                 let sql = [insert(backend, records), statistics::upsert(backend, instance, entries)];
@@ -109,7 +109,7 @@ impl Store {
         let (backend, entry) = (self.backend(), Entry::default());
         let delete = |table: &str, key: &str| {
             let sql = format!("DELETE FROM {table} WHERE {key} AND instance = ?");
-            sql::inline(backend, &sql, &values![instance])
+            sql::inline(backend, &sql, &[Value::from(instance)])
         };
         let sql = [
             insert(backend, &[Record::new(instance, 0, ORIGIN, entry.clone())]),

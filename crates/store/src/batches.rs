@@ -300,7 +300,7 @@ impl Tx<'_> {
             Some((_, day, sequence)) if day >= today => (day, sequence + 1),
             _ => (today, 1),
         };
-        let id = ObjectId::next(last.map(|(id, ..)| id), now, rand::random());
+        let id = ObjectId::next(last.map(|(id, ..)| id), now, efgs_protocol::random::bytes());
         let batch = BatchRecord { id, day, sequence, format_major, uploads, withdrawn: 0 };
         let row = PendingBatch {
             id,

@@ -154,7 +154,7 @@ impl Store {
     ) -> Result<Option<CallbackLease>, StoreError> {
         self.repeat("acquire callback", || async {
             // The owner is new each time: it is also what fences off an earlier holder.
-            let owner = format!("{:032x}", rand::random::<u128>());
+            let owner = efgs_protocol::random::hex::<16>();
             let now = sql::now_ms(self.backend());
             let sql = format!(
                 "UPDATE callback_subscription SET owner = ?, lease_expires_at = {now} + ? \

@@ -8,11 +8,9 @@
 //! is a name that this process uses again once nobody in it works under that name, and a lease can be taken from
 //! its own name: otherwise a job would rest for a whole [`LEASE_TERM`] after a failover.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use sea_orm::Value;
 
 use efgs_kit::health::LEASE_TERM;
@@ -67,10 +65,10 @@ pub(super) struct Names(Arc<Mutex<Vec<(Job, String)>>>);
 impl Names {
     /// A name for a job that nobody else in this process has while it lives.
     fn lend(&self, job: Job) -> Name {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.0.lock();
         let text = match free.iter().position(|(of, _)| *of == job) {
             Some(at) => free.swap_remove(at).1,
-            None => format!("{:032x}", rand::random::<u128>()),
+            None => efgs_protocol::random::hex::<16>(),
         };
         Name { job, text, names: self.clone() }
     }
@@ -86,7 +84,7 @@ struct Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        let mut free = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.names.0.lock();
         free.push((self.job, std::mem::take(&mut self.text)));
     }
 }

@@ -24,7 +24,6 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use efgs_migrations::{Migrator, MigratorTrait};
-use rand::RngExt;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use tokio::{sync::Semaphore, time::Instant};
 use tracing::{Instrument as _, Span, field::Empty, trace_span};
@@ -256,7 +255,7 @@ impl Store {
                 Failure::TooLong => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
                 failure => break Err(failure.into_error(name)),
             };
-            let pause = wait.mul_f64(rand::rng().random_range(0.5..1.5));
+            let pause = wait.mul_f64(efgs_protocol::random::jitter(0.5));
             if Instant::now() + pause >= deadline {
                 break Err(Failure::Transient(cause).into_error(name));
             }

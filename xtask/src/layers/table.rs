@@ -129,4 +129,11 @@ pub(super) const NAMES: &[names::Rule] = &[
         reason: "the server opens connections only through the callback guard, which checks the address, and to what only \
                  the operator names: the journal's store and the collector of traces",
     },
+    names::Rule {
+        within: &["src", "crates"],
+        except: &["crates/client/src"],
+        except_impl_of: &[],
+        names: &["std::sync::Mutex", "std::sync::RwLock", "PoisonError"],
+        reason: "locks are parking_lot's, which do not poison: a thread that broke does not take the instance with it",
+    },
 ];

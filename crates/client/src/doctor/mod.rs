@@ -355,10 +355,8 @@ fn twice(country: Country, now: DateTime<Utc>) -> Result<(UploadTag, KeyBatch), 
     let tag = "efgs-doctor".parse::<UploadTag>().map_err(|e| e.to_string())?;
     let yesterday =
         u32::try_from(now.timestamp() / 86_400 - 1).map_err(|_| "this machine's clock is wrong")?;
-    let mut random = [0; KeyData::LENGTH];
-    openssl::rand::rand_bytes(&mut random).map_err(|e| e.to_string())?;
     let key = DiagnosisKey {
-        key_data: KeyData::new(random),
+        key_data: KeyData::new(efgs_protocol::random::bytes()),
         rolling_start_interval_number: yesterday * 144,
         rolling_period: 1,
         transmission_risk_level: 0,

@@ -177,9 +177,6 @@ pub enum ExportError {
     /// The archives that the index lists are not in the folder, but in another one, or some are missing.
     #[error("{0}")]
     Folder(String),
-    /// There is no randomness for padding.
-    #[error("the system gives no random bytes: {0}")]
-    Random(openssl::error::ErrorStack),
 }
 
 /// What happened to the keys that were handed in.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use chrono::NaiveDate;
-use openssl::rand::rand_bytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -329,8 +328,7 @@ fn padding_secret(folder: &Path, dry_run: bool) -> Result<[u8; 32], ExportError>
             StateError::Damaged(path, reason).into()
         });
     }
-    let mut secret = [0; 32];
-    rand_bytes(&mut secret).map_err(ExportError::Random)?;
+    let secret = efgs_protocol::random::bytes();
     if !dry_run {
         state::replace(&path, &secret)?;
     }
