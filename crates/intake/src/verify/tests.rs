@@ -23,9 +23,9 @@ const WITH_SHA1: SignaturePolicy = SignaturePolicy { allow_sha1: true };
 static CALLER: LazyLock<Identity> = LazyLock::new(|| good("DE", Authentication));
 static SIGNER: LazyLock<Identity> = LazyLock::new(|| good("DE", Signing));
 
-/// Row 1 lets the caller in, row 2 the signer.
+/// Row 11 lets the caller in, row 12 the signer.
 fn rows() -> Vec<StoredCertificate> {
-    vec![row(1, &CALLER.bundle), row(2, &SIGNER.bundle)]
+    vec![row(11, &CALLER.bundle), row(12, &SIGNER.bundle)]
 }
 
 /// With key 4 to encrypt, or none.
@@ -62,7 +62,7 @@ fn upload(keys: KeyBatch, batch_signature: String) -> SignedUpload {
     SignedUpload {
         uploader: Uploader {
             country: country("DE"),
-            certificate_id: 1,
+            certificate_id: 11,
             thumbprint: CALLER.certificate.thumbprint(),
         },
         tag: "tag".parse().unwrap(),
@@ -100,7 +100,7 @@ fn an_upload_that_passes_says_what_was_verified() {
     assert_eq!(verified.tag().as_str(), "tag");
     assert_eq!(verified.media(), signed.media);
     assert_eq!(verified.format_name(), "json");
-    assert_eq!((verified.uploader_certificate_id(), verified.signing_certificate_id()), (1, 2));
+    assert_eq!((verified.uploader_certificate_id(), verified.signing_certificate_id()), (11, 12));
     assert_eq!(verified.uploader_thumbprint(), CALLER.certificate.thumbprint());
     assert_eq!(verified.signing_thumbprint(), SIGNER.certificate.thumbprint());
     assert_eq!(verified.uploaded_at(), now());
@@ -120,7 +120,7 @@ fn an_upload_that_passes_says_what_was_verified() {
     assert_eq!(verify(protobuf).unwrap().format_name(), "protobuf");
 
     let renewed = verified.signed_under(9);
-    assert_eq!((renewed.uploader_certificate_id(), renewed.signing_certificate_id()), (1, 9));
+    assert_eq!((renewed.uploader_certificate_id(), renewed.signing_certificate_id()), (11, 9));
     assert_eq!(renewed.signing_thumbprint(), SIGNER.certificate.thumbprint());
 }
 
