@@ -74,7 +74,7 @@ impl Recording {
             Ok(record) => record,
             Err(reason) => {
                 tracing::warn!(upload = id, reason, "an upload is mended with what was sent again");
-                journal.sources.store.mend_payloads(id, sent).await?;
+                journal.sources.store.repair_payloads(id, sent).await?;
                 journal.read(row).await?.map_err(JournalError::Contents)?
             }
         };

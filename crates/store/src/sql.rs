@@ -81,9 +81,9 @@ pub(super) fn placeholders(n: usize) -> String {
 }
 
 /// An INSERT of `rows` rows, with a placeholder for each value.
-pub(super) fn insert(table: &str, columns: &[&str], rows: usize) -> String {
-    let row = format!("({})", placeholders(columns.len()));
-    format!("INSERT INTO {table} ({}) VALUES {}", columns.join(", "), vec![row; rows].join(","))
+pub(super) fn insert(table: &str, columns: &str, rows: usize) -> String {
+    let row = format!("({})", placeholders(columns.split(',').count()));
+    format!("INSERT INTO {table} ({columns}) VALUES {}", vec![row; rows].join(","))
 }
 
 /// Replaces the placeholders by literals: many rows go to the database as one text, in one round trip and without

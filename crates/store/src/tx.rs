@@ -16,7 +16,6 @@ use super::{
     bulk::{Bulk, Lent},
     error::Failure,
     row::{Row, Table},
-    sql,
 };
 
 /// Statements on the connections of sea-orm.
@@ -90,7 +89,7 @@ impl Tx<'_> {
         &mut self,
         rows: impl ExactSizeIterator<Item = T>,
     ) -> Result<(), Failure> {
-        let sql = sql::insert(T::TABLE, T::COLUMNS, rows.len());
+        let sql = T::insert(rows.len());
         self.run(&sql, rows.flat_map(T::values).collect()).await?;
         Ok(())
     }
