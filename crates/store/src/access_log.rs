@@ -109,7 +109,7 @@ impl Store {
         let (backend, entry) = (self.backend(), Entry::default());
         let delete = |table: &str, key: &str| {
             let sql = format!("DELETE FROM {table} WHERE {key} AND instance = ?");
-            sql::inline(backend, &sql, &values![instance])
+            sql::inline(backend, &sql, values![instance])
         };
         let sql = [
             insert(backend, &[Record::new(instance, 0, ORIGIN, entry.clone())]),
@@ -253,7 +253,7 @@ fn chain(instance: &str, end: &ChainEnd, entries: &[Entry]) -> Vec<Record> {
 
 fn insert(backend: DatabaseBackend, records: &[Record]) -> String {
     let sql = Record::insert(records.len());
-    sql::inline(backend, &sql, &records.iter().cloned().flat_map(Record::values).collect::<Vec<_>>())
+    sql::inline(backend, &sql, records.iter().cloned().flat_map(Record::values))
 }
 
 impl Row for StoredRecord {

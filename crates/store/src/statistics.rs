@@ -65,7 +65,7 @@ fn add(backend: DatabaseBackend, instance: &str, tallies: BTreeMap<(NaiveDate, S
         sql::on_conflict(backend, "day, country, instance"),
         sums.chain(latest).collect::<Vec<_>>().join(", ")
     );
-    sql::inline(backend, &sql, &values)
+    sql::inline(backend, &sql, values)
 }
 
 impl Tx<'_> {

@@ -112,7 +112,7 @@ impl Tx<'_> {
     /// Carries out a statement that has no placeholders, without preparing it.
     pub(super) async fn run_text(&mut self, sql: &str) -> Result<(), Failure> {
         match &mut self.on {
-            Driver::SeaOrm(tx) => drop(tx.execute_unprepared(sql).await?),
+            Driver::SeaOrm(tx) => tx.execute_unprepared(sql).await.map(|_| ())?,
             Driver::MySql(tx) => tx.connection()?.query_drop(sql).await?,
         }
         Ok(())
