@@ -40,7 +40,7 @@ use crate::{
     health::{Health, JobWatch},
     instance::Instance,
     jobs::Shutdown,
-    store::{Place, Store, StoreError},
+    store::{StatementPosition, Store, StoreError},
 };
 
 /// Records in one commit.
@@ -113,7 +113,7 @@ pub struct AccessLog {
     /// What statements are verified against.
     evidence: Evidence,
     /// The newest statement that this instance has put into the list.
-    newest: tokio::sync::Mutex<Option<Place>>,
+    newest: tokio::sync::Mutex<Option<StatementPosition>>,
 }
 
 impl AccessLog {

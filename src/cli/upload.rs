@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use efgs_protocol::country::Country;
 
 use super::{ConfigFile, Outcome, clean, open_current, say};
-use crate::store::{UploadRow, Withdrawal, WithdrawnBy};
+use crate::store::{ListedUpload, Withdrawal, WithdrawnBy};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UploadCommand {
@@ -103,7 +103,7 @@ fn unknown(which: &Which) -> String {
     )
 }
 
-fn show(uploads: &[UploadRow], json: bool) -> Outcome {
+fn show(uploads: &[ListedUpload], json: bool) -> Outcome {
     if json {
         let rows: Vec<_> = uploads
             .iter()

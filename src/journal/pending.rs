@@ -84,7 +84,7 @@ impl Recording {
                     reason,
                     "the stored keys of an upload are replaced by those sent again"
                 );
-                store.mend_payloads(id, sent).await?;
+                store.repair_payloads(id, sent).await?;
                 read(row).await?.map_err(JournalError::Contents)?
             }
         };

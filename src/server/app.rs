@@ -161,7 +161,7 @@ impl App {
         }
         let config = Arc::new(config);
         let instance = Instance::new();
-        let (storing, reading) = store.places();
+        let (storing, reading) = store.bulk_slots();
         let limits = Limits::new(&config, storing, reading);
         let workers = Workers::new(limits.clone());
         let health = Arc::new(Health::new(clock.clone(), config.database.timeout));

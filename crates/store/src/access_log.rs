@@ -109,7 +109,7 @@ impl Store {
         let (backend, entry) = (self.backend(), Entry::default());
         let delete = |table: &str, key: &str| {
             let sql = format!("DELETE FROM {table} WHERE {key} AND instance = ?");
-            sql::inline(backend, &sql, &[Value::from(instance)])
+            sql::inline(backend, &sql, values![instance])
         };
         let sql = [
             insert(backend, &[Record::new(instance, 0, ORIGIN, entry.clone())]),
@@ -233,7 +233,7 @@ impl Store {
             tx.fence(lease).await?;
             let sql = "SELECT MIN(sequence) FROM access_log WHERE instance = ?";
             let first: Option<i64> = tx.row(sql, values![instance]).await?.flatten();
-            let Some(first) = first.filter(|first| *first <= up_to) else { return Ok(tx.discard(0)) };
+            let Some(first) = first.filter(|first| *first <= up_to) else { return Ok(tx.commit(0)) };
             let sql = "DELETE FROM access_log WHERE instance = ? AND sequence <= ?";
             let deleted = tx.run(sql, values![instance, up_to.min(first.saturating_add(STEP - 1))]).await?;
             Ok(tx.commit(deleted))
@@ -252,8 +252,8 @@ fn chain(instance: &str, end: &ChainEnd, entries: &[Entry]) -> Vec<Record> {
 }
 
 fn insert(backend: DatabaseBackend, records: &[Record]) -> String {
-    let sql = sql::insert(Record::TABLE, Record::COLUMNS, records.len());
-    sql::inline(backend, &sql, &records.iter().cloned().flat_map(Record::values).collect::<Vec<_>>())
+    let sql = Record::insert(records.len());
+    sql::inline(backend, &sql, records.iter().cloned().flat_map(Record::values))
 }
 
 impl Row for StoredRecord {
@@ -267,28 +267,11 @@ impl Row for StoredRecord {
 
 impl Table for Record {
     const TABLE: &'static str = "access_log";
-    const COLUMNS: &'static [&'static str] = &[
-        "instance",
-        "sequence",
-        "at",
-        "request_id",
-        "country",
-        "thumbprint",
-        "operation",
-        "method",
-        "path",
-        "tag",
-        "asked_date",
-        "status",
-        "error",
-        "key_count",
-        "origins",
-        "request_bytes",
-        "response_bytes",
-        "duration_us",
-        "previous",
-        "hash",
-    ];
+    fn columns() -> String {
+        "instance, sequence, at, request_id, country, thumbprint, operation, method, path, tag, asked_date, status, \
+         error, key_count, origins, request_bytes, response_bytes, duration_us, previous, hash"
+            .to_owned()
+    }
 
     fn values(self) -> Vec<Value> {
         let entry = self.entry;

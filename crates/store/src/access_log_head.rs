@@ -8,14 +8,13 @@ use super::{
     access_log::STEP,
     error::Failure,
     row::{Cells, Row, Table, values},
-    sql,
     tx::{Queries, unless_taken},
 };
 use efgs_access_log::{Hash, SignedStatement, Signer, Statement, digest, hex};
 
-/// A statement's place in the list.
+/// Where a statement is in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct StatementPosition {
     /// Its number, from 1.
     pub number: i64,
     /// The hash by which the next one names it.
@@ -26,7 +25,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// Where the statement is.
-    pub place: Place,
+    pub place: StatementPosition,
     /// Whether the one before it is signed; none when there is none.
     pub behind_signed: Option<bool>,
     /// Whether a statement that this instance has seen is not there any more.
@@ -58,7 +57,7 @@ impl Store {
         &self,
         signer: Option<&Signer>,
         new: &Statement,
-        seen: Option<Place>,
+        seen: Option<StatementPosition>,
     ) -> Result<Appended, StoreError> {
         self.repeat("state of the access log", || async {
             let newest = self.placed(i64::MAX).await?;
@@ -70,7 +69,7 @@ impl Store {
                 let there = self.placed(seen.number).await?.is_none_or(|(place, _)| place == seen);
                 broken = end < seen.number || !there;
                 if broken {
-                    before = Some(Place { number: end.max(seen.number), ..seen });
+                    before = Some(StatementPosition { number: end.max(seen.number), ..seen });
                 }
             }
             let mut new = new.clone();
@@ -80,7 +79,7 @@ impl Store {
                 new.previous = hex(&before.digest);
             }
             let text = new.text();
-            let place = Place { number: new.number, digest: digest(&text) };
+            let place = StatementPosition { number: new.number, digest: digest(&text) };
             let signed = match signer {
                 Some(signer) => signer.sign(text).map_err(|e| Failure::Permanent(e.to_string()))?,
                 None => SignedStatement { statement: text, key_id: None, signature: None },
@@ -93,7 +92,7 @@ impl Store {
                 at: Some(new.at.parse().unwrap_or_default()),
                 signed,
             };
-            let sql = sql::insert(StoredStatement::TABLE, StoredStatement::COLUMNS, 1);
+            let sql = StoredStatement::insert(1);
             match unless_taken(self.db.run(&sql, row.values()).await)? {
                 Some(_) => Ok(Appended { place, behind_signed: newest.map(|(_, signed)| signed), broken }),
                 None => Err(Failure::Transient("another instance has just taken that place".into())),
@@ -103,10 +102,12 @@ impl Store {
     }
 
     /// The last statement up to a number, and whether it is signed.
-    async fn placed(&self, up_to: i64) -> Result<Option<(Place, bool)>, Failure> {
+    async fn placed(&self, up_to: i64) -> Result<Option<(StatementPosition, bool)>, Failure> {
         let sql = "SELECT number, statement, key_id FROM access_log_head WHERE number <= ? ORDER BY number DESC LIMIT 1";
         let row: Option<(i64, String, Option<String>)> = self.db.row(sql, values![up_to]).await?;
-        Ok(row.map(|(number, statement, key)| (Place { number, digest: digest(&statement) }, key.is_some())))
+        Ok(row.map(|(number, statement, key)| {
+            (StatementPosition { number, digest: digest(&statement) }, key.is_some())
+        }))
     }
 
     /// The next statements, from number `from` on.
@@ -156,7 +157,7 @@ impl Store {
             tx.fence(lease).await?;
             let first: Option<i64> =
                 tx.row("SELECT MIN(number) FROM access_log_head", values![]).await?.flatten();
-            let Some(first) = first.filter(|first| *first < before) else { return Ok(tx.discard(0)) };
+            let Some(first) = first.filter(|first| *first < before) else { return Ok(tx.commit(0)) };
             let sql = "DELETE FROM access_log_head WHERE number < ?";
             let deleted = tx.run(sql, values![before.min(first.saturating_add(STEP))]).await?;
             Ok(tx.commit(deleted))
@@ -167,8 +168,9 @@ impl Store {
 
 impl Table for StoredStatement {
     const TABLE: &'static str = "access_log_head";
-    const COLUMNS: &'static [&'static str] =
-        &["number", "instance", "sequence", "kind", "at", "statement", "key_id", "signature"];
+    fn columns() -> String {
+        "number, instance, sequence, kind, at, statement, key_id, signature".to_owned()
+    }
 
     fn values(self) -> Vec<Value> {
         let (at, signed) = (self.at.unwrap_or_default().timestamp_micros(), self.signed);

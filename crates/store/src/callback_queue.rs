@@ -271,7 +271,7 @@ impl Store {
         let backend = self.backend();
         let sql = format!(
             "{} {} batch_id = {}(downloaded.batch_id, {})",
-            sql::insert("downloaded", &["country", "batch_id"], 1),
+            sql::insert("downloaded", "country, batch_id", 1),
             sql::on_conflict(backend, "country"),
             sql::greatest(backend),
             sql::inserted(backend, "batch_id")

@@ -7,7 +7,6 @@ use efgs_protocol::certificate::{CertificateType, Thumbprint};
 use super::{
     Store, StoreError,
     row::{Bind, Table, row, values},
-    sql,
     tx::{Queries, unless_taken},
 };
 
@@ -75,7 +74,7 @@ impl Store {
         .values();
         // NULL: the next number.
         values[0] = None::<i64>.bind();
-        let sql = sql::insert(StoredCertificate::TABLE, StoredCertificate::COLUMNS, 1);
+        let sql = StoredCertificate::insert(1);
         self.repeat("import certificate", || async {
             Ok(match unless_taken(self.db.run(&sql, values.clone()).await)? {
                 Some(_) => Imported::New,

@@ -1,4 +1,4 @@
-//! What can go wrong with the database, and whether repeating helps.
+//! What can go wrong with the database, and whether a retry helps.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError, SqlxSqliteError};
 /// What the rest of the gateway learns of a failure. Texts name the operation, never SQL or data.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database is away, busy beyond patience, or failing over.
+    /// The database is unreachable, too busy, or failing over.
     #[error("the database is not available for \"{operation}\": {reason}")]
     Unavailable {
         /// What was tried.
@@ -15,7 +15,7 @@ pub enum StoreError {
         /// What the driver said.
         reason: String,
     },
-    /// The operation with its repetitions took too long.
+    /// The operation took too long, with its retries.
     #[error("the database did not finish \"{operation}\" within {after:?}")]
     Timeout {
         /// What was tried.
@@ -64,7 +64,7 @@ impl StoreError {
 /// The outcome of one attempt.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Repeating helps.
+    /// A retry helps.
     Transient(String),
     /// A unique key is taken.
     Duplicate,
@@ -72,13 +72,20 @@ pub(super) enum Failure {
     TooLong,
     /// See [`StoreError::LeaseLost`].
     LeaseLost,
-    /// See [`StoreError::CannotWrite`]. Repeating at once does not help.
+    /// See [`StoreError::CannotWrite`]. An immediate retry does not help.
     CannotWrite(String),
     /// See [`StoreError::Schema`].
     Schema(String),
-    /// Repeating does not help.
+    /// A retry does not help.
     Permanent(String),
 }
+
+/// Too many connections, shutdown, network, lock time-out, deadlock, record changed, commit failed, read-only (a primary
+/// that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
+const TRANSIENT: [u16; 22] = [
+    1020, 1040, 1047, 1053, 1158, 1159, 1160, 1161, 1180, 1203, 1205, 1213, 1226, 1290, 1317, 1836, 1927,
+    3100, 3101, 3169, 3572, 4031,
+];
 
 impl Failure {
     pub(super) fn into_error(self, operation: &'static str) -> StoreError {
@@ -105,27 +112,7 @@ impl Failure {
             1054 | 1146 => Self::Schema(format!("error {code}: {message}")),
             // MariaDB's max_statement_time, MySQL's max_execution_time.
             1969 | 3024 => Self::TooLong,
-            // Too many connections, shutdown, lock time-out, deadlock, record changed, commit failed,
-            // read-only (a primary that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
-            1040
-            | 1053
-            | 1158..=1161
-            | 1203
-            | 1226
-            | 4031
-            | 1205
-            | 1213
-            | 1020
-            | 1180
-            | 1290
-            | 1317
-            | 1836
-            | 1927
-            | 3572
-            | 1047
-            | 3100
-            | 3101
-            | 3169 => Self::Transient(format!("error {code}: {message}")),
+            code if TRANSIENT.contains(&code) => Self::Transient(format!("error {code}: {message}")),
             _ => Self::Permanent(format!("error {code}: {message}")),
         }
     }

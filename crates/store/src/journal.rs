@@ -108,8 +108,8 @@ impl Store {
         Ok(self.row::<i64>("look for an upload", sql, values).await?.is_some())
     }
 
-    /// Puts payloads of the same keys, sealed anew, in the place of those of an upload; each is found by its hash.
-    pub async fn mend_payloads(&self, upload: i64, sent: &VerifiedUpload) -> Result<(), StoreError> {
+    /// Replaces the payloads of an upload by those of the same keys, sealed again; each is found by its hash.
+    pub async fn repair_payloads(&self, upload: i64, sent: &VerifiedUpload) -> Result<(), StoreError> {
         let payloads: Vec<_> =
             sent.keys().iter().map(|key| (key.payload_hash.as_slice(), key.payload.as_slice())).collect();
         let payloads = &payloads;

@@ -12,8 +12,8 @@
 //!
 //! [`Store::tx`] composes a transaction of steps, which are methods of [`tx::Tx`].
 //!
-//! Every operation has a name and a deadline and is repeated here, and only here, when the database says that
-//! repeating helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
+//! Every operation has a name and a deadline and is retried here, and only here, when the database says that
+//! a retry helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
 //!
 //! An operation that is given up at its deadline leaves its statement to the server, which ends it by itself after the
 //! same time (see `sql::mysql_session`). On MySQL that holds for reads only. Its writes are bounded by their rows: each
@@ -59,7 +59,7 @@ mod uploads;
 mod withdrawals;
 
 pub use access_log::{RecordFilter, StoredRecord};
-pub use access_log_head::{Appended, Place, StoredStatement};
+pub use access_log_head::{Appended, StatementPosition, StoredStatement};
 pub use batches::{AuditRow, BatchRecord, BatchUpload, ChainPage, Formation, Pending};
 pub use callback_queue::{
     CallbackBacklog, CallbackLease, CountedCall, DueSubscription, FailedCall, Notification,
@@ -77,7 +77,7 @@ pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
 pub use uploads::{JournalUpload, StoredPayload, UploadOutcome};
-pub use withdrawals::{UploadRow, Withdrawal, WithdrawnBy};
+pub use withdrawals::{ListedUpload, Withdrawal, WithdrawnBy};
 
 use error::Failure;
 use tx::Queries;
@@ -92,7 +92,7 @@ pub const LOG_FILTER: &str = "sea_orm_migration=warn";
 #[derive(Clone)]
 pub struct Store {
     db: DatabaseConnection,
-    /// Connections whose statements may take as long as they take; the server ends those of all others.
+    /// Connections whose statements have no time limit; the server ends those of all others.
     patient: DatabaseConnection,
     bulk: bulk::Bulk,
     /// A connection that uploads cannot take: every answer waits for the access log.
@@ -100,7 +100,7 @@ pub struct Store {
     timeout: Duration,
     /// Whether what is stored is to be written to a journal.
     journal: bool,
-    /// Leave to look up what stands in an upload's way: it must not take all the connections that everything
+    /// Permits to look up what conflicts with an upload: that must not take all the connections that everything
     /// but bulk work shares.
     lookups: Arc<Semaphore>,
     lease_names: lease::Names,
@@ -125,7 +125,7 @@ impl Store {
 
     /// Brings the schema up to date. Safe to call from several instances at once.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        // That the database is away shows soon; changing large tables may then take as long as it takes.
+        // An unreachable database is reported soon. Changing large tables then has no such limit.
         self.ping().await?;
         let patient = Self { timeout: MIGRATION, db: self.patient.clone(), ..self.clone() };
         patient
@@ -177,7 +177,7 @@ impl Store {
 
     /// How many uploads are stored, and how many batches are read, at once: together all connections of the bulk
     /// path. SQLite has one writer, and waiting for it in a queue is faster than asking again and again.
-    pub fn places(&self) -> (usize, usize) {
+    pub fn bulk_slots(&self) -> (usize, usize) {
         match self.bulk {
             bulk::Bulk::MySql { max, .. } => {
                 let reading = (max / 4).max(1);

@@ -26,7 +26,7 @@ impl Tx<'_> {
         let sum = |column| format!("{column} = quota.{column} + {}", sql::inserted(backend, column));
         let sql = format!(
             "{} {} {}, {}",
-            sql::insert("quota", &["country", "day", "used_keys", "used_bytes"], 1),
+            sql::insert("quota", "country, day, used_keys, used_bytes", 1),
             sql::on_conflict(backend, "country, day"),
             sum("used_keys"),
             sum("used_bytes")

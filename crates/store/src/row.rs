@@ -11,7 +11,7 @@ use efgs_protocol::{batch_tag::ObjectId, certificate::Thumbprint, country::Count
 use mysql_async::prelude::FromValue;
 use sea_orm::{QueryResult, TryGetable, Value};
 
-use super::error::Failure;
+use super::{error::Failure, sql};
 
 /// A value for a placeholder.
 pub(super) trait Bind {
@@ -33,13 +33,19 @@ pub(super) trait Row: Sized + Send {
 /// The rows of a table, or the part of its columns that belongs together.
 pub(super) trait Table: Row {
     const TABLE: &'static str;
-    const COLUMNS: &'static [&'static str];
+    /// Their names, separated by commas.
+    fn columns() -> String;
     /// In the order of the columns.
     fn values(self) -> Vec<Value>;
 
+    /// An INSERT of so many rows.
+    fn insert(rows: usize) -> String {
+        sql::insert(Self::TABLE, &Self::columns(), rows)
+    }
+
     /// `SELECT` all columns of the rows that `rest` describes.
     fn select(rest: &str) -> String {
-        format!("SELECT {} FROM {} {rest}", Self::COLUMNS.join(", "), Self::TABLE)
+        format!("SELECT {} FROM {} {rest}", Self::columns(), Self::TABLE)
     }
 }
 
@@ -248,7 +254,9 @@ macro_rules! row {
     (@table $name:ident $table:literal { $($field:ident: $ty:ty $(as $cell:ty)? $(= $column:literal)?,)+ }) => {
         impl $crate::row::Table for $name {
             const TABLE: &'static str = $table;
-            const COLUMNS: &'static [&'static str] = &[$($crate::row::row!(@column $field $($column)?)),+];
+            fn columns() -> String {
+                [$($crate::row::row!(@column $field $($column)?)),+].join(", ")
+            }
             fn values(self) -> Vec<sea_orm::Value> {
                 vec![$($crate::row::Bind::bind($crate::row::row!(@write self.$field $(, $cell)?))),+]
             }

@@ -81,19 +81,19 @@ pub(super) fn placeholders(n: usize) -> String {
 }
 
 /// An INSERT of `rows` rows, with a placeholder for each value.
-pub(super) fn insert(table: &str, columns: &[&str], rows: usize) -> String {
-    let row = format!("({})", placeholders(columns.len()));
-    format!("INSERT INTO {table} ({}) VALUES {}", columns.join(", "), vec![row; rows].join(","))
+pub(super) fn insert(table: &str, columns: &str, rows: usize) -> String {
+    let row = format!("({})", placeholders(columns.split(',').count()));
+    format!("INSERT INTO {table} ({columns}) VALUES {}", vec![row; rows].join(","))
 }
 
 /// Replaces the placeholders by literals: many rows go to the database as one text, in one round trip and without
 /// preparing a statement for each number of rows. Texts and bytes become hexadecimal digits, so that nothing in them
 /// can be taken for SQL.
-pub(super) fn inline(backend: DatabaseBackend, sql: &str, values: &[Value]) -> String {
+pub(super) fn inline(backend: DatabaseBackend, sql: &str, values: impl IntoIterator<Item = Value>) -> String {
     let mut pieces = sql.split('?');
     let mut text = pieces.next().unwrap_or_default().to_owned();
     for (piece, value) in pieces.zip(values) {
-        text += &literal(backend, value);
+        text += &literal(backend, &value);
         text += piece;
     }
     text

@@ -41,7 +41,7 @@ pub(super) fn upsert<'a>(
 /// Adds to the totals of an instance.
 fn add(backend: DatabaseBackend, instance: &str, tallies: BTreeMap<(NaiveDate, String), Tally>) -> String {
     let names = Tally::default().counters().map(|(name, _)| name);
-    let columns = [&["day", "country", "instance"], &names[..], &LAST].concat();
+    let columns = format!("day, country, instance, {}, {}", names.join(", "), LAST.join(", "));
     let mut values = Vec::new();
     let rows = tallies.len();
     for ((day, country), mut tally) in tallies {
@@ -65,7 +65,7 @@ fn add(backend: DatabaseBackend, instance: &str, tallies: BTreeMap<(NaiveDate, S
         sql::on_conflict(backend, "day, country, instance"),
         sums.chain(latest).collect::<Vec<_>>().join(", ")
     );
-    sql::inline(backend, &sql, &values)
+    sql::inline(backend, &sql, values)
 }
 
 impl Tx<'_> {

@@ -16,7 +16,6 @@ use super::{
     bulk::{Bulk, Lent},
     error::Failure,
     row::{Row, Table},
-    sql,
 };
 
 /// Statements on the connections of sea-orm.
@@ -90,7 +89,7 @@ impl Tx<'_> {
         &mut self,
         rows: impl ExactSizeIterator<Item = T>,
     ) -> Result<(), Failure> {
-        let sql = sql::insert(T::TABLE, T::COLUMNS, rows.len());
+        let sql = T::insert(rows.len());
         self.run(&sql, rows.flat_map(T::values).collect()).await?;
         Ok(())
     }
@@ -113,9 +112,7 @@ impl Tx<'_> {
     /// Carries out a statement that has no placeholders, without preparing it.
     pub(super) async fn run_text(&mut self, sql: &str) -> Result<(), Failure> {
         match &mut self.on {
-            Driver::SeaOrm(tx) => {
-                tx.execute_unprepared(sql).await?;
-            }
+            Driver::SeaOrm(tx) => tx.execute_unprepared(sql).await.map(|_| ())?,
             Driver::MySql(tx) => tx.connection()?.query_drop(sql).await?,
         }
         Ok(())

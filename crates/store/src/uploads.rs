@@ -116,7 +116,7 @@ impl JournalUpload {
 }
 
 /// The other columns of the row: what the gateway keeps for itself.
-const INTERNAL: &[&str] = &["payload_bytes", "key_id", "batch_id"];
+const INTERNAL: &str = "payload_bytes, key_id, batch_id";
 
 row! {
     /// A key as it is stored: encrypted.
@@ -132,7 +132,7 @@ row! {
 }
 
 /// All columns of a key.
-const KEY: &[&str] = &["upload_id", "position", "payload_hash", "report_type", "payload"];
+const KEY: &str = "upload_id, position, payload_hash, report_type, payload";
 
 impl Tx<'_> {
     /// Inserts an upload's row, without its keys; its number, or none when its tag or number is taken.
@@ -145,7 +145,7 @@ impl Tx<'_> {
             values[0] = known.bind();
         }
         values.extend(values![upload.payload_bytes(), upload.key_id(), batch]);
-        let columns = [JournalUpload::COLUMNS, INTERNAL].concat();
+        let columns = format!("{}, {INTERNAL}", JournalUpload::columns());
         let given = self.insert(&sql::insert(JournalUpload::TABLE, &columns, 1), values).await?;
         Ok(given.map(|given| known.unwrap_or(given)))
     }
@@ -153,7 +153,7 @@ impl Tx<'_> {
     /// Inserts an upload's keys; says whether none of them was there.
     async fn insert_keys(&mut self, id: i64, keys: &[SealedKey]) -> Result<bool, Failure> {
         for keys in bulk::chunks(keys) {
-            let mut values = Vec::with_capacity(keys.len() * KEY.len());
+            let mut values = Vec::with_capacity(keys.len() * 5);
             for key in keys {
                 let payload = key.payload.as_slice();
                 values.extend(values![id, key.position, key.payload_hash, key.report_type, payload]);
@@ -175,11 +175,11 @@ impl Store {
         upload: &VerifiedUpload,
         quota: Usage,
     ) -> Result<UploadOutcome, StoreError> {
-        // After an attempt whose outcome is not known, what stands under the tag may be this very upload.
+        // After an attempt whose outcome is not known, what is found under the tag may be this very upload.
         let unsure = AtomicBool::new(false);
         self.repeat("upload", || async {
             if !upload.repeats().is_empty() {
-                // It cannot be stored; what is left to say is which of its keys are in the way.
+                // It cannot be stored; what is left to say is which of its keys conflict.
                 return match self.same_tag(upload, false).await? {
                     Some(outcome) => Ok(outcome),
                     None => Ok(UploadOutcome::Conflicts(self.conflicts(upload).await?)),
@@ -218,12 +218,13 @@ impl Store {
         .await
     }
 
-    /// What stands under this upload's tag already.
+    /// What is stored under this upload's tag already.
     pub async fn find_upload(&self, new: &VerifiedUpload) -> Result<Option<UploadOutcome>, StoreError> {
         self.repeat("find upload", || self.same_tag(new, false)).await
     }
 
-    /// What stands under this upload's tag; it itself, if it `may_be` stored already and came at the same microsecond.
+    /// What is stored under this upload's tag: the upload itself, if it `may_be` stored already and came at the same
+    /// microsecond.
     pub(super) async fn same_tag(
         &self,
         new: &VerifiedUpload,
@@ -299,7 +300,7 @@ impl Store {
     }
 }
 
-/// What stood in the way is gone again (expired just now): worth another attempt.
+/// The conflicting row is gone again (expired just now): worth another attempt.
 fn vanished() -> Failure {
     Failure::Transient("what was in the way has gone in the meantime".into())
 }

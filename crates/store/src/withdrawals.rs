@@ -52,7 +52,7 @@ pub enum Withdrawal {
 
 /// An upload as an operator sees it; no keys.
 #[derive(Clone, Debug)]
-pub struct UploadRow {
+pub struct ListedUpload {
     /// The upload's row.
     pub id: i64,
     /// Whose upload it is.
@@ -129,7 +129,7 @@ impl Store {
         country: Option<Country>,
         tag: Option<&str>,
         limit: u32,
-    ) -> Result<Vec<UploadRow>, StoreError> {
+    ) -> Result<Vec<ListedUpload>, StoreError> {
         let mut sql = "SELECT u.id, u.country, u.upload_tag, u.amount, u.uploaded_at, u.batch_id, w.withdrawn_at, \
                        w.withdrawn_by, w.reason FROM upload u LEFT JOIN withdrawal w ON w.upload_id = u.id WHERE 1 = 1"
             .to_owned();
@@ -148,7 +148,7 @@ impl Store {
     }
 }
 
-impl Row for UploadRow {
+impl Row for ListedUpload {
     fn read(cells: &mut Cells) -> Result<Self, Failure> {
         Ok(Self {
             id: cells.next()?,

@@ -189,7 +189,9 @@ async fn a_future_may_be_dropped_at_any_moment() {
         match tokio::time::timeout(patience, downloader.next()).await {
             Err(_) => {
                 dropped += 1;
-                patience += Duration::from_micros(rand::random_range(0..2_000));
+                patience += Duration::from_micros(u64::from(
+                    u16::from_ne_bytes(efgs_protocol::random::bytes()) % 2_000,
+                ));
             }
             Ok(Ok(Some(_))) => patience = Duration::ZERO,
             Ok(Ok(None)) => break,
