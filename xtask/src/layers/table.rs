@@ -87,7 +87,7 @@ pub(super) const DEPENDENCIES: &[crates::Rule] = &[
 pub(super) const NAMES: &[names::Rule] = &[
     names::Rule {
         within: &["src", "crates"],
-        except: &["src/http", "src/server", "crates/client/src"],
+        except: &["src/http", "src/server", "crates/client/src", "crates/object-store/src"],
         except_impl_of: &[],
         names: &[
             "StatusCode",
@@ -105,7 +105,7 @@ pub(super) const NAMES: &[names::Rule] = &[
         except: &[
             "src/callback/guard",
             "src/cli",
-            "src/journal/s3",
+            "crates/object-store/src",
             "crates/kit/src/telemetry/traces",
             "crates/client/src",
         ],
