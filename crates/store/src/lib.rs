@@ -1,7 +1,7 @@
 //! The only place that knows SQL.
 //!
 //! It speaks in types of the protocol and the domain; drivers and their errors stay inside. There is one idiom for
-//! queries: SQL text with `?` for each value, the same text for all databases. `values!` binds the values, a [`row::Row`]
+//! queries: SQL text with `?` for each value, the same text for all databases. `values!` binds the values, a `row::Row`
 //! reads what is returned. What a table's columns are is said once, by `row!`, beside the table's queries. What the
 //! databases say differently is in `sql`.
 //!
@@ -10,7 +10,7 @@
 //! and the access log, whose transaction is one text of literals in one round trip. On SQLite, `sea-orm` carries out the
 //! same steps.
 //!
-//! [`Store::tx`] composes a transaction of steps, which are methods of [`tx::Tx`].
+//! `Store::tx` composes a transaction of steps, which are methods of `tx::Tx`.
 //!
 //! Every operation has a name and a deadline and is retried here, and only here, when the database says that
 //! a retry helps (deadlock, lock time-out, failover, lost connection). A closure can therefore run twice.
