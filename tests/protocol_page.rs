@@ -13,8 +13,9 @@ use efgs_protocol::{
 /// The text of the block with this word behind its language.
 fn block(word: &str) -> &'static str {
     let page = include_str!("../docs/protocol.md");
-    let (_, rest) = page.split_once(&format!(" {word}\n")).expect("the page has the block");
-    rest.split_once("\n```").expect("the block ends").0
+    let mut fenced = page.split("\n```").filter_map(|part| part.split_once('\n'));
+    let found = fenced.find(|(head, _)| head.split_once(' ').is_some_and(|(_, name)| name == word));
+    found.expect("the page has the block").1
 }
 
 #[test]

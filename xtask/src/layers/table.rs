@@ -88,7 +88,7 @@ pub(super) const NAMES: &[names::Rule] = &[
     names::Rule {
         within: &["src", "crates"],
         except: &["src/http", "src/server", "crates/client/src", "crates/object-store/src"],
-        except_impl_of: &[],
+        except_impl_of: &["Problem"],
         names: &[
             "StatusCode",
             "HttpResponse::*",
