@@ -36,11 +36,12 @@ type Outcome = Result<ExitCode, Box<dyn Error>>;
 
 /// The Federation Gateway for European proximity tracing.
 #[derive(Debug, Parser)]
-#[command(
-    name = "efgs-gateway",
-    version,
-    propagate_version = true,
-    after_help = "Example:\n  efgs-gateway demo --once    the complete exchange on this machine, in a temporary folder"
+#[command(name = "efgs-gateway", version, propagate_version = true)]
+#[cfg_attr(
+    feature = "demo",
+    command(
+        after_help = "Example:\n  efgs-gateway demo --once    the complete exchange on this machine, in a temporary folder"
+    )
 )]
 struct Cli {
     #[command(subcommand)]
