@@ -37,7 +37,7 @@ mod pace;
 #[cfg(test)]
 mod tests;
 
-pub use connections::{Arrival, Open};
+pub use connections::{Arrival, Open, UnfinishedHandshake};
 pub use fair_queue::{FairQueue, Permit};
 pub use memory::Held;
 

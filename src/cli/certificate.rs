@@ -471,7 +471,8 @@ async fn revoke(args: &RevokeArgs) -> Outcome {
         say(format!("{} was already revoked", args.thumbprint))
     } else {
         Err(format!(
-            "no certificate has the thumbprint {}; `efgs-gateway certificate list` shows them all",
+            "no certificate has the thumbprint {}; `efgs-gateway certificate list` shows them all. One that a \
+             registered CA issued must be imported before it can be revoked",
             args.thumbprint
         )
         .into())

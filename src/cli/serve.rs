@@ -30,7 +30,8 @@ pub(super) struct ServeArgs {
 pub(super) async fn run(args: ServeArgs) -> Outcome {
     let config = Config::load(&args.file.config)?;
     let traces = config.tracing.as_ref().map(Traces::new).transpose()?;
-    let filter = format!("info,actix_server=warn,{}", crate::store::LOG_FILTER);
+    // The HTTP library writes an error line for each malformed request, which anybody can send.
+    let filter = format!("info,actix_server=warn,actix_http=off,{}", crate::store::LOG_FILTER);
     telemetry::init(&filter, traces.as_ref());
     let metrics = telemetry::install()?;
     let app = App::new(config, Clock::system(), Some(metrics.clone()))?;

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, http::header, web};
+use actix_web::{HttpMessage, HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 
+use tokio::time::Instant;
+
 use crate::limits::{Held, LimitError};
+
+/// When the first byte of a request arrived. In the extensions of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Began(pub Instant);
 
 /// Why a body could not be read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -37,7 +43,7 @@ pub enum BodyError {
     },
 }
 
-/// Reads a body of at most `max` bytes that arrives within `timeout`. Takes memory from `memory` for what has
+/// Reads a body of at most `max` bytes that is complete within `timeout` of the request's first byte. Takes memory from `memory` for what has
 /// arrived, not for what the request announces.
 pub async fn read_body(
     request: &HttpRequest,
@@ -69,5 +75,7 @@ pub async fn read_body(
         }
         Ok(body.freeze())
     };
-    tokio::time::timeout(timeout, read).await.unwrap_or(Err(BodyError::TooSlow { after: timeout }))
+    // The time in which the request waited for its country's turn counts too.
+    let began = request.extensions().get::<Began>().map_or_else(Instant::now, |Began(at)| *at);
+    tokio::time::timeout_at(began + timeout, read).await.unwrap_or(Err(BodyError::TooSlow { after: timeout }))
 }

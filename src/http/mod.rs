@@ -8,7 +8,7 @@ pub mod schema;
 
 use actix_web::HttpRequest;
 
-pub use body::{BodyError, read_body};
+pub use body::{Began, BodyError, read_body};
 pub use problem::{Code, Defect, Detail, Error, ErrorBody, NoOperation, Problem, Shown};
 
 /// A request header as text, or why it cannot be used.

@@ -161,8 +161,12 @@ fn an_address_is_an_ipv4_address_or_a_network_of_ipv6() {
     for other in ["192.0.2.2", "2001:db8:0:1::1"] {
         assert!(counted(arrive(other)).is_some(), "{other}");
     }
+    // A /56 has twice as many connections, and a /48 four times.
+    let networks = ["2001:db8:0:1::1", "2001:db8:0:2::1"];
+    let second = counted(arrive(networks[0])).unwrap();
+    assert!(matches!(arrive(networks[1]), Arrival::Refused));
     assert!(matches!(arrive("10.1.2.3"), Arrival::Free));
-    drop((first, v6));
+    drop((first, v6, second));
     assert!(counted(arrive("192.0.2.1")).is_some());
 }
 

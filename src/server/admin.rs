@@ -1,11 +1,16 @@
 //! The admin listener: the operator's page, health, metrics and the API document. It has no authentication and
-//! must never be public.
+//! must never be public. It answers only when it is asked by an address, a name without a dot, or one of
+//! `server.admin_hosts`: a web page from outside could otherwise read it with the operator's browser, under a name
+//! of its own that resolves to this address.
 
 use std::sync::Arc;
 
 use actix_web::{
     HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
     http::header,
+    middleware::Next,
     web::{self, ServiceConfig},
 };
 use serde::Serialize;
@@ -24,6 +29,36 @@ struct Answer {
     reasons: Vec<String>,
     /// Warnings: these do not make the instance unready.
     warnings: Vec<String>,
+}
+
+/// Refuses what is asked by a foreign name.
+pub(super) async fn check_host<B: MessageBody>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    let allowed = |host: &str| {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.trim_matches(['[', ']']).trim_end_matches('.');
+        let listed = |app: &web::Data<App>| {
+            app.config.server.admin_hosts.iter().any(|listed| listed.eq_ignore_ascii_case(name))
+        };
+        !name.contains('.')
+            || name.parse::<std::net::IpAddr>().is_ok()
+            || request.app_data::<web::Data<App>>().is_some_and(listed)
+    };
+    // Without Host it is no browser.
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or("."));
+    if host.is_none_or(allowed) {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
+    let text = "This name is not known: ask by address, or add the name to `server.admin_hosts`.\n";
+    let answer = HttpResponse::MisdirectedRequest()
+        .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
+        .body(text);
+    Ok(request.into_response(answer).map_into_right_body())
 }
 
 /// Routes of the admin listener.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, web};
+use actix_web::{App as ActixApp, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use tokio::task::JoinHandle;
 
 use super::{App, Reload, StartError, admin, listen, overview};
@@ -142,9 +142,14 @@ async fn watch_certificates(reload: Arc<Reload>, shutdown: Shutdown) {
 fn admin_server(app: &Arc<App>, listener: TcpListener) -> Result<actix_web::dev::Server, StartError> {
     let data = web::Data::from(app.clone());
     let address = app.config.server.admin_listen;
-    let server = HttpServer::new(move || ActixApp::new().app_data(data.clone()).configure(admin::configure))
+    let routes = move || {
+        ActixApp::new().app_data(data.clone()).wrap(from_fn(admin::check_host)).configure(admin::configure)
+    };
+    let server = HttpServer::new(routes)
         .workers(1)
-        .max_connections(64)
+        .max_connections(256)
+        .keep_alive(Duration::from_secs(10))
+        .client_request_timeout(Duration::from_secs(2))
         .shutdown_timeout(1)
         .disable_signals()
         .listen(listener)

@@ -2,23 +2,15 @@
 //! before its first request.
 
 use std::{
-    any::Any,
-    fmt::Debug,
-    io,
-    net::{Shutdown, TcpListener},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
-use actix_http::{
-    HttpServiceBuilder, Request, Response, TlsAcceptorConfig,
-    body::{BoxBody, MessageBody},
-    error::DispatchError,
-};
-use actix_server::{GracefulShutdownSignal, Server};
+use actix_http::{HttpServiceBuilder, Request, body::MessageBody, error::DispatchError};
+use actix_server::Server;
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, fn_factory, forward_ready, map_config};
-use actix_tls::accept::{TlsError, rustls_0_23::TlsStream};
 use actix_web::{
     App as ActixApp,
     dev::{AppConfig, Extensions, ServiceResponse},
@@ -27,10 +19,15 @@ use actix_web::{
 
 use futures_util::future::LocalBoxFuture;
 use rustls::ProtocolVersion;
+use tokio_rustls::TlsAcceptor;
 
-use super::{App, StartError, routes};
+use super::{
+    App, StartError,
+    connection::{Connection, KEEP_ALIVE, Transport},
+    routes,
+};
 use crate::{
-    limits::Arrival,
+    limits::{Arrival, Open},
     telemetry::{self, InFlight, handshake::Handshake, refusal},
     trust::{PeerIdentity, TlsSetup},
 };
@@ -59,44 +56,36 @@ pub(crate) fn national_server(
         .disable_signals();
     let stopping = server.graceful_shutdown_signal();
     let app = app.clone();
-    let server = match tls {
+    let tls = match tls {
         Some(tls) => {
-            let tls = tls.server_config()?;
-            server.listen("national", listener, move || {
-                let service = builder(&app, stopping.clone()).finish(answers(app.clone()));
-                let handshake = TlsAcceptorConfig::default().handshake_timeout(timeout.min(HANDSHAKE));
-                guarded(service.rustls_0_23_with_config(tls.clone(), handshake), app.clone())
-            })
+            let mut config = tls.server_config()?;
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Some(TlsAcceptor::from(Arc::new(config)))
         }
-        None => server.listen("national", listener, move || {
-            builder(&app, stopping.clone()).finish(answers(app.clone())).tcp()
-        }),
+        None => None,
     };
-    Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
-}
-
-/// How requests are read from a connection.
-fn builder<T, S>(app: &Arc<App>, stopping: GracefulShutdownSignal) -> HttpServiceBuilder<T, S>
-where
-    T: 'static,
-    S: ServiceFactory<Request, Config = ()>,
-    S::Error: Into<Response<BoxBody>> + 'static,
-    S::InitError: Debug,
-    <S::Service as Service<Request>>::Future: 'static,
-{
-    let app = app.clone();
-    HttpServiceBuilder::default()
-        .graceful_shutdown_signal(move || {
+    let server = server.listen("national", listener, move || {
+        let (app, tls, stopping) = (app.clone(), tls.clone(), stopping.clone());
+        fn_factory(move || {
+            let (app, tls, connected) = (app.clone(), tls.clone(), app.clone());
             let stopping = stopping.clone();
-            async move { stopping.notified().await }
+            let http = HttpServiceBuilder::default()
+                .graceful_shutdown_signal(move || {
+                    let stopping = stopping.clone();
+                    async move { stopping.notified().await }
+                })
+                .keep_alive(KEEP_ALIVE)
+                .client_request_timeout(timeout)
+                .client_disconnect_timeout(Duration::from_secs(1))
+                .on_connect_ext(move |connection: &Connection, extensions: &mut Extensions| {
+                    prepare(&connected, connection, extensions);
+                })
+                .h1(answers(app.clone()))
+                .new_service(());
+            async move { Ok::<_, ()>(Connections { http: Rc::new(http.await?), app, tls }) }
         })
-        .keep_alive(Duration::from_secs(75))
-        .client_request_timeout(app.config.server.request_timeout)
-        .client_disconnect_timeout(Duration::from_secs(1))
-        .tcp_nodelay(true)
-        .on_connect_ext(move |connection: &T, extensions: &mut Extensions| {
-            prepare(&app, connection, extensions);
-        })
+    });
+    Ok(server.map_err(|source| StartError::Listen { key: "listen", address, source })?.run())
 }
 
 /// The HTTP service behind the handshake.
@@ -113,80 +102,87 @@ fn answers(
     map_config(routes.into_factory(), |()| AppConfig::default())
 }
 
-/// Why a connection ended with an error.
-type Failure = TlsError<io::Error, DispatchError>;
-
-/// The service behind the connection limits.
-fn guarded<F>(
-    service: F,
+/// Takes connections: limits, handshake, requests.
+struct Connections<S> {
+    http: Rc<S>,
     app: Arc<App>,
-) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = Failure, InitError = F::InitError>
-where
-    F: ServiceFactory<TcpStream, Config = (), Response = (), Error = Failure>,
-    F::Service: 'static,
-    F::Future: 'static,
-{
-    fn_factory(move || {
-        let (service, app) = (service.new_service(()), app.clone());
-        async move { Ok(Guarded { service: Rc::new(service.await?), app }) }
-    })
+    tls: Option<TlsAcceptor>,
 }
 
-struct Guarded<S> {
-    service: Rc<S>,
-    app: Arc<App>,
-}
-
-impl<S> Service<TcpStream> for Guarded<S>
+impl<S> Service<TcpStream> for Connections<S>
 where
-    S: Service<TcpStream, Response = (), Error = Failure> + 'static,
+    S: Service<(Connection, Option<SocketAddr>), Response = (), Error = DispatchError> + 'static,
 {
     type Response = ();
-    type Error = Failure;
-    type Future = LocalBoxFuture<'static, Result<(), Failure>>;
+    type Error = DispatchError;
+    type Future = LocalBoxFuture<'static, Result<(), DispatchError>>;
 
-    forward_ready!(service);
+    forward_ready!(http);
 
     fn call(&self, stream: TcpStream) -> Self::Future {
         // Without an address the peer has already disconnected.
         let Ok(peer) = stream.peer_addr() else { return Box::pin(std::future::ready(Ok(()))) };
-        let peer = peer.ip().to_canonical();
-        let arrival = self.app.limits.arrive(peer, PATIENCE);
-        let service = self.service.clone();
+        let (http, app, tls) = (self.http.clone(), self.app.clone(), self.tls.clone());
         Box::pin(async move {
-            let _open = match arrival {
-                Arrival::Refused => return Ok(()),
-                Arrival::Free => None,
-                Arrival::Counted(open, wait) => {
-                    if !wait.is_zero() {
-                        tokio::time::sleep(wait).await;
-                    }
-                    Some(open)
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection may delay small packets");
+            }
+            let timeout = app.config.server.request_timeout;
+            let (transport, _open) = match tls {
+                // The connections are the load balancer's.
+                None => (Transport::Plain(stream), None),
+                Some(tls) => {
+                    let Some((stream, open)) =
+                        shake_hands(&app, &tls, stream, peer.ip().to_canonical()).await
+                    else {
+                        return Ok(());
+                    };
+                    (stream, open)
                 }
             };
-            let ended = service.call(stream).await;
-            match &ended {
-                Err(TlsError::Tls(error)) => refusal::handshake(peer, Some(error)),
-                Err(TlsError::Timeout) => refusal::handshake(peer, None),
-                Err(TlsError::Service(_)) | Ok(()) => {}
-            }
-            ended
+            http.call((Connection::new(transport, timeout), Some(peer))).await
         })
     }
 }
 
+/// Does the handshake within the limits, and counts the connection; `None` if it is over.
+async fn shake_hands(
+    app: &App,
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+    peer: IpAddr,
+) -> Option<(Transport, Option<Open>)> {
+    let (open, wait) = match app.limits.arrive(peer, PATIENCE) {
+        Arrival::Refused => return None,
+        Arrival::Free => (None, Duration::ZERO),
+        Arrival::Counted(open, wait) => (Some(open), wait),
+    };
+    let unfinished = app.limits.begin_handshake();
+    let handshake = async {
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        let timeout = app.config.server.request_timeout.min(HANDSHAKE);
+        tokio::time::timeout(timeout, tls.accept(stream)).await
+    };
+    match unfinished.unless_displaced(handshake).await? {
+        Ok(Ok(stream)) => return Some((Transport::Tls(Box::new(stream)), open)),
+        Ok(Err(error)) => refusal::handshake(peer, Some(&error)),
+        Err(_) => refusal::handshake(peer, None),
+    }
+    None
+}
+
 /// Counts the connection, reads its client certificate once, and closes connections above the country's limit.
-fn prepare(app: &Arc<App>, connection: &dyn Any, extensions: &mut Extensions) {
-    let (tcp, session) = match connection.downcast_ref::<TlsStream<TcpStream>>() {
-        Some(stream) => {
+fn prepare(app: &Arc<App>, connection: &Connection, extensions: &mut Extensions) {
+    let (tcp, session) = match connection.transport() {
+        Transport::Tls(stream) => {
             let (tcp, session) = stream.get_ref();
             (tcp, Some(session))
         }
-        None => match connection.downcast_ref::<TcpStream>() {
-            Some(tcp) => (tcp, None),
-            None => return,
-        },
+        Transport::Plain(tcp) => (tcp, None),
     };
+    extensions.insert(connection.conversation());
     let socket = socket2::SockRef::from(tcp);
     // Frees the connection and its buffers if the client stops reading.
     if let Err(error) = socket.set_tcp_user_timeout(Some(app.config.server.request_timeout)) {

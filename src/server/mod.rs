@@ -5,6 +5,7 @@ mod admin;
 mod api;
 mod app;
 mod collect;
+mod connection;
 mod gateway;
 mod listen;
 mod observe;

@@ -7,7 +7,7 @@ use actix_web::{
     body::{BodySize, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        ConnectionType, StatusCode,
+        ConnectionType,
         header::{HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -18,11 +18,11 @@ use efgs_protocol::random;
 use metrics::{counter, gauge, histogram};
 use tracing::{Instrument as _, field::Empty, trace_span};
 
-use super::routes::Operation;
+use super::{connection::Conversation, routes::Operation};
 use crate::{
     access_log::{AccessLog, Trail},
     clock::Clock,
-    http::{Code, Error, Problem},
+    http::{Began, Code, Error, Problem},
     instance::Instance,
     telemetry::{self, InFlight, handshake::Handshake, refusal},
     trust::{Admission, known_caller},
@@ -54,7 +54,15 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    let conversation = request.conn_data::<Conversation>().cloned();
+    if conversation.as_ref().is_some_and(Conversation::is_over) {
+        // Neither served nor recorded: the connection ends when the answer before it is out.
+        std::future::pending::<()>().await;
+    }
     let started = Instant::now();
+    if let Some(conversation) = &conversation {
+        request.extensions_mut().insert(Began(conversation.request()));
+    }
     let id = random::hex::<8>();
     let app = request.app_data::<Data<Observer>>().cloned();
     let found = Operation::of(request.method(), request.path());
@@ -131,10 +139,15 @@ pub(super) async fn observe<B: MessageBody + 'static>(
 
     let status = response.status();
     let caller = known_caller(response.request());
-    if caller.is_none() {
-        // Rejected callers must not keep connections, because these are limited.
+    // Rejected callers must not keep connections, because these are limited. And the HTTP library would read a chunked
+    // body to its end, which the sender decides.
+    let unread = received == 0 && response.request().chunked().unwrap_or(false);
+    if caller.is_none() || unread {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        conversation.iter().for_each(Conversation::end);
     }
+    conversation.iter().for_each(Conversation::answered);
+    let unregistered = caller.is_none();
     let caller = caller.as_ref().map_or("-", Country::as_str);
     if let Some(code) = code.filter(|_| status.is_client_error()) {
         let labels = [("country", caller.to_owned()), ("operation", operation.to_owned()), ("code", code)];
@@ -158,6 +171,9 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     }
     let status_code = status.as_u16();
     match reason {
+        // Anyone can send these: the same line is written once a minute.
+        Some(reason) if unregistered && !status.is_server_error() => refusal::caller(peer, &id, &reason),
+        Some(reason) if unregistered && !refusal::failure(&reason) => {}
         Some(reason) if status.is_server_error() => {
             tracing::error!(
                 request_id = id,
@@ -169,7 +185,6 @@ pub(super) async fn observe<B: MessageBody + 'static>(
                 "a request failed"
             );
         }
-        Some(reason) if status == StatusCode::FORBIDDEN && refusal::caller(peer, &id, &reason) => {}
         Some(reason) => {
             tracing::info!(
                 request_id = id,

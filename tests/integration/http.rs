@@ -30,6 +30,8 @@ tests![
     a_request_under_way_is_finished_before_the_gateway_stops,
     idle_connections_do_not_hold_up_the_end,
     the_admin_side_tells_health_and_the_api,
+    the_admin_side_answers_under_no_foreign_name,
+    slow_clients_do_not_hold_up_the_admin_side,
     the_national_side_has_no_admin_paths,
 ];
 
@@ -354,6 +356,37 @@ async fn the_admin_side_tells_health_and_the_api(case: &Case) {
     assert_eq!(status, 200);
     assert!(page.to_lowercase().contains("<html"), "{page}");
     assert_eq!(admin(&gateway, "/metrics").await.0, 200);
+}
+
+async fn the_admin_side_answers_under_no_foreign_name(case: &Case) {
+    let gateway = case.gateway_with(|config| config.server.admin_hosts = vec!["efgs.example".into()]).await;
+    let status = async |host: String| {
+        let request = reqwest::Client::new().get(format!("http://127.0.0.1:{}/", gateway.admin));
+        request.header("Host", host).send().await.unwrap().status().as_u16()
+    };
+    let port = gateway.admin;
+    for own in ["localhost", "gateway", "127.0.0.1", "10.0.0.11", "[::1]", "efgs.example", "EFGS.example."] {
+        assert_eq!(status(own.into()).await, 200, "{own}");
+        assert_eq!(status(format!("{own}:{port}")).await, 200, "{own}");
+    }
+    for foreign in ["rebinding.example", "efgs.example.org", "localhost.example", "127.0.0.1.example"] {
+        assert_eq!(status(format!("{foreign}:{port}")).await, 421, "{foreign}");
+    }
+}
+
+async fn slow_clients_do_not_hold_up_the_admin_side(case: &Case) {
+    let gateway = case.gateway().await;
+    let slow: Vec<_> = (0..200)
+        .map(|_| {
+            let mut connection = std::net::TcpStream::connect(("127.0.0.1", gateway.admin)).unwrap();
+            std::io::Write::write_all(&mut connection, b"GET /health/ready HTTP/1.1\r\n").unwrap();
+            connection
+        })
+        .collect();
+    let started = Instant::now();
+    assert_eq!(admin(&gateway, "/health/live").await.0, 200);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    drop(slow);
 }
 
 async fn the_national_side_has_no_admin_paths(case: &Case) {

@@ -12,6 +12,7 @@ mod access_log_proof;
 mod access_log_retention;
 mod access_log_signing;
 mod access_log_writer;
+mod attack;
 mod audit;
 mod authority;
 mod backends;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         file("access_log_retention", access_log_retention::TESTS),
         file("access_log_signing", access_log_signing::TESTS),
         file("access_log_writer", access_log_writer::TESTS),
+        file("attack", attack::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),

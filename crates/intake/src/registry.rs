@@ -124,7 +124,7 @@ impl Registry {
 
     /// The entry that accepts this certificate: its own, or that of a CA that its country registered (spec
     /// appendix A) and that issued it. A leaf of a CA must itself be valid, of the same country, not a CA, and
-    /// permitted for the use.
+    /// permitted for the use, and neither its key nor its number may be that of a revoked certificate.
     pub fn admit(
         &self,
         certificate: &Certificate,
@@ -145,6 +145,11 @@ impl Registry {
         }
         if found == Err(Inactive::Unknown) {
             return own;
+        }
+        let revoked = |entry: &&Registered| entry.country == country && entry.revoked_at.is_some();
+        let mut revoked = self.entries.values().filter(revoked).map(|entry| &entry.certificate);
+        if revoked.any(|revoked| certificate.is_of_the_same_key_or_number_as(revoked)) {
+            return Err(Inactive::Revoked);
         }
         if now < certificate.not_before() {
             return Err(Inactive::NotYetValid);

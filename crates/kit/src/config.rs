@@ -89,6 +89,8 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Health, metrics and the API document; plain HTTP, never public.
     pub admin_listen: SocketAddr,
+    /// Names under which the admin listener is reached, beside addresses and names without a dot.
+    pub admin_hosts: Vec<String>,
     /// How callers are known.
     pub auth: AuthMode,
     /// Networks of the load balancers in front; only with [`AuthMode::Proxy`].
@@ -107,6 +109,7 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            admin_hosts: Vec::new(),
             auth: AuthMode::Mtls,
             trusted_proxies: Vec::new(),
             request_timeout: Duration::from_secs(30),

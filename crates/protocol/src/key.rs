@@ -109,6 +109,9 @@ impl ReportType {
     }
 }
 
+/// The most countries that a key can have visited: as many as there are codes of two letters.
+pub const MAX_VISITED: usize = 26 * 26;
+
 /// What one diagnosis key says, apart from the countries visited, which its [`KeyBatch`] keeps (spec §4.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiagnosisKey {
@@ -313,6 +316,9 @@ pub enum InvalidReason {
         /// What was found there.
         invalid: InvalidCountry,
     },
+    /// More visited countries than there are country codes.
+    #[error("visitedCountries has more than {MAX_VISITED} entries")]
+    TooManyVisitedCountries,
     /// No such report type.
     #[error("reportType {found} is none of the six")]
     ReportType {

@@ -279,6 +279,46 @@ fn a_certificate_with_an_entry_of_its_own_is_not_let_in_by_its_authority() {
     assert_eq!(registry.admit(&leaf.certificate, Authentication, now()), Err(Inactive::Revoked));
 }
 
+/// A value of DER.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = (content.len() as u16).to_be_bytes();
+    [&[tag, 0x82], &length[..], content].concat()
+}
+
+/// The same certificate with the other form of its ECDSA signature: (r, n - s) instead of (r, s).
+fn mirrored(certificate: &Certificate) -> Certificate {
+    use openssl::{bn, ec, ecdsa::EcdsaSig, nid::Nid, x509::X509};
+    let x509 = X509::from_der(certificate.der()).unwrap();
+    let signature = EcdsaSig::from_der(x509.signature().as_slice()).unwrap();
+    let group = ec::EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+    let (mut order, mut s) = (bn::BigNum::new().unwrap(), bn::BigNum::new().unwrap());
+    group.order(&mut order, &mut bn::BigNumContext::new().unwrap()).unwrap();
+    s.checked_sub(&order, signature.s()).unwrap();
+    let signature = EcdsaSig::from_private_components(signature.r().to_owned().unwrap(), s).unwrap();
+    let signature = der(3, &[&[0], &*signature.to_der().unwrap()].concat());
+    // What is signed, and the algorithm: SEQUENCE with a length of two bytes, and ecdsa-with-SHA256.
+    let content = &certificate.der()[4..];
+    let signed = 4 + usize::from(u16::from_be_bytes([content[2], content[3]]));
+    let algorithm = &content[signed..signed + 12];
+    Certificate::from_der(&der(0x30, &[&content[..signed], algorithm, &signature].concat())).unwrap()
+}
+
+#[test]
+fn a_revoked_certificate_of_an_authority_comes_back_in_no_other_form() {
+    let ca = authority("DE");
+    let leaf = leaf(&ca, |_| {});
+    let mirrored = mirrored(&leaf.certificate);
+    assert_ne!(mirrored.thumbprint(), leaf.certificate.thumbprint());
+    let of_the_ca = row(1, &bundle("DE", Authentication, ca.certificate()));
+    let own = row(2, &bundle("DE", Authentication, &leaf.certificate));
+    let admit = |own| {
+        let registry = registry(&[of_the_ca.clone(), own]);
+        registry.admit(&mirrored, Authentication, now()).map(|entry| entry.id)
+    };
+    assert_eq!(admit(own.clone()), Ok(1));
+    assert_eq!(admit(StoredCertificate { revoked_at: Some(now()), ..own }), Err(Inactive::Revoked));
+}
+
 #[test]
 fn of_a_renewed_authority_one_active_certificate_is_enough() {
     let ca = authority("DE");

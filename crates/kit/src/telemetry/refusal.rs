@@ -36,14 +36,17 @@ pub fn handshake(peer: IpAddr, error: Option<&io::Error>) {
     }
 }
 
-/// Logs a rejected caller (403), unless the same line was logged recently.
-pub fn caller(peer: Option<IpAddr>, request_id: &str, reason: &str) -> bool {
+/// Logs the rejected request of an unregistered caller, unless the same line was written recently.
+pub fn caller(peer: Option<IpAddr>, request_id: &str, reason: &str) {
     let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
-    let left_out = LINES.ask(&format!("{peer} {reason}"), Instant::now());
-    if let Some(left_out) = left_out {
+    if let Some(left_out) = LINES.ask(&format!("{peer} {reason}"), Instant::now()) {
         tracing::warn!(peer, request_id, reason, left_out, "a caller was rejected");
     }
-    left_out.is_some()
+}
+
+/// Whether the failure of an unregistered caller's request is to be logged: the same one was not logged recently.
+pub fn failure(reason: &str) -> bool {
+    LINES.ask(reason, Instant::now()).is_some()
 }
 
 /// One of [`FAILURES`].

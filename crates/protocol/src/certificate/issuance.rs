@@ -31,6 +31,20 @@ impl Certificate {
         }
     }
 
+    /// Whether it is another form of `other`, or renewed with the same key: the same issuer and serial number, or the
+    /// same public key. An ECDSA signature has two valid forms, so that anyone can make a certificate with another
+    /// thumbprint out of one that they have.
+    pub fn is_of_the_same_key_or_number_as(&self, other: &Self) -> bool {
+        let (Ok((_, mine)), Ok((_, theirs))) =
+            (X509Certificate::from_der(&self.der), X509Certificate::from_der(&other.der))
+        else {
+            return false;
+        };
+        mine.public_key().raw == theirs.public_key().raw
+            || (mine.issuer().as_raw() == theirs.issuer().as_raw()
+                && mine.raw_serial() == theirs.raw_serial())
+    }
+
     /// Whether its usages, where it names any, permit what this type is for.
     pub fn permits(&self, kind: CertificateType) -> bool {
         self.usage.check(kind).is_ok()

@@ -13,7 +13,7 @@ use super::DecodeError;
 use crate::{
     country::{Country, InvalidCountry},
     excerpt,
-    key::{DiagnosisKey, InvalidKey, InvalidReason, KeyBatch, KeyData, KeyRef, ReportType},
+    key::{DiagnosisKey, InvalidKey, InvalidReason, KeyBatch, KeyData, KeyRef, MAX_VISITED, ReportType},
 };
 
 /// The text before the keys of a batch in JSON.
@@ -354,15 +354,18 @@ impl<'de> Deserialize<'de> for Checked<Vec<Country>> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Self::Value, A::Error> {
                 let mut countries = Vec::new();
                 while let Some(Checked(country)) = texts.next_element::<Checked<Country, InvalidCountry>>()? {
-                    match country {
-                        Ok(country) => countries.push(country),
-                        Err(invalid) => {
-                            // Read the rest nevertheless, so that the error can name the index.
-                            while texts.next_element::<IgnoredAny>()?.is_some() {}
-                            let position = countries.len();
-                            return Ok(Checked(Err(InvalidReason::VisitedCountry { position, invalid })));
+                    let position = countries.len();
+                    let reason = match country {
+                        _ if position == MAX_VISITED => InvalidReason::TooManyVisitedCountries,
+                        Ok(country) => {
+                            countries.push(country);
+                            continue;
                         }
-                    }
+                        Err(invalid) => InvalidReason::VisitedCountry { position, invalid },
+                    };
+                    // Read the rest nevertheless, so that the error can name the index.
+                    while texts.next_element::<IgnoredAny>()?.is_some() {}
+                    return Ok(Checked(Err(reason)));
                 }
                 Ok(Checked(Ok(countries)))
             }

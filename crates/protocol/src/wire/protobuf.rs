@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     country::Country,
-    key::{DiagnosisKey, InvalidKey, InvalidReason, KeyBatch, KeyData, KeyRef, ReportType},
+    key::{DiagnosisKey, InvalidKey, InvalidReason, KeyBatch, KeyData, KeyRef, MAX_VISITED, ReportType},
 };
 
 /// How deeply messages and groups may lie in one another, the batch itself not counted.
@@ -56,7 +56,11 @@ fn read_key(mut reader: Reader<'_>, batch: &mut KeyBatch) -> Result<(), DecodeEr
             3 => rolling_period = reader.uint32(wire_type)?,
             4 => transmission_risk_level = reader.uint32(wire_type)? as i32,
             5 => {
-                let country = Country::from_bytes(reader.string(wire_type)?).map_err(|error| {
+                let text = reader.string(wire_type)?;
+                if visited == MAX_VISITED {
+                    return Err(invalid(InvalidReason::TooManyVisitedCountries));
+                }
+                let country = Country::from_bytes(text).map_err(|error| {
                     invalid(InvalidReason::VisitedCountry { position: visited, invalid: error })
                 })?;
                 batch.visit(country);

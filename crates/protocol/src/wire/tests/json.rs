@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::key::{DiagnosisKey, ReportType};
+use crate::key::{DiagnosisKey, MAX_VISITED, ReportType};
 
 fn read(body: &str) -> Result<KeyBatch, DecodeError> {
     decode(Format::Json, body.as_bytes(), 100)
@@ -157,6 +157,12 @@ fn a_key_that_is_none_is_named() {
         invalid(json!({"visitedCountries": ["DE", "D", "also wrong"]})),
         InvalidReason::VisitedCountry { position: 1, .. }
     ));
+    let visited = vec!["DE"; MAX_VISITED + 1];
+    assert!(matches!(invalid(json!({"visitedCountries": visited})), InvalidReason::TooManyVisitedCountries));
+    assert_ne!(
+        invalid(json!({"visitedCountries": visited[1..], "keyData": ""})),
+        InvalidReason::TooManyVisitedCountries
+    );
 }
 
 #[test]
