@@ -1,4 +1,4 @@
-//! What the access log and tracing cost a download: the gateway beside a variant of itself that goes without.
+//! The cost of the access log and of tracing for a download: the gateway beside a variant without them.
 //!
 //! The access log has no switch, and tracing that is off is still in the program, so the variants are built for this.
 
@@ -37,7 +37,7 @@ pub(crate) async fn measure(program: &Path, kind: Kind, time: Duration, report: 
         ("download, protobuf", 8, 200, download(day, &tag, PROTOBUF)),
         ("download, 304", 8, 304, known),
     ];
-    // Nobody listens, and somebody listens and never answers.
+    // One collector is absent, the other never answers.
     let absent = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let tracing = |address| format!("[tracing]\nendpoint = \"http://{address}/v1/traces\"\n");

@@ -1,4 +1,4 @@
-//! One country floods the gateway with 32 connections, and another one downloads: what it notices.
+//! The latency of one country's downloads while another country floods the gateway with 32 connections.
 //!
 //! The gateway has its default limits. Quiet and flooded turns alternate, so that whatever else the machine does
 //! hits both. The flood comes from an address of its own, as another country's would.
@@ -183,7 +183,7 @@ impl Bench<'_> {
                     let (flood, wave) = (flood.clone(), wave.clone());
                     std::thread::spawn(move || {
                         while flood.goes_on() {
-                            // A connection that was closed is opened again: that is what a flood does.
+                            // Reopens a closed connection, as a flood does.
                             if wave(&flood).is_err() {
                                 flood.count(false);
                             }

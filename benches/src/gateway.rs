@@ -23,7 +23,7 @@ use crate::{
 /// The repository's root.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// What is measured is how fast the gateway is, not how much it lets one country have.
+/// Limits that no measurement reaches.
 const UNLIMITED: &str = "[limits]\nrequests_per_second = 1000000\nburst = 1000000\nhandshakes_per_second = 1000000\n\
                          bytes_per_day = \"1TB\"\nkeys_per_day = 1000000000\n";
 
@@ -76,7 +76,7 @@ impl Site {
             participant.write(&folder.path().join(code))?;
             participants.push(participant);
         }
-        // 32 random bytes would do as well: nobody keeps what is encrypted with it.
+        // A fixed key: the encrypted data is deleted with the schema.
         fs::write(folder.path().join("payload-1.key"), format!("{}=\n", "A".repeat(43)))?;
         let schema = Schema::create(kind, folder.path()).await?;
         let site = Self { program: program.to_owned(), folder, pki, participants, schema };

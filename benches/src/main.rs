@@ -85,7 +85,7 @@ fn main() -> ExitCode {
             _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
         }
     });
-    // A thread that still waits for an answer would wait in vain.
+    // Threads that still wait for an answer never end.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

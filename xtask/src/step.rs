@@ -1,4 +1,4 @@
-//! Running other programs, and telling how it went.
+//! Runs other programs and reports their result.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -25,7 +25,7 @@ pub enum Error {
     /// There is no answer, or only a part of it. Whether the store did what it was asked to do is unknown.
     #[error("{0}")]
     NoAnswer(String),
-    /// There is no safe connection: the store's certificate cannot be believed, or the store refuses ours.
+    /// There is no safe connection: the store's certificate is not trusted, or the store rejects ours.
     #[error("no safe connection to the store: {0}")]
     Tls(String),
     /// The store answered, and refused.
@@ -36,7 +36,7 @@ pub enum Error {
         /// The store's own name for the reason, at most 64 characters; may be empty.
         code: String,
     },
-    /// The answer is longer than it can be.
+    /// The answer is longer than the limit.
     #[error("the answer has more than {limit} bytes")]
     TooLong {
         /// How many bytes are read at most.
@@ -99,7 +99,7 @@ fn tls<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a rustls::Error>
     None
 }
 
-/// Whether somebody has to change a certificate. Of the alerts only one is about trouble that passes.
+/// Whether the operator must change a certificate. Only one of the alerts is temporary.
 fn is_permanent(error: &rustls::Error) -> bool {
     match error {
         rustls::Error::InvalidCertificate(_) => true,

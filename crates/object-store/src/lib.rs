@@ -1,8 +1,8 @@
 //! A small client of S3-compatible object stores: put, get, delete and list below a prefix.
 //!
 //! Every answer is bounded: one request takes at most [`Settings::timeout`], and no body is read beyond its limit.
-//! The client follows neither redirects nor proxies, and repeats nothing: callers know what to repeat and when. Errors
-//! hold neither credentials nor signed URLs.
+//! The client follows no redirects, uses no proxies and does not retry: the caller decides about retries. Errors contain
+//! neither credentials nor signed URLs.
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
@@ -37,7 +37,7 @@ pub struct Settings {
     pub endpoint: Url,
     /// The bucket's name.
     pub name: String,
-    /// The store's region, as it wants it in signatures.
+    /// The region that signatures name.
     pub region: String,
     /// What the names of all objects begin with.
     pub prefix: String,
@@ -50,7 +50,7 @@ pub struct Settings {
     pub credentials: Credentials,
     /// How long one request may take, from connecting to the last byte of the answer.
     pub timeout: Duration,
-    /// What the client calls itself.
+    /// The user agent.
     pub user_agent: &'static str,
 }
 

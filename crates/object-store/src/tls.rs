@@ -1,4 +1,4 @@
-//! Which servers are believed.
+//! Which servers are trusted.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 
 use crate::SettingsError;
 
-/// A server's certificate must come from one of these authorities, as PEM, or from one that the system trusts. The
-/// provider is our own, so that nothing depends on which one the program has made the default.
+/// Trusts servers with a certificate of these authorities (PEM), or of those that the system trusts. Names its
+/// cryptography provider, so that it does not depend on the program's default.
 pub(crate) fn config(ca_pem: Option<&str>) -> Result<ClientConfig, SettingsError> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()

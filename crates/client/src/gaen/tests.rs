@@ -91,7 +91,7 @@ fn error(result: Result<(ExportHeader, Vec<Result<ExportedKey, ReadError>>), Rea
 #[test]
 fn every_signer_signs_and_no_other_key_verifies() {
     let (first, second) = (signer("v1"), signer("v2"));
-    let stranger = signer("v1").verifying_key().unwrap();
+    let other_signer = signer("v1").verifying_key().unwrap();
     let keys = [first.verifying_key().unwrap(), second.verifying_key().unwrap()];
     let mut bytes = written(&[(Section::New, key(1))], &[first, second]);
     let versions: Vec<_> = keys
@@ -99,7 +99,7 @@ fn every_signer_signs_and_no_other_key_verifies() {
         .map(|key| open(&bytes).unwrap().verify(key).unwrap().verification_key_version.unwrap())
         .collect();
     assert_eq!(versions, ["v1", "v2"]);
-    let error = open(&bytes).unwrap().verify(&stranger).unwrap_err();
+    let error = open(&bytes).unwrap().verify(&other_signer).unwrap_err();
     assert!(matches!(error, ReadError::NotVerified { signatures: 2 }), "{error}");
 
     // One other bit in export.bin, in an archive that is whole.

@@ -36,9 +36,10 @@ fn a_row_with_one_altered_column_does_not_count() {
     let pem = mine.certificate.pem().to_owned();
     let foreign = bundle("NL", Signing, &mine.certificate);
     let caller = bundle("DE", Authentication, &mine.certificate);
-    let stranger = Pki::new(KeyKind::Ec256).unwrap();
-    let stranger =
-        Bundle::sign(&stranger.anchor, country("DE"), Signing, mine.certificate.clone(), Vec::new()).unwrap();
+    let other_anchor = Pki::new(KeyKind::Ec256).unwrap();
+    let other_anchor =
+        Bundle::sign(&other_anchor.anchor, country("DE"), Signing, mine.certificate.clone(), Vec::new())
+            .unwrap();
     let operator =
         "its operator signature does not count: the operator signature does not verify with the trust anchor";
     let registration = "its registration signature does not count: the registration signature does not verify with the trust anchor";
@@ -78,7 +79,7 @@ fn a_row_with_one_altered_column_does_not_count() {
         (&|row| row.country = "de".into(), subject),
         (&|row| row.operator_signature = other.bundle.operator_signature.clone(), operator),
         (&|row| row.operator_signature = row.registration_signature.clone(), operator),
-        (&|row| row.operator_signature = stranger.operator_signature.clone(), operator),
+        (&|row| row.operator_signature = other_anchor.operator_signature.clone(), operator),
         (&|row| row.operator_signature.clear(), operator),
         (
             &|row| row.operator_signature = "?".into(),
@@ -86,7 +87,7 @@ fn a_row_with_one_altered_column_does_not_count() {
         ),
         (&|row| row.registration_signature = other.bundle.registration_signature.clone(), registration),
         (&|row| row.registration_signature = row.operator_signature.clone(), registration),
-        (&|row| row.registration_signature = stranger.registration_signature.clone(), registration),
+        (&|row| row.registration_signature = other_anchor.registration_signature.clone(), registration),
         (&|row| row.registration_signature = foreign.registration_signature.clone(), registration),
         (&|row| row.registration_signature = caller.registration_signature.clone(), registration),
         (&|row| row.registration_signature.clear(), registration),

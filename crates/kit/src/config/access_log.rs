@@ -1,4 +1,4 @@
-//! The record of every request.
+//! Settings of the access log.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,13 +8,13 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessLog {
-    /// PEM: the private key, Ed25519 or EC, that signs where the log stands.
+    /// PEM: the private key (Ed25519 or EC) that signs statements about the log.
     pub signing_key: Option<PathBuf>,
-    /// PEM: public keys that have signed it before.
+    /// PEM: public keys that signed statements before.
     pub former_keys: Vec<PathBuf>,
-    /// The first statement that is signed, of a log that was begun without a key.
+    /// The number of the first signed statement, if the log began without a key.
     pub signed_from: i64,
-    /// How often that is signed.
+    /// How often a statement is signed.
     #[serde(with = "humantime_serde")]
     pub sign_every: Duration,
     /// How long records are kept.

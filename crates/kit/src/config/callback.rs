@@ -1,4 +1,4 @@
-//! How countries are called back.
+//! Settings of callbacks.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,17 +13,17 @@ pub struct Callback {
     pub certificate: PathBuf,
     /// PEM: its private key.
     pub private_key: PathBuf,
-    /// Failures in a row after which a subscription is paused.
+    /// A subscription is paused after this many consecutive failures.
     #[serde(default = "Callback::default_max_attempts")]
     pub max_attempts: u32,
-    /// Opens networks that are refused otherwise.
+    /// Networks that are allowed although the address rules reject them.
     #[serde(default)]
     pub allowed_networks: Vec<IpNet>,
     /// PEM: servers' certificates must also chain to one of these.
     pub ca: Option<PathBuf>,
     /// A forward proxy (CONNECT), `http://host:port`.
     pub proxy: Option<String>,
-    /// Looking up, connecting and answering together.
+    /// The longest time for one call: resolving the name, connecting and the answer.
     #[serde(default = "Callback::default_timeout", with = "humantime_serde")]
     pub timeout: Duration,
     /// The wait after the first failure; it doubles with each further one.

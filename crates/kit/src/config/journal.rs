@@ -1,4 +1,4 @@
-//! Where accepted uploads are recorded besides the database.
+//! Settings of the journal.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// On another disk than the database.
+    /// The folder. It belongs on another disk than the database.
     pub folder: Option<PathBuf>,
     /// The bucket's name.
     pub bucket: Option<String>,
@@ -16,7 +16,7 @@ pub struct Journal {
     pub endpoint: Option<String>,
     /// The store's region.
     pub region: String,
-    /// What the names of all objects begin with.
+    /// Prefix of all object names.
     pub prefix: String,
     /// `endpoint/bucket/name` instead of `bucket.endpoint/name`.
     pub path_style: bool,
@@ -26,7 +26,7 @@ pub struct Journal {
     pub secret_key_file: Option<PathBuf>,
     /// PEM: the store's certificate must chain to one of these; without it to one that the system knows.
     pub ca: Option<PathBuf>,
-    /// Of one write to the folder or one request to the store; then uploads are refused with 503.
+    /// The longest time for one write to the folder or one request to the store. After that uploads are answered 503.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 }

@@ -1,4 +1,4 @@
-//! What a country may take.
+//! Settings of the limits.
 
 use bytesize::ByteSize;
 use efgs_protocol::country::Country;
@@ -15,9 +15,9 @@ pub struct Limits {
     pub keys_per_day: u64,
     /// The same in bytes of request bodies.
     pub bytes_per_day: ByteSize,
-    /// Requests of one country; what comes faster waits its turn.
+    /// Requests per second of one country; faster ones wait.
     pub requests_per_second: f64,
-    /// Requests, or connections, that may come at once after a pause.
+    /// Burst: requests or connections that may arrive at once after a pause.
     pub burst: u32,
     /// Uploads and other changes of one country that are under way at once; further ones wait their turn.
     pub concurrent_uploads: usize,
@@ -27,7 +27,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one address that are open at once.
     pub connections_per_address: usize,
-    /// New connections of one address; what comes faster waits its turn.
+    /// New connections per second of one address; faster ones wait.
     pub handshakes_per_second: f64,
     /// Networks of balancers that pass TLS through: many countries share their addresses.
     pub shared_addresses: Vec<Network>,

@@ -219,9 +219,9 @@ fn what_a_registered_authority_issued_signs_for_its_own_country_only() {
 #[test]
 fn certificates_must_be_vouched_for_and_belong_to_the_entry() {
     let other = Scene::new();
-    let stranger = &other.entries[1]; // NL, under another anchor
+    let foreign = &other.entries[1]; // NL, under another anchor
     let failures = Scene::failures(|scene| {
-        scene.entries[3].uploader_certificate.clone_from(&stranger.uploader_certificate);
+        scene.entries[3].uploader_certificate.clone_from(&foreign.uploader_certificate);
     });
     let mismatch = AnchorError::Mismatch("operator");
     let [not_vouched_for, thumbprint, nationality] = failures[3].as_slice() else {

@@ -115,8 +115,8 @@ async fn keys_in_another_order() {
 async fn a_foreign_signer() {
     for of_the_same_country in [true, false] {
         let scene = Scene::new();
-        let stranger = participant(&scene.pki, "NL");
-        let signer = if of_the_same_country { &stranger.signing } else { &scene.germany.signing };
+        let other_signer = participant(&scene.pki, "NL");
+        let signer = if of_the_same_country { &other_signer.signing } else { &scene.germany.signing };
         let forged = signed_with(&scene.netherlands, signer, &keys("NL", 13..15));
         let thumbprint = signer.certificate.thumbprint();
         let report = put_aside(scene, |batch| batch.entries[1] = forged).await;
