@@ -2,7 +2,7 @@
 //!
 //! What one upload contributes to a download never changes. Its bytes are built once per format, as a
 //! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the
-//! segments of the other countries, one after the other.
+//! segments of the other countries, one after the other. The entries of audits are kept in the same cache.
 
 use std::sync::Arc;
 
@@ -27,17 +27,30 @@ mod tests;
 
 pub use encoding::{Encoding, negotiate};
 
-/// One upload's part of a batch, in one format.
+/// A piece of a body that belongs to one upload.
 #[derive(Clone, Debug)]
-struct Segment {
-    country: Country,
-    bytes: Bytes,
+pub struct Segment {
+    /// Who uploaded it.
+    pub country: Country,
+    /// The piece. Segments can share it.
+    pub bytes: Bytes,
+}
+
+/// All segments of a batch.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    /// In the order of the uploads.
+    pub all: Arc<[Segment]>,
+    /// The memory that they use, in bytes. Shared pieces count once.
+    pub memory: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum CacheKey {
     /// All segments of a batch with this number of withdrawn uploads.
     Segments(ObjectId, u32, Format),
+    /// The entries of an audit of a batch with this number of withdrawn uploads.
+    Audit(ObjectId, u32),
     /// A whole compressed body, without the uploads of one country that has some in the batch.
     Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
 }
@@ -45,14 +58,14 @@ enum CacheKey {
 impl CacheKey {
     fn batch(&self) -> ObjectId {
         match self {
-            Self::Segments(id, ..) | Self::Compressed(id, ..) => *id,
+            Self::Segments(id, ..) | Self::Audit(id, _) | Self::Compressed(id, ..) => *id,
         }
     }
 }
 
 #[derive(Clone, Debug)]
 enum Cached {
-    Segments(Arc<[Segment]>),
+    Segments(Segments),
     Compressed(Bytes),
 }
 
@@ -77,7 +90,7 @@ impl BodyCache {
     ) -> Self {
         let weigh = |_: &CacheKey, cached: &Cached| {
             let bytes: usize = match cached {
-                Cached::Segments(all) => all.iter().map(|one| one.bytes.len() + size_of::<Segment>()).sum(),
+                Cached::Segments(segments) => segments.memory + size_of_val(&*segments.all),
                 Cached::Compressed(bytes) => bytes.len(),
             };
             u32::try_from(bytes + 256).unwrap_or(u32::MAX)
@@ -123,10 +136,10 @@ impl BodyCache {
         // Countries that have nothing in the batch share one body.
         let without = batch.uploads.iter().any(|upload| upload.country == caller).then_some(caller);
         if encoding == Encoding::Identity {
-            return Ok(assemble(&self.segments(batch, format, caller).await?, format, without));
+            return Ok(assemble(&self.segments(batch, format, caller).await?.all, format, without));
         }
         let build = async {
-            let pieces = assemble(&self.segments(batch, format, caller).await?, format, without);
+            let pieces = assemble(&self.segments(batch, format, caller).await?.all, format, without);
             self.workers
                 .compute(caller, Kind::Downloads, move || encoding.compress(&pieces))
                 .await?
@@ -146,7 +159,11 @@ impl BodyCache {
         key: CacheKey,
         build: impl Future<Output = Result<Cached, Error>>,
     ) -> Result<Cached, Error> {
-        let name = if matches!(key, CacheKey::Segments(..)) { "build batch" } else { "compress" };
+        let name = match key {
+            CacheKey::Segments(..) => "build batch",
+            CacheKey::Audit(..) => "build audit",
+            CacheKey::Compressed(..) => "compress",
+        };
         let build = build.instrument(trace_span!(target: telemetry::SPANS, "build", otel.name = name));
         let entry =
             self.cache.entry(key).or_try_insert_with(build).await.map_err(|error| Error::clone(&error))?;
@@ -155,12 +172,33 @@ impl BodyCache {
         Ok(entry.into_value())
     }
 
+    /// The segments of an audit of a batch, from the cache or built now.
+    pub async fn audit(
+        &self,
+        batch: &BatchRecord,
+        build: impl Future<Output = Result<Segments, Error>>,
+    ) -> Result<Segments, Error> {
+        let build = async { build.await.map(Cached::Segments) };
+        self.get_or_build_segments(CacheKey::Audit(batch.id, batch.withdrawn), build).await
+    }
+
+    async fn get_or_build_segments(
+        &self,
+        key: CacheKey,
+        build: impl Future<Output = Result<Cached, Error>>,
+    ) -> Result<Segments, Error> {
+        match self.get_or_build(key, build).await? {
+            Cached::Segments(segments) => Ok(segments),
+            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
+        }
+    }
+
     async fn segments(
         &self,
         batch: &Arc<BatchRecord>,
         format: Format,
         caller: Country,
-    ) -> Result<Arc<[Segment]>, Error> {
+    ) -> Result<Segments, Error> {
         let build = async {
             let ids: Vec<i64> = batch.uploads.iter().map(|upload| upload.id).collect();
             let (limits, store) = (self.limits.clone(), self.store.clone());
@@ -173,10 +211,8 @@ impl BodyCache {
             let open = move || open(&batch, payloads, format, &keyring);
             self.workers.compute(caller, Kind::Downloads, open).await?.map(Cached::Segments)
         };
-        match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
-            Cached::Segments(segments) => Ok(segments),
-            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
-        }
+        let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
+        self.get_or_build_segments(key, build).await
     }
 }
 
@@ -190,7 +226,7 @@ fn open(
     payloads: Vec<StoredPayload>,
     format: Format,
     keyring: &Keyring,
-) -> Result<Arc<[Segment]>, Error> {
+) -> Result<Segments, Error> {
     let mut payloads = payloads.into_iter().peekable();
     let mut segments = Vec::with_capacity(batch.uploads.len());
     for upload in &batch.uploads {
@@ -221,7 +257,8 @@ fn open(
         bytes.shrink_to_fit();
         segments.push(Segment { country: upload.country, bytes: bytes.into() });
     }
-    Ok(segments.into())
+    let memory = segments.iter().map(|segment| segment.bytes.len()).sum();
+    Ok(Segments { all: segments.into(), memory })
 }
 
 /// Concatenates the segments of all other countries.

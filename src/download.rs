@@ -16,6 +16,7 @@ use crate::{
     chain::{self, Chain, ChainError},
     downloaded::Downloaded,
     http::{self, Code, Error, ErrorBody, HeaderError, Problem, reply},
+    limits::Admitted,
     store::BatchRecord,
     telemetry,
     trust::Caller,
@@ -121,7 +122,8 @@ pub async fn download(
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
     metrics::counter!(telemetry::KEYS_DOWNLOADED, "country" => caller.country.to_string())
         .increment(others.map(|upload| u64::from(upload.amount)).sum());
-    Ok(headers.ok(body, request.extensions_mut().remove()))
+    let admitted: Option<Admitted> = request.extensions_mut().remove();
+    Ok(headers.ok(body, admitted))
 }
 
 /// Which countries' keys a download has.

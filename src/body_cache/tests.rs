@@ -80,7 +80,7 @@ proptest! {
         let expected: KeyBatch = others.flat_map(|(_, keys)| keys.iter()).collect();
         for format in Format::ALL {
             let segments = open(&record, rows.clone(), format, &keyring).unwrap();
-            let body = assemble(&segments, format, own.map(country)).concat();
+            let body = assemble(&segments.all, format, own.map(country)).concat();
             prop_assert_eq!(body, wire::encode(format, &expected));
         }
     }

@@ -211,6 +211,7 @@ impl App {
             },
             audits: Audits {
                 chain: chain.clone(),
+                body_cache: body_cache.clone(),
                 store: store.clone(),
                 limits: limits.clone(),
                 workers: workers.clone(),

@@ -242,13 +242,20 @@ impl Store {
         Ok((end, is_last))
     }
 
-    /// What an auditor may see of a batch, in the order of its keys (spec §5.7.2).
-    pub async fn audit_rows(&self, batch: ObjectId) -> Result<Vec<AuditRow>, StoreError> {
+    /// What an auditor may see of the next uploads of a batch behind the upload `after`, in the order of their keys
+    /// (spec §5.7.2). None are left when there are fewer than `limit`.
+    pub async fn audit_rows(
+        &self,
+        batch: ObjectId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
         let sql = "SELECT u.id, u.country, u.uploaded_at, u.amount, u.batch_signature, \
                    a.pem, a.thumbprint, a.operator_signature, s.pem, s.thumbprint, s.operator_signature \
                    FROM upload u JOIN certificate a ON a.id = u.uploader_certificate_id \
-                   JOIN certificate s ON s.id = u.signing_certificate_id WHERE u.batch_id = ? ORDER BY u.id";
-        self.rows("audit", sql, values![batch]).await
+                   JOIN certificate s ON s.id = u.signing_certificate_id \
+                   WHERE u.batch_id = ? AND u.id > ? ORDER BY u.id LIMIT ?";
+        self.rows("audit", sql, values![batch, after, limit]).await
     }
 }
 
