@@ -4,19 +4,20 @@
 //! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the
 //! segments of the other countries, one after the other. The entries of audits are kept in the same cache.
 
-use std::sync::Arc;
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use chrono::NaiveDate;
 use efgs_protocol::{batch_tag::ObjectId, country::Country, key::KeyBatch, media::Format, wire};
 use moka::future::Cache;
+use parking_lot::Mutex;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
     http::{Defect, Error},
     intake::Keyring,
     limits::{Kind, Limits},
-    store::{BatchRecord, Store, StoredPayload},
+    store::{ALL_POSITIONS, BatchRecord, BatchUpload, Store, StoredPayload},
     telemetry,
     workers::Workers,
 };
@@ -26,6 +27,9 @@ mod encoding;
 mod tests;
 
 pub use encoding::{Encoding, negotiate};
+
+/// Keys whose rows are in memory at once while a batch is built.
+const PAGE_KEYS: u32 = 2500;
 
 /// A piece of a body that belongs to one upload.
 #[derive(Clone, Debug)]
@@ -77,6 +81,8 @@ pub struct BodyCache {
     keyring: Arc<Keyring>,
     limits: Arc<Limits>,
     workers: Workers,
+    /// The countries for which a body is being built ahead.
+    ahead: Arc<Mutex<HashSet<Country>>>,
 }
 
 impl BodyCache {
@@ -96,7 +102,7 @@ impl BodyCache {
             u32::try_from(bytes + 256).unwrap_or(u32::MAX)
         };
         let cache = Cache::builder().max_capacity(bytes).weigher(weigh).build();
-        Self { cache, store, keyring, limits, workers }
+        Self { cache, store, keyring, limits, workers, ahead: Arc::default() }
     }
 
     /// The number of entries and their size in bytes.
@@ -153,6 +159,23 @@ impl BodyCache {
         }
     }
 
+    /// Builds a body that a country that is catching up asks for next, while it receives the one before. One at a time
+    /// for each country.
+    pub fn read_ahead(&self, batch: &Arc<BatchRecord>, format: Format, encoding: Encoding, caller: Country) {
+        let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
+        if self.cache.contains_key(&key) || !self.ahead.lock().insert(caller) {
+            return;
+        }
+        let (cache, batch) = (self.clone(), batch.clone());
+        self.workers.spawn(async move {
+            if let Err(error) = cache.get(&batch, format, encoding, caller).await {
+                // The request itself will fail too, or build it.
+                tracing::debug!(batch = %batch.id, %error, "a batch was not built ahead");
+            }
+            cache.ahead.lock().remove(&caller);
+        });
+    }
+
     /// Concurrent requests for the same body build it once.
     async fn get_or_build(
         &self,
@@ -200,19 +223,37 @@ impl BodyCache {
         caller: Country,
     ) -> Result<Segments, Error> {
         let build = async {
-            let ids: Vec<i64> = batch.uploads.iter().map(|upload| upload.id).collect();
-            let (limits, store) = (self.limits.clone(), self.store.clone());
-            let read = async move {
-                let _permit = limits.to_read(caller).await?;
-                Ok::<_, Error>(store.payloads(&ids).await?)
-            };
-            let payloads = self.workers.run(read).await??;
-            let (keyring, batch) = (self.keyring.clone(), batch.clone());
-            let open = move || open(&batch, payloads, format, &keyring);
-            self.workers.compute(caller, Kind::Downloads, open).await?.map(Cached::Segments)
+            let read = self.clone().build(batch.clone(), format, caller);
+            self.workers.run(read).await?.map(Cached::Segments)
         };
         let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
         self.get_or_build_segments(key, build).await
+    }
+
+    /// Reads, decrypts and encodes the keys of a batch, a page at a time. The turn to read is kept until the end: it
+    /// bounds the memory of all batches that are being built.
+    async fn build(
+        self,
+        batch: Arc<BatchRecord>,
+        format: Format,
+        caller: Country,
+    ) -> Result<Segments, Error> {
+        let _permit = self.limits.to_read(caller).await?;
+        let mut opening = Opening::new(&batch, format, self.keyring);
+        let mut pages = pages(&batch.uploads).into_iter();
+        let mut read = async || match pages.next() {
+            Some(page) => self.store.payloads(&page.uploads, page.positions).await,
+            None => Ok(Vec::new()),
+        };
+        let mut rows = read().await?;
+        while !rows.is_empty() {
+            let open = move || opening.add(rows).map(|()| opening);
+            let open = self.workers.compute(caller, Kind::Downloads, open);
+            // The next page comes meanwhile.
+            let (opened, next) = futures_util::future::join(open, read()).await;
+            (opening, rows) = (opened??, next?);
+        }
+        opening.finish()
     }
 }
 
@@ -220,45 +261,122 @@ fn internal(error: impl std::fmt::Display) -> Error {
     Defect(error.to_string()).into()
 }
 
-/// Decrypts the keys of a batch and encodes them, one segment per upload.
-fn open(
-    batch: &BatchRecord,
-    payloads: Vec<StoredPayload>,
+/// What one statement reads of a batch.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    uploads: Vec<i64>,
+    positions: Range<u32>,
+}
+
+/// Cuts a batch into pages of at most [`PAGE_KEYS`] keys: several uploads, or a part of one.
+fn pages(uploads: &[BatchUpload]) -> Vec<Page> {
+    let mut pages: Vec<Page> = Vec::new();
+    let mut room = 0;
+    for upload in uploads {
+        if upload.amount > PAGE_KEYS {
+            let starts = (0..upload.amount).step_by(PAGE_KEYS as usize);
+            pages.extend(starts.map(|start| {
+                Page {
+                    uploads: vec![upload.id],
+                    // To the end of the upload in the last one, so that keys above the amount are noticed.
+                    positions: start
+                        ..start
+                            .checked_add(PAGE_KEYS)
+                            .filter(|end| *end < upload.amount)
+                            .unwrap_or(ALL_POSITIONS.end),
+                }
+            }));
+            room = 0;
+            continue;
+        }
+        match pages.last_mut() {
+            Some(page) if upload.amount <= room => page.uploads.push(upload.id),
+            _ => {
+                pages.push(Page { uploads: vec![upload.id], positions: ALL_POSITIONS });
+                room = PAGE_KEYS;
+            }
+        }
+        room -= upload.amount;
+    }
+    pages
+}
+
+/// The segments of a batch while they are being built from its rows.
+struct Opening {
     format: Format,
-    keyring: &Keyring,
-) -> Result<Segments, Error> {
-    let mut payloads = payloads.into_iter().peekable();
-    let mut segments = Vec::with_capacity(batch.uploads.len());
-    for upload in &batch.uploads {
-        let mut bytes = Vec::new();
-        let mut keys = 0;
-        while let Some(mut row) = payloads.next_if(|row| row.upload_id == upload.id) {
-            let plain = keyring.open(&row.payload_hash, &mut row.payload)?;
-            match format {
-                Format::Protobuf => wire::append_protobuf_field(plain, &mut bytes),
+    keyring: Arc<Keyring>,
+    /// The uploads that are not complete yet.
+    rest: std::vec::IntoIter<BatchUpload>,
+    upload: Option<BatchUpload>,
+    /// What there is of `upload`.
+    bytes: Vec<u8>,
+    keys: u32,
+    done: Vec<Segment>,
+}
+
+impl Opening {
+    fn new(batch: &BatchRecord, format: Format, keyring: Arc<Keyring>) -> Self {
+        let mut rest = batch.uploads.clone().into_iter();
+        let upload = rest.next();
+        Self { format, keyring, rest, upload, bytes: Vec::new(), keys: 0, done: Vec::new() }
+    }
+
+    /// Decrypts and encodes the next rows.
+    fn add(&mut self, rows: Vec<StoredPayload>) -> Result<(), Error> {
+        for mut row in rows {
+            while self.upload.as_ref().is_some_and(|upload| upload.id != row.upload_id) {
+                self.complete()?;
+            }
+            let plain = self.keyring.open(&row.payload_hash, &mut row.payload)?;
+            match self.format {
+                Format::Protobuf => wire::append_protobuf_field(plain, &mut self.bytes),
                 Format::Json => {
                     let mut key = KeyBatch::with_capacity(1);
                     wire::decode_protobuf_key(plain, &mut key).map_err(internal)?;
-                    if keys > 0 {
-                        bytes.extend_from_slice(wire::JSON_SEPARATOR);
+                    if self.keys > 0 {
+                        self.bytes.extend_from_slice(wire::JSON_SEPARATOR);
                     }
-                    wire::encode_key(Format::Json, key.get(0), &mut bytes);
+                    wire::encode_key(Format::Json, key.get(0), &mut self.bytes);
                 }
             }
-            keys += 1;
+            self.keys += 1;
+            self.reserve();
         }
-        if keys != upload.amount {
-            // Never serve a part of an upload: nobody could verify its signature.
-            return Err(internal(format!(
-                "upload {} has {keys} keys in the database instead of {}",
-                upload.id, upload.amount
-            )));
-        }
-        bytes.shrink_to_fit();
-        segments.push(Segment { country: upload.country, bytes: bytes.into() });
+        Ok(())
     }
-    let memory = segments.iter().map(|segment| segment.bytes.len()).sum();
-    Ok(Segments { all: segments.into(), memory })
+
+    /// Makes room for the whole upload once the size of its keys is known. Growing would need twice the memory.
+    fn reserve(&mut self) {
+        const KNOWN: u32 = 100;
+        if let (KNOWN, Some(upload)) = (self.keys, &self.upload) {
+            let one = self.bytes.len() / KNOWN as usize + 2;
+            self.bytes.reserve_exact(upload.amount.saturating_sub(KNOWN) as usize * one);
+        }
+    }
+
+    /// The current upload has no further rows.
+    fn complete(&mut self) -> Result<(), Error> {
+        let Some(upload) = self.upload.take() else { return Ok(()) };
+        let (id, amount, keys) = (upload.id, upload.amount, self.keys);
+        if keys != amount {
+            // Never serve a part of an upload: nobody could verify its signature.
+            return Err(internal(format!("upload {id} has {keys} keys in the database instead of {amount}")));
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.shrink_to_fit();
+        self.done.push(Segment { country: upload.country, bytes: bytes.into() });
+        self.keys = 0;
+        self.upload = self.rest.next();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Segments, Error> {
+        while self.upload.is_some() {
+            self.complete()?;
+        }
+        let memory = self.done.iter().map(|segment| segment.bytes.len()).sum();
+        Ok(Segments { all: self.done.into(), memory })
+    }
 }
 
 /// Concatenates the segments of all other countries.

@@ -189,7 +189,7 @@ impl App {
         let body_cache =
             BodyCache::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
         let downloaded = Arc::<Downloaded>::default();
-        let (stored, formed) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let formed = Arc::<Notify>::default();
         Ok(Arc::new(Self {
             admission: Admission::new(config.server.clone(), trust.clone(), clock.clone(), limits.clone()),
             uploads: Uploads {
@@ -202,7 +202,6 @@ impl App {
                 workers: workers.clone(),
                 health: health.clone(),
                 journal: journal.clone(),
-                stored: stored.clone(),
             },
             downloads: Downloads {
                 chain: chain.clone(),
@@ -243,7 +242,6 @@ impl App {
                 clock: clock.clone(),
                 health: health.clone(),
                 journal: journal.clone(),
-                wake: stored,
                 formed,
             },
             expiry: Expiry {

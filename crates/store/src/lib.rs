@@ -76,7 +76,7 @@ pub use pool::PoolState;
 pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
-pub use uploads::{JournalUpload, StoredPayload, UploadOutcome};
+pub use uploads::{ALL_POSITIONS, JournalUpload, StoredPayload, UploadOutcome};
 pub use withdrawals::{ListedUpload, Withdrawal, WithdrawnBy};
 
 use error::Failure;
