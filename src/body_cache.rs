@@ -223,37 +223,58 @@ impl BodyCache {
         caller: Country,
     ) -> Result<Segments, Error> {
         let build = async {
-            let read = self.clone().build(batch.clone(), format, caller);
+            let (cache, batch) = (self.clone(), batch.clone());
+            let read = async move { cache.build(&batch, format, caller).await };
             self.workers.run(read).await?.map(Cached::Segments)
         };
         let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
         self.get_or_build_segments(key, build).await
     }
 
-    /// Reads, decrypts and encodes the keys of a batch, a page at a time. The turn to read is kept until the end: it
-    /// bounds the memory of all batches that are being built.
-    async fn build(
-        self,
-        batch: Arc<BatchRecord>,
+    /// Reads, decrypts and encodes the keys of a batch. The turn to read is kept until the end: it bounds the memory of
+    /// all batches that are being built.
+    async fn build(&self, batch: &BatchRecord, format: Format, caller: Country) -> Result<Segments, Error> {
+        let _permit = self.limits.to_read(caller).await?;
+        match self.build_from(batch, format, caller, true).await {
+            // What a replica has cannot be used, such as keys that are still sealed as before a rotation.
+            (Err(_), true) => self.build_from(batch, format, caller, false).await.0,
+            (built, _) => built,
+        }
+    }
+
+    /// The same, a page at a time, from replicas if there are any and they are wanted; and whether one was used.
+    async fn build_from(
+        &self,
+        batch: &BatchRecord,
         format: Format,
         caller: Country,
-    ) -> Result<Segments, Error> {
-        let _permit = self.limits.to_read(caller).await?;
-        let mut opening = Opening::new(&batch, format, self.keyring);
+        replicas: bool,
+    ) -> (Result<Segments, Error>, bool) {
+        let mut used = false;
         let mut pages = pages(&batch.uploads).into_iter();
-        let mut read = async || match pages.next() {
-            Some(page) => self.store.payloads(&page.uploads, page.positions).await,
-            None => Ok(Vec::new()),
+        let mut read = async || {
+            let Some(Page { uploads, positions, keys }) = pages.next() else { return Ok(Vec::new()) };
+            if !replicas {
+                return self.store.payloads(&uploads, positions).await;
+            }
+            let (rows, from_replica) = self.store.batch_payloads(&uploads, positions, keys as usize).await?;
+            used |= from_replica;
+            Ok(rows)
         };
-        let mut rows = read().await?;
-        while !rows.is_empty() {
-            let open = move || opening.add(rows).map(|()| opening);
-            let open = self.workers.compute(caller, Kind::Downloads, open);
-            // The next page comes meanwhile.
-            let (opened, next) = futures_util::future::join(open, read()).await;
-            (opening, rows) = (opened??, next?);
-        }
-        opening.finish()
+        let build = async {
+            let mut opening = Opening::new(batch, format, self.keyring.clone());
+            let mut rows = read().await?;
+            while !rows.is_empty() {
+                let open = move || opening.add(rows).map(|()| opening);
+                let open = self.workers.compute(caller, Kind::Downloads, open);
+                // The next page comes meanwhile.
+                let (opened, next) = futures_util::future::join(open, read()).await;
+                (opening, rows) = (opened??, next?);
+            }
+            opening.finish()
+        };
+        let built = build.await;
+        (built, used)
     }
 }
 
@@ -266,37 +287,32 @@ fn internal(error: impl std::fmt::Display) -> Error {
 struct Page {
     uploads: Vec<i64>,
     positions: Range<u32>,
+    /// How many there are.
+    keys: u32,
 }
 
 /// Cuts a batch into pages of at most [`PAGE_KEYS`] keys: several uploads, or a part of one.
 fn pages(uploads: &[BatchUpload]) -> Vec<Page> {
     let mut pages: Vec<Page> = Vec::new();
-    let mut room = 0;
     for upload in uploads {
-        if upload.amount > PAGE_KEYS {
-            let starts = (0..upload.amount).step_by(PAGE_KEYS as usize);
-            pages.extend(starts.map(|start| {
-                Page {
-                    uploads: vec![upload.id],
-                    // To the end of the upload in the last one, so that keys above the amount are noticed.
-                    positions: start
-                        ..start
-                            .checked_add(PAGE_KEYS)
-                            .filter(|end| *end < upload.amount)
-                            .unwrap_or(ALL_POSITIONS.end),
-                }
-            }));
-            room = 0;
+        let (id, amount) = (upload.id, upload.amount);
+        let has_room = |page: &&mut Page| {
+            page.positions == ALL_POSITIONS && page.keys.saturating_add(amount) <= PAGE_KEYS
+        };
+        if let Some(page) = pages.last_mut().filter(has_room) {
+            page.uploads.push(id);
+            page.keys += amount;
             continue;
         }
-        match pages.last_mut() {
-            Some(page) if upload.amount <= room => page.uploads.push(upload.id),
-            _ => {
-                pages.push(Page { uploads: vec![upload.id], positions: ALL_POSITIONS });
-                room = PAGE_KEYS;
-            }
+        let mut start = 0;
+        while amount - start > PAGE_KEYS {
+            let positions = start..start + PAGE_KEYS;
+            pages.push(Page { uploads: vec![id], positions, keys: PAGE_KEYS });
+            start += PAGE_KEYS;
         }
-        room -= upload.amount;
+        // To the end of the upload, so that keys above the amount are noticed.
+        let positions = start..ALL_POSITIONS.end;
+        pages.push(Page { uploads: vec![id], positions, keys: amount - start });
     }
     pages
 }

@@ -92,17 +92,17 @@ fn pages_are_whole_uploads_or_parts_of_one() {
     let upload = |id, amount| BatchUpload { id, country: country("DE"), amount };
     let amounts = [1, PAGE_KEYS - 1, 1, PAGE_KEYS * 2 + 1, 5];
     let uploads: Vec<_> = (1..).zip(amounts).map(|(id, amount)| upload(id, amount)).collect();
-    let page = |uploads: &[i64], positions| Page { uploads: uploads.into(), positions };
+    let page = |uploads: &[i64], positions, keys| Page { uploads: uploads.into(), positions, keys };
     let expected = [
-        page(&[1, 2], ALL_POSITIONS),
-        page(&[3], ALL_POSITIONS),
-        page(&[4], 0..PAGE_KEYS),
-        page(&[4], PAGE_KEYS..2 * PAGE_KEYS),
-        page(&[4], 2 * PAGE_KEYS..ALL_POSITIONS.end),
-        page(&[5], ALL_POSITIONS),
+        page(&[1, 2], ALL_POSITIONS, PAGE_KEYS),
+        page(&[3], ALL_POSITIONS, 1),
+        page(&[4], 0..PAGE_KEYS, PAGE_KEYS),
+        page(&[4], PAGE_KEYS..2 * PAGE_KEYS, PAGE_KEYS),
+        page(&[4], 2 * PAGE_KEYS..ALL_POSITIONS.end, 1),
+        page(&[5], ALL_POSITIONS, 5),
     ];
     assert_eq!(pages(&uploads), expected);
-    assert_eq!(pages(&[upload(1, PAGE_KEYS)]), [page(&[1], ALL_POSITIONS)]);
+    assert_eq!(pages(&[upload(1, PAGE_KEYS)]), [page(&[1], ALL_POSITIONS, PAGE_KEYS)]);
     assert_eq!(pages(&[]), []);
 }
 

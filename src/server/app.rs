@@ -155,7 +155,8 @@ impl App {
             |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
         let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
         let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
-        let mut store = Store::connect(&config.database, &config.database_url()?)?;
+        let mut store = Store::connect(&config.database, &config.database_url()?)?
+            .with_replicas(&config.database, &config.read_urls()?)?;
         if config.journal.is_some() {
             store = store.with_journal();
         }

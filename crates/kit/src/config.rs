@@ -146,6 +146,11 @@ pub struct Database {
     pub url: Option<Secret>,
     /// A file that holds the URL, for operators who keep secrets in files.
     pub url_file: Option<PathBuf>,
+    /// Replicas that give the keys of batches that are known from the primary; like `url`.
+    #[serde(default)]
+    pub read_urls: Vec<Secret>,
+    /// A file that holds them, one on each line, instead.
+    pub read_urls_file: Option<PathBuf>,
     /// PEM: require TLS and verify the server against these.
     pub tls_ca: Option<PathBuf>,
     /// Connections of the bulk path (uploads, reading batches); the rest of the gateway uses a few of its own.

@@ -49,6 +49,7 @@ mod overview;
 mod participants;
 mod pool;
 mod quota;
+mod replicas;
 mod restore;
 mod rotation;
 mod row;
@@ -104,6 +105,7 @@ pub struct Store {
     /// but bulk work shares.
     lookups: Arc<Semaphore>,
     lease_names: lease::Names,
+    replicas: Arc<replicas::Replicas>,
 }
 
 impl std::fmt::Debug for Store {
@@ -193,6 +195,7 @@ impl Store {
         let closing = async {
             self.bulk.close().await;
             self.log.close().await;
+            self.replicas.close().await;
             // The pool is gone either way.
             drop(self.patient.close().await);
             drop(self.db.close().await);

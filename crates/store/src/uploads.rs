@@ -292,23 +292,28 @@ impl Store {
             // All of a batch were withdrawn; MySQL has no empty list.
             return Ok(Vec::new());
         }
-        let sql = StoredPayload::select(&format!(
-            "WHERE upload_id IN ({}) AND position >= ? AND position < ? ORDER BY upload_id, position",
-            sql::placeholders(uploads.len())
-        ));
-        let values = || {
-            let ids = uploads.iter().map(|id| id.bind());
-            ids.chain(values![positions.start, positions.end]).collect()
-        };
+        let (sql, values) = payloads_query(uploads, positions);
         self.repeat("read payloads", || async {
-            let Bulk::MySql { pool, .. } = &self.bulk else { return self.db.rows(&sql, values()).await };
+            let Bulk::MySql { pool, .. } = &self.bulk else {
+                return self.db.rows(&sql, values.clone()).await;
+            };
             let mut lent = Lent::from(pool).await?;
-            let payloads = lent.rows(&sql, values()).await?;
+            let payloads = lent.rows(&sql, values.clone()).await?;
             lent.give_back();
             Ok(payloads)
         })
         .await
     }
+}
+
+/// The query of [`Store::payloads`].
+pub(super) fn payloads_query(uploads: &[i64], positions: Range<u32>) -> (String, Vec<sea_orm::Value>) {
+    let sql = StoredPayload::select(&format!(
+        "WHERE upload_id IN ({}) AND position >= ? AND position < ? ORDER BY upload_id, position",
+        sql::placeholders(uploads.len())
+    ));
+    let ids = uploads.iter().map(|id| id.bind());
+    (sql, ids.chain(values![positions.start, positions.end]).collect())
 }
 
 /// The conflicting row is gone again (expired just now): worth another attempt.
