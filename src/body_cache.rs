@@ -2,21 +2,22 @@
 //!
 //! What one upload contributes to a download never changes. Its bytes are built once per format, as a
 //! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the
-//! segments of the other countries, one after the other.
+//! segments of the other countries, one after the other. The entries of audits are kept in the same cache.
 
-use std::sync::Arc;
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use chrono::NaiveDate;
 use efgs_protocol::{batch_tag::ObjectId, country::Country, key::KeyBatch, media::Format, wire};
 use moka::future::Cache;
+use parking_lot::Mutex;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
     http::{Defect, Error},
     intake::Keyring,
     limits::{Kind, Limits},
-    store::{BatchRecord, Store, StoredPayload},
+    store::{ALL_POSITIONS, BatchRecord, BatchUpload, Store, StoredPayload},
     telemetry,
     workers::Workers,
 };
@@ -27,17 +28,33 @@ mod tests;
 
 pub use encoding::{Encoding, negotiate};
 
-/// One upload's part of a batch, in one format.
+/// Keys whose rows are in memory at once while a batch is built.
+const PAGE_KEYS: u32 = 2500;
+
+/// A piece of a body that belongs to one upload.
 #[derive(Clone, Debug)]
-struct Segment {
-    country: Country,
-    bytes: Bytes,
+pub struct Segment {
+    /// Who uploaded it.
+    pub country: Country,
+    /// The piece. Segments can share it.
+    pub bytes: Bytes,
+}
+
+/// All segments of a batch.
+#[derive(Clone, Debug)]
+pub struct Segments {
+    /// In the order of the uploads.
+    pub all: Arc<[Segment]>,
+    /// The memory that they use, in bytes. Shared pieces count once.
+    pub memory: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum CacheKey {
     /// All segments of a batch with this number of withdrawn uploads.
     Segments(ObjectId, u32, Format),
+    /// The entries of an audit of a batch with this number of withdrawn uploads.
+    Audit(ObjectId, u32),
     /// A whole compressed body, without the uploads of one country that has some in the batch.
     Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
 }
@@ -45,14 +62,14 @@ enum CacheKey {
 impl CacheKey {
     fn batch(&self) -> ObjectId {
         match self {
-            Self::Segments(id, ..) | Self::Compressed(id, ..) => *id,
+            Self::Segments(id, ..) | Self::Audit(id, _) | Self::Compressed(id, ..) => *id,
         }
     }
 }
 
 #[derive(Clone, Debug)]
 enum Cached {
-    Segments(Arc<[Segment]>),
+    Segments(Segments),
     Compressed(Bytes),
 }
 
@@ -64,6 +81,8 @@ pub struct BodyCache {
     keyring: Arc<Keyring>,
     limits: Arc<Limits>,
     workers: Workers,
+    /// The countries for which a body is being built ahead.
+    ahead: Arc<Mutex<HashSet<Country>>>,
 }
 
 impl BodyCache {
@@ -77,13 +96,13 @@ impl BodyCache {
     ) -> Self {
         let weigh = |_: &CacheKey, cached: &Cached| {
             let bytes: usize = match cached {
-                Cached::Segments(all) => all.iter().map(|one| one.bytes.len() + size_of::<Segment>()).sum(),
+                Cached::Segments(segments) => segments.memory + size_of_val(&*segments.all),
                 Cached::Compressed(bytes) => bytes.len(),
             };
             u32::try_from(bytes + 256).unwrap_or(u32::MAX)
         };
         let cache = Cache::builder().max_capacity(bytes).weigher(weigh).build();
-        Self { cache, store, keyring, limits, workers }
+        Self { cache, store, keyring, limits, workers, ahead: Arc::default() }
     }
 
     /// The number of entries and their size in bytes.
@@ -123,10 +142,10 @@ impl BodyCache {
         // Countries that have nothing in the batch share one body.
         let without = batch.uploads.iter().any(|upload| upload.country == caller).then_some(caller);
         if encoding == Encoding::Identity {
-            return Ok(assemble(&self.segments(batch, format, caller).await?, format, without));
+            return Ok(assemble(&self.segments(batch, format, caller).await?.all, format, without));
         }
         let build = async {
-            let pieces = assemble(&self.segments(batch, format, caller).await?, format, without);
+            let pieces = assemble(&self.segments(batch, format, caller).await?.all, format, without);
             self.workers
                 .compute(caller, Kind::Downloads, move || encoding.compress(&pieces))
                 .await?
@@ -140,13 +159,34 @@ impl BodyCache {
         }
     }
 
+    /// Builds a body that a country that is catching up asks for next, while it receives the one before. One at a time
+    /// for each country.
+    pub fn read_ahead(&self, batch: &Arc<BatchRecord>, format: Format, encoding: Encoding, caller: Country) {
+        let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
+        if self.cache.contains_key(&key) || !self.ahead.lock().insert(caller) {
+            return;
+        }
+        let (cache, batch) = (self.clone(), batch.clone());
+        self.workers.spawn(async move {
+            if let Err(error) = cache.get(&batch, format, encoding, caller).await {
+                // The request itself will fail too, or build it.
+                tracing::debug!(batch = %batch.id, %error, "a batch was not built ahead");
+            }
+            cache.ahead.lock().remove(&caller);
+        });
+    }
+
     /// Concurrent requests for the same body build it once.
     async fn get_or_build(
         &self,
         key: CacheKey,
         build: impl Future<Output = Result<Cached, Error>>,
     ) -> Result<Cached, Error> {
-        let name = if matches!(key, CacheKey::Segments(..)) { "build batch" } else { "compress" };
+        let name = match key {
+            CacheKey::Segments(..) => "build batch",
+            CacheKey::Audit(..) => "build audit",
+            CacheKey::Compressed(..) => "compress",
+        };
         let build = build.instrument(trace_span!(target: telemetry::SPANS, "build", otel.name = name));
         let entry =
             self.cache.entry(key).or_try_insert_with(build).await.map_err(|error| Error::clone(&error))?;
@@ -155,28 +195,86 @@ impl BodyCache {
         Ok(entry.into_value())
     }
 
+    /// The segments of an audit of a batch, from the cache or built now.
+    pub async fn audit(
+        &self,
+        batch: &BatchRecord,
+        build: impl Future<Output = Result<Segments, Error>>,
+    ) -> Result<Segments, Error> {
+        let build = async { build.await.map(Cached::Segments) };
+        self.get_or_build_segments(CacheKey::Audit(batch.id, batch.withdrawn), build).await
+    }
+
+    async fn get_or_build_segments(
+        &self,
+        key: CacheKey,
+        build: impl Future<Output = Result<Cached, Error>>,
+    ) -> Result<Segments, Error> {
+        match self.get_or_build(key, build).await? {
+            Cached::Segments(segments) => Ok(segments),
+            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
+        }
+    }
+
     async fn segments(
         &self,
         batch: &Arc<BatchRecord>,
         format: Format,
         caller: Country,
-    ) -> Result<Arc<[Segment]>, Error> {
+    ) -> Result<Segments, Error> {
         let build = async {
-            let ids: Vec<i64> = batch.uploads.iter().map(|upload| upload.id).collect();
-            let (limits, store) = (self.limits.clone(), self.store.clone());
-            let read = async move {
-                let _permit = limits.to_read(caller).await?;
-                Ok::<_, Error>(store.payloads(&ids).await?)
-            };
-            let payloads = self.workers.run(read).await??;
-            let (keyring, batch) = (self.keyring.clone(), batch.clone());
-            let open = move || open(&batch, payloads, format, &keyring);
-            self.workers.compute(caller, Kind::Downloads, open).await?.map(Cached::Segments)
+            let (cache, batch) = (self.clone(), batch.clone());
+            let read = async move { cache.build(&batch, format, caller).await };
+            self.workers.run(read).await?.map(Cached::Segments)
         };
-        match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
-            Cached::Segments(segments) => Ok(segments),
-            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
+        let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
+        self.get_or_build_segments(key, build).await
+    }
+
+    /// Reads, decrypts and encodes the keys of a batch. The turn to read is kept until the end: it bounds the memory of
+    /// all batches that are being built.
+    async fn build(&self, batch: &BatchRecord, format: Format, caller: Country) -> Result<Segments, Error> {
+        let _permit = self.limits.to_read(caller).await?;
+        match self.build_from(batch, format, caller, true).await {
+            // What a replica has cannot be used, such as keys that are still sealed as before a rotation.
+            (Err(_), true) => self.build_from(batch, format, caller, false).await.0,
+            (built, _) => built,
         }
+    }
+
+    /// The same, a page at a time, from replicas if there are any and they are wanted; and whether one was used.
+    async fn build_from(
+        &self,
+        batch: &BatchRecord,
+        format: Format,
+        caller: Country,
+        replicas: bool,
+    ) -> (Result<Segments, Error>, bool) {
+        let mut used = false;
+        let mut pages = pages(&batch.uploads).into_iter();
+        let mut read = async || {
+            let Some(Page { uploads, positions, keys }) = pages.next() else { return Ok(Vec::new()) };
+            if !replicas {
+                return self.store.payloads(&uploads, positions).await;
+            }
+            let (rows, from_replica) = self.store.batch_payloads(&uploads, positions, keys as usize).await?;
+            used |= from_replica;
+            Ok(rows)
+        };
+        let build = async {
+            let mut opening = Opening::new(batch, format, self.keyring.clone());
+            let mut rows = read().await?;
+            while !rows.is_empty() {
+                let open = move || opening.add(rows).map(|()| opening);
+                let open = self.workers.compute(caller, Kind::Downloads, open);
+                // The next page comes meanwhile.
+                let (opened, next) = futures_util::future::join(open, read()).await;
+                (opening, rows) = (opened??, next?);
+            }
+            opening.finish()
+        };
+        let built = build.await;
+        (built, used)
     }
 }
 
@@ -184,44 +282,117 @@ fn internal(error: impl std::fmt::Display) -> Error {
     Defect(error.to_string()).into()
 }
 
-/// Decrypts the keys of a batch and encodes them, one segment per upload.
-fn open(
-    batch: &BatchRecord,
-    payloads: Vec<StoredPayload>,
+/// What one statement reads of a batch.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    uploads: Vec<i64>,
+    positions: Range<u32>,
+    /// How many there are.
+    keys: u32,
+}
+
+/// Cuts a batch into pages of at most [`PAGE_KEYS`] keys: several uploads, or a part of one.
+fn pages(uploads: &[BatchUpload]) -> Vec<Page> {
+    let mut pages: Vec<Page> = Vec::new();
+    for upload in uploads {
+        let (id, amount) = (upload.id, upload.amount);
+        let has_room = |page: &&mut Page| {
+            page.positions == ALL_POSITIONS && page.keys.saturating_add(amount) <= PAGE_KEYS
+        };
+        if let Some(page) = pages.last_mut().filter(has_room) {
+            page.uploads.push(id);
+            page.keys += amount;
+            continue;
+        }
+        let mut start = 0;
+        while amount - start > PAGE_KEYS {
+            let positions = start..start + PAGE_KEYS;
+            pages.push(Page { uploads: vec![id], positions, keys: PAGE_KEYS });
+            start += PAGE_KEYS;
+        }
+        // To the end of the upload, so that keys above the amount are noticed.
+        let positions = start..ALL_POSITIONS.end;
+        pages.push(Page { uploads: vec![id], positions, keys: amount - start });
+    }
+    pages
+}
+
+/// The segments of a batch while they are being built from its rows.
+struct Opening {
     format: Format,
-    keyring: &Keyring,
-) -> Result<Arc<[Segment]>, Error> {
-    let mut payloads = payloads.into_iter().peekable();
-    let mut segments = Vec::with_capacity(batch.uploads.len());
-    for upload in &batch.uploads {
-        let mut bytes = Vec::new();
-        let mut keys = 0;
-        while let Some(mut row) = payloads.next_if(|row| row.upload_id == upload.id) {
-            let plain = keyring.open(&row.payload_hash, &mut row.payload)?;
-            match format {
-                Format::Protobuf => wire::append_protobuf_field(plain, &mut bytes),
+    keyring: Arc<Keyring>,
+    /// The uploads that are not complete yet.
+    rest: std::vec::IntoIter<BatchUpload>,
+    upload: Option<BatchUpload>,
+    /// What there is of `upload`.
+    bytes: Vec<u8>,
+    keys: u32,
+    done: Vec<Segment>,
+}
+
+impl Opening {
+    fn new(batch: &BatchRecord, format: Format, keyring: Arc<Keyring>) -> Self {
+        let mut rest = batch.uploads.clone().into_iter();
+        let upload = rest.next();
+        Self { format, keyring, rest, upload, bytes: Vec::new(), keys: 0, done: Vec::new() }
+    }
+
+    /// Decrypts and encodes the next rows.
+    fn add(&mut self, rows: Vec<StoredPayload>) -> Result<(), Error> {
+        for mut row in rows {
+            while self.upload.as_ref().is_some_and(|upload| upload.id != row.upload_id) {
+                self.complete()?;
+            }
+            let plain = self.keyring.open(&row.payload_hash, &mut row.payload)?;
+            match self.format {
+                Format::Protobuf => wire::append_protobuf_field(plain, &mut self.bytes),
                 Format::Json => {
                     let mut key = KeyBatch::with_capacity(1);
                     wire::decode_protobuf_key(plain, &mut key).map_err(internal)?;
-                    if keys > 0 {
-                        bytes.extend_from_slice(wire::JSON_SEPARATOR);
+                    if self.keys > 0 {
+                        self.bytes.extend_from_slice(wire::JSON_SEPARATOR);
                     }
-                    wire::encode_key(Format::Json, key.get(0), &mut bytes);
+                    wire::encode_key(Format::Json, key.get(0), &mut self.bytes);
                 }
             }
-            keys += 1;
+            self.keys += 1;
+            self.reserve();
         }
-        if keys != upload.amount {
-            // Never serve a part of an upload: nobody could verify its signature.
-            return Err(internal(format!(
-                "upload {} has {keys} keys in the database instead of {}",
-                upload.id, upload.amount
-            )));
-        }
-        bytes.shrink_to_fit();
-        segments.push(Segment { country: upload.country, bytes: bytes.into() });
+        Ok(())
     }
-    Ok(segments.into())
+
+    /// Makes room for the whole upload once the size of its keys is known. Growing would need twice the memory.
+    fn reserve(&mut self) {
+        const KNOWN: u32 = 100;
+        if let (KNOWN, Some(upload)) = (self.keys, &self.upload) {
+            let one = self.bytes.len() / KNOWN as usize + 2;
+            self.bytes.reserve_exact(upload.amount.saturating_sub(KNOWN) as usize * one);
+        }
+    }
+
+    /// The current upload has no further rows.
+    fn complete(&mut self) -> Result<(), Error> {
+        let Some(upload) = self.upload.take() else { return Ok(()) };
+        let (id, amount, keys) = (upload.id, upload.amount, self.keys);
+        if keys != amount {
+            // Never serve a part of an upload: nobody could verify its signature.
+            return Err(internal(format!("upload {id} has {keys} keys in the database instead of {amount}")));
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.shrink_to_fit();
+        self.done.push(Segment { country: upload.country, bytes: bytes.into() });
+        self.keys = 0;
+        self.upload = self.rest.next();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Segments, Error> {
+        while self.upload.is_some() {
+            self.complete()?;
+        }
+        let memory = self.done.iter().map(|segment| segment.bytes.len()).sum();
+        Ok(Segments { all: self.done.into(), memory })
+    }
 }
 
 /// Concatenates the segments of all other countries.

@@ -8,7 +8,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use chrono::{Days, NaiveDate};
@@ -93,6 +93,7 @@ pub struct Chain {
     workers: Workers,
     config: Arc<Config>,
     batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
+    loaded: AtomicBool,
     asked: AtomicU64,
     answered: tokio::sync::Mutex<u64>,
 }
@@ -108,7 +109,7 @@ pub fn parse_date(text: &str) -> Option<NaiveDate> {
 }
 
 impl Chain {
-    /// An empty chain. It loads the batches on the first request.
+    /// An empty chain. [`Self::refresh`] loads the batches.
     pub fn new(store: Store, clock: Clock, workers: Workers, config: Arc<Config>) -> Self {
         Self {
             store,
@@ -116,6 +117,7 @@ impl Chain {
             workers,
             config,
             batches: RwLock::default(),
+            loaded: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             answered: tokio::sync::Mutex::new(0),
         }
@@ -210,6 +212,11 @@ impl Chain {
         Ok(changed)
     }
 
+    /// Whether it has been read to its end once.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Relaxed)
+    }
+
     /// The number of batches in memory.
     pub fn len(&self) -> usize {
         self.snapshot().len()
@@ -263,6 +270,7 @@ impl Chain {
                 *self.batches.write() = Arc::new(batches);
             }
             if page.is_last {
+                self.loaded.store(true, Ordering::Relaxed);
                 return Ok(());
             }
         }

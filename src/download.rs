@@ -16,6 +16,7 @@ use crate::{
     chain::{self, Chain, ChainError},
     downloaded::Downloaded,
     http::{self, Code, Error, ErrorBody, HeaderError, Problem, reply},
+    limits::Admitted,
     store::BatchRecord,
     telemetry,
     trust::Caller,
@@ -106,7 +107,8 @@ pub async fn download(
         batch_tag: state.chain.tag_for(caller.country, batch),
         next_batch_tag: link
             .next
-            .map_or(wire::NO_NEXT_BATCH.to_owned(), |next| state.chain.tag_for(caller.country, &next)),
+            .as_ref()
+            .map_or(wire::NO_NEXT_BATCH.to_owned(), |next| state.chain.tag_for(caller.country, next)),
         content_type: media.to_string(),
         content_encoding: encoding.name(),
         etag,
@@ -116,12 +118,16 @@ pub async fn download(
         return Ok(headers.not_modified());
     }
     let body = state.body_cache.get(batch, media.format, encoding, caller.country).await?;
+    if let Some(next) = &link.next {
+        state.body_cache.read_ahead(next, media.format, encoding, caller.country);
+    }
     access_log::note(&request, |facts| facts.origins = Some(origins(batch, caller.country)));
     state.downloaded.note(caller.country, batch.id);
     let others = batch.uploads.iter().filter(|upload| upload.country != caller.country);
     metrics::counter!(telemetry::KEYS_DOWNLOADED, "country" => caller.country.to_string())
         .increment(others.map(|upload| u64::from(upload.amount)).sum());
-    Ok(headers.ok(body, request.extensions_mut().remove()))
+    let admitted: Option<Admitted> = request.extensions_mut().remove();
+    Ok(headers.ok(body, admitted))
 }
 
 /// Which countries' keys a download has.

@@ -77,7 +77,7 @@ pub enum LimitError {
     },
     /// Too many bytes at once.
     #[error(
-        "the uploads of {country} that are under way would hold more than {share} bytes: send fewer at once"
+        "the requests of {country} that are under way would hold more than {share} bytes: send fewer at once"
     )]
     Memory {
         /// The country.
@@ -188,6 +188,8 @@ pub struct Limits {
     countries: Mutex<HashMap<Country, Arc<State>>>,
     connections: Connections,
     memory: Arc<Memory>,
+    /// As much again, for audits that are being sent.
+    audits: Arc<Memory>,
     /// Threads for expensive computation: verifying, decrypting, compressing.
     computing: FairQueue,
     /// Database connections that store uploads.
@@ -219,6 +221,7 @@ impl Limits {
             countries: Mutex::default(),
             connections: Connections::default(),
             memory: Memory::new(memory, share),
+            audits: Memory::new(memory, share),
             // Leaves one core to the connections if there are several.
             computing: FairQueue::new("processor", (cores - 1).max(1)),
             storing: FairQueue::new("database", storing),
@@ -279,6 +282,13 @@ impl Limits {
     /// Memory for the body of an upload, initially none. It grows as the body arrives.
     pub fn memory(&self, country: Country) -> Held {
         self.memory.nothing(country)
+    }
+
+    /// Memory for an audit of `bytes` that is being sent. An audit that several requests share counts for each.
+    /// Fails with [`LimitError::Memory`] or [`LimitError::Overloaded`].
+    pub fn audit_memory(&self, country: Country, bytes: u64) -> Result<Held, LimitError> {
+        let mut held = self.audits.nothing(country);
+        held.grow(bytes).map(|()| held)
     }
 
     /// A permit to compute on a thread.

@@ -14,7 +14,6 @@ use efgs_protocol::{
     wire::{self, DecodeError},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 use tracing::trace_span;
 use utoipa::ToSchema;
 
@@ -156,8 +155,6 @@ pub struct Uploads {
     pub health: Arc<Health>,
     /// The journal, if configured.
     pub journal: Recording,
-    /// Wakes the batching job.
-    pub stored: Arc<Notify>,
 }
 
 /// What the answer 207 says of each key, by its index in the request (spec §5.4.3).
@@ -323,7 +320,6 @@ impl Uploads {
                 metrics::counter!(telemetry::KEYS_STORED, "country" => country.to_string())
                     .increment(verified.keys().len() as u64);
                 tracing::info!(%country, tag = %verified.tag(), keys = verified.keys().len(), "an upload was stored");
-                self.stored.notify_one();
                 Ok(None)
             }
             UploadOutcome::Repeated(id) => {

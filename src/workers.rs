@@ -33,6 +33,11 @@ impl Workers {
         self.runtime.spawn(work.in_current_span()).await.map_err(|e| Defect(e.to_string()))
     }
 
+    /// Runs something on the threads of the jobs that no request waits for.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work.in_current_span());
+    }
+
     /// Runs something that computes for long, for a country when it is its turn, on a thread of its own.
     pub async fn compute<T: Send + 'static>(
         &self,

@@ -68,19 +68,71 @@ fn batch(uploads: &[(&str, usize)], keyring: &Keyring) -> (BatchRecord, Vec<KeyB
     (record, all, rows)
 }
 
+/// Builds the segments from these rows, page by page as the store would give them.
+fn open(
+    record: &BatchRecord,
+    rows: &[StoredPayload],
+    format: Format,
+    keyring: &Arc<Keyring>,
+) -> Result<Segments, Error> {
+    let mut opening = Opening::new(record, format, keyring.clone());
+    for page in pages(&record.uploads) {
+        let of = |id: i64| {
+            let (start, end) = (page.positions.start as usize, page.positions.end as usize);
+            let rows = rows.iter().filter(move |row| row.upload_id == id);
+            rows.skip(start).take(end - start).cloned()
+        };
+        opening.add(page.uploads.iter().flat_map(|id| of(*id)).collect())?;
+    }
+    opening.finish()
+}
+
+#[test]
+fn pages_are_whole_uploads_or_parts_of_one() {
+    let upload = |id, amount| BatchUpload { id, country: country("DE"), amount };
+    let amounts = [1, PAGE_KEYS - 1, 1, PAGE_KEYS * 2 + 1, 5];
+    let uploads: Vec<_> = (1..).zip(amounts).map(|(id, amount)| upload(id, amount)).collect();
+    let page = |uploads: &[i64], positions, keys| Page { uploads: uploads.into(), positions, keys };
+    let expected = [
+        page(&[1, 2], ALL_POSITIONS, PAGE_KEYS),
+        page(&[3], ALL_POSITIONS, 1),
+        page(&[4], 0..PAGE_KEYS, PAGE_KEYS),
+        page(&[4], PAGE_KEYS..2 * PAGE_KEYS, PAGE_KEYS),
+        page(&[4], 2 * PAGE_KEYS..ALL_POSITIONS.end, 1),
+        page(&[5], ALL_POSITIONS, 5),
+    ];
+    assert_eq!(pages(&uploads), expected);
+    assert_eq!(pages(&[upload(1, PAGE_KEYS)]), [page(&[1], ALL_POSITIONS, PAGE_KEYS)]);
+    assert_eq!(pages(&[]), []);
+}
+
+#[test]
+fn an_upload_of_several_pages_is_one_segment() {
+    let keyring = Arc::new(keyring());
+    let amount = PAGE_KEYS as usize + 3;
+    let (record, all, rows) = batch(&[("DE", amount), ("NL", 1)], &keyring);
+    for format in Format::ALL {
+        let segments = open(&record, &rows, format, &keyring).unwrap();
+        assert_eq!(segments.all.len(), 2);
+        let body = assemble(&segments.all, format, Some(country("NL"))).concat();
+        assert_eq!(body, wire::encode(format, &all[0]));
+    }
+    assert!(open(&record, &rows[1..], Format::Protobuf, &keyring).is_err());
+}
+
 proptest! {
     #[test]
     fn the_segments_of_the_others_are_the_batch_without_ones_own(
         sizes in prop::collection::vec((prop::sample::select(vec!["DE", "NL", "IT"]), 1usize..4), 0..6),
         own in prop::sample::select(vec![None, Some("DE"), Some("NL")]),
     ) {
-        let keyring = keyring();
+        let keyring = Arc::new(keyring());
         let (record, all, rows) = batch(&sizes, &keyring);
         let others = sizes.iter().zip(&all).filter(|((code, _), _)| Some(*code) != own);
         let expected: KeyBatch = others.flat_map(|(_, keys)| keys.iter()).collect();
         for format in Format::ALL {
-            let segments = open(&record, rows.clone(), format, &keyring).unwrap();
-            let body = assemble(&segments, format, own.map(country)).concat();
+            let segments = open(&record, &rows, format, &keyring).unwrap();
+            let body = assemble(&segments.all, format, own.map(country)).concat();
             prop_assert_eq!(body, wire::encode(format, &expected));
         }
     }
@@ -88,15 +140,15 @@ proptest! {
 
 #[test]
 fn a_part_of_an_upload_is_never_served() {
-    let keyring = keyring();
+    let keyring = Arc::new(keyring());
     let (record, _, rows) = batch(&[("DE", 3), ("NL", 2)], &keyring);
     for missing in 0..rows.len() {
         let mut rows = rows.clone();
         rows.remove(missing);
-        let error = open(&record, rows, Format::Protobuf, &keyring).err().unwrap();
+        let error = open(&record, &rows, Format::Protobuf, &keyring).err().unwrap();
         let reason = error.to_string();
         assert_eq!(error.code(), Code::Internal);
         assert!(reason.contains("instead of"), "{reason}");
     }
-    assert!(open(&record, rows, Format::Protobuf, &keyring).is_ok());
+    assert!(open(&record, &rows, Format::Protobuf, &keyring).is_ok());
 }

@@ -8,8 +8,6 @@ use actix_web::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::limits::Admitted;
-
 /// The headers of the wire contract, as the HTTP library takes them.
 pub const BATCH_TAG: HeaderName = HeaderName::from_static("batchtag");
 /// See [`BATCH_TAG`].
@@ -38,9 +36,12 @@ pub fn json(body: impl Serialize) -> HttpResponse {
     HttpResponse::Ok().json(body)
 }
 
-/// 200 with the entries of an audit and the number of the batch's withdrawn uploads.
-pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
-    HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)
+/// 200 with the entries of an audit, in JSON, and the number of the batch's withdrawn uploads. `until_sent` is
+/// dropped after the body has been sent.
+pub fn audit(entries: Vec<Bytes>, withdrawn: u32, until_sent: impl Unpin + 'static) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string()));
+    response.content_type("application/json").body(Chunks::new(entries, until_sent))
 }
 
 /// 200 for OPTIONS.
@@ -73,9 +74,8 @@ impl BatchHeaders {
             .insert_header((header::VARY, HeaderValue::from_static("accept, accept-encoding")));
     }
 
-    /// 200 with the keys. `admitted` is released after the body has been sent, so that the request counts until
-    /// then.
-    pub fn ok(mut self, body: Vec<Bytes>, admitted: Option<Admitted>) -> HttpResponse {
+    /// 200 with the keys. `until_sent` is dropped after the body has been sent.
+    pub fn ok(mut self, body: Vec<Bytes>, until_sent: impl Unpin + 'static) -> HttpResponse {
         let content_type = std::mem::take(&mut self.content_type);
         let encoding = self.content_encoding;
         let mut response = HttpResponse::Ok();
@@ -84,7 +84,7 @@ impl BatchHeaders {
             response.insert_header((header::CONTENT_ENCODING, encoding));
         }
         self.apply(&mut response);
-        response.body(Chunks::new(body, admitted))
+        response.body(Chunks::new(body, until_sent))
     }
 
     /// 304: the client already has these bytes.
@@ -96,20 +96,21 @@ impl BatchHeaders {
 }
 
 /// A body of known length, in pieces that requests share and that are sent without a copy.
-struct Chunks {
+struct Chunks<T> {
     size: u64,
     pieces: std::vec::IntoIter<Bytes>,
-    _admitted: Option<Admitted>,
+    /// What the request counts in until it is answered.
+    _until_sent: T,
 }
 
-impl Chunks {
-    fn new(pieces: Vec<Bytes>, admitted: Option<Admitted>) -> Self {
+impl<T> Chunks<T> {
+    fn new(pieces: Vec<Bytes>, until_sent: T) -> Self {
         let size = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { size, pieces: pieces.into_iter(), _admitted: admitted }
+        Self { size, pieces: pieces.into_iter(), _until_sent: until_sent }
     }
 }
 
-impl MessageBody for Chunks {
+impl<T: Unpin> MessageBody for Chunks<T> {
     type Error = std::convert::Infallible;
 
     fn size(&self) -> BodySize {

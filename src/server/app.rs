@@ -155,7 +155,8 @@ impl App {
             |reason: String| StartError::Anchor { path: config.trust.anchor.display().to_string(), reason };
         let pem = std::fs::read(&config.trust.anchor).map_err(|e| anchor(format!("cannot be read: {e}")))?;
         let anchor = TrustAnchor::from_pem(&pem).map_err(|e| anchor(e.to_string()))?;
-        let mut store = Store::connect(&config.database, &config.database_url()?)?;
+        let mut store = Store::connect(&config.database, &config.database_url()?)?
+            .with_replicas(&config.database, &config.read_urls()?)?;
         if config.journal.is_some() {
             store = store.with_journal();
         }
@@ -189,7 +190,7 @@ impl App {
         let body_cache =
             BodyCache::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
         let downloaded = Arc::<Downloaded>::default();
-        let (stored, formed) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let formed = Arc::<Notify>::default();
         Ok(Arc::new(Self {
             admission: Admission::new(config.server.clone(), trust.clone(), clock.clone(), limits.clone()),
             uploads: Uploads {
@@ -202,7 +203,6 @@ impl App {
                 workers: workers.clone(),
                 health: health.clone(),
                 journal: journal.clone(),
-                stored: stored.clone(),
             },
             downloads: Downloads {
                 chain: chain.clone(),
@@ -211,6 +211,7 @@ impl App {
             },
             audits: Audits {
                 chain: chain.clone(),
+                body_cache: body_cache.clone(),
                 store: store.clone(),
                 limits: limits.clone(),
                 workers: workers.clone(),
@@ -242,7 +243,6 @@ impl App {
                 clock: clock.clone(),
                 health: health.clone(),
                 journal: journal.clone(),
-                wake: stored,
                 formed,
             },
             expiry: Expiry {

@@ -76,6 +76,7 @@ impl Gateway {
             tokio::spawn(overview::run(app.clone(), shutdown.clone())),
             tokio::spawn(reload.clone().watch(shutdown.clone())),
             tokio::spawn(app.journal.clone().run(health(), shutdown.clone())),
+            tokio::spawn(load_chain(app.clone(), shutdown.clone())),
             tokio::spawn(refresh_trust(app.clone(), shutdown)),
         ];
         let mut servers = Vec::new();
@@ -116,6 +117,20 @@ impl Gateway {
         self.app.journal.close().await;
         self.app.store.clone().close().await;
         tracing::info!("the gateway has stopped");
+    }
+}
+
+/// Loads the chain before a request needs it. Until then `ready` says no.
+async fn load_chain(app: Arc<App>, mut shutdown: Shutdown) {
+    let load = async {
+        while let Err(error) = app.chain.refresh().await {
+            tracing::warn!(%error, "the chain of batches could not be loaded; it will be retried");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = load => {}
     }
 }
 

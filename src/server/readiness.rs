@@ -36,6 +36,10 @@ impl App {
                 readiness.reasons.push(format!("the database does not answer within {}", short(patience)));
             }
         }
+        if !self.chain.is_loaded() {
+            let batches = self.chain.len();
+            readiness.reasons.push(format!("the chain of batches is being loaded: {batches} so far"));
+        }
         let attention = |text: String| Warning { severity: Severity::Attention, text };
         for warning in self.health.jobs().into_iter().filter_map(|job| job.stalled) {
             match warning.severity {

@@ -2,11 +2,13 @@
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{DateTime, Days, TimeDelta};
-use efgs_protocol::{audit::verify_batch, signature::SignaturePolicy};
+use efgs_gateway::{clock::Clock, server::App};
+use efgs_protocol::{audit::verify_batch, signature::SignaturePolicy, wire};
 
 use crate::{
-    client::Client,
+    client::{Client, Request},
     harness::{Case, PKI, Running, country, output_of, tests},
+    process::Process,
 };
 
 tests![
@@ -16,6 +18,8 @@ tests![
     revoked_certificates_are_still_audited,
     dates_and_tags_are_checked,
     a_batch_signature_is_told_as_it_was_received,
+    an_entry_that_was_withdrawn_leaves_an_audit_that_was_in_memory,
+    unread_audits_of_padded_signatures_take_little_memory,
 ];
 
 /// A batch with uploads of three countries, in turns; its name.
@@ -166,4 +170,81 @@ async fn a_batch_signature_is_told_as_it_was_received(case: &Case) {
     let batch = gateway.form().await.remove(0);
     let entries = gateway.client("NL").audit(case.today(), &batch).await.expect(200).audit();
     assert_eq!((entries.len(), &entries[0].batch_signature), (1, &signature));
+}
+
+async fn an_entry_that_was_withdrawn_leaves_an_audit_that_was_in_memory(case: &Case) {
+    let gateway = case.gateway().await;
+    let batch = mixed_batch(case, &gateway).await;
+    let auditor = gateway.client("NL");
+    let before = auditor.audit(case.today(), &batch).await.expect(200);
+    assert_eq!(auditor.audit(case.today(), &batch).await.expect(200).body, before.body);
+    let withdraw = Request::new("DELETE", format!("{}/1", wire::UPLOAD_PATH));
+    gateway.client("DE").send(withdraw).await.expect(200);
+    let after = auditor.audit(case.today(), &batch).await.expect(200);
+    assert_eq!((before.header("withdrawnUploads"), after.header("withdrawnUploads")), (Some("0"), Some("1")));
+    let mut expected = before.audit();
+    expected.remove(0);
+    assert_eq!(after.audit(), expected);
+}
+
+/// What a country can store: one key in each upload, signatures padded to their limit. Only the uploads' rows matter
+/// here, so that they are copies of one.
+async fn padded_uploads(case: &Case, amount: usize) {
+    let columns = "country, format, format_major, format_minor, amount, payload_bytes, content_hash, \
+                   uploader_certificate_id, uploader_thumbprint, signing_certificate_id, signing_thumbprint, \
+                   uploaded_at, key_id";
+    let signature = "A".repeat(16 << 10);
+    let first = case.db.number("SELECT MIN(id) FROM upload").await;
+    for chunk in (0..amount).collect::<Vec<_>>().chunks(20) {
+        let copies = chunk
+            .iter()
+            .map(|i| format!("SELECT {columns}, 'copy-{i}', '{signature}' FROM upload WHERE id = {first}"));
+        let copies = copies.collect::<Vec<_>>().join(" UNION ALL ");
+        let sql = format!("INSERT INTO upload ({columns}, upload_tag, batch_signature) {copies}");
+        case.db.execute(&sql).await;
+    }
+}
+
+async fn unread_audits_of_padded_signatures_take_little_memory(case: &Case) {
+    case.prepare().await;
+    let process = Process::start(&case.write_config(&case.config_text()));
+    let now = Clock::system().now();
+    process.client("DE").upload_new("first", 1, now).await;
+    padded_uploads(case, 5000).await;
+    let app = App::new(case.config(), Clock::system(), None).unwrap();
+    app.batching.form_now().await.unwrap();
+    app.chain.refresh().await.unwrap();
+    let formed = app.chain.newest(30);
+    app.store.clone().close().await;
+    // 4 MiB of signatures in each.
+    assert_eq!(formed.iter().map(|batch| batch.uploads.len()).max(), Some(256));
+    let url = format!("{}/{}", wire::AUDIT_PATH, now.date_naive());
+    let mut unread = Vec::new();
+    for (i, batch) in formed.iter().take(16).enumerate() {
+        let mut connection = process.client(["DE", "NL", "IT", "IE"][i % 4]).connect();
+        connection.write(&Request::get(format!("{url}/{}", batch.id)).raw()).unwrap();
+        unread.push(connection);
+    }
+    // They are being sent when the first bytes are here.
+    let mut kept = Vec::new();
+    for mut connection in unread {
+        let head = connection.head();
+        if head.starts_with("HTTP/1.1 200 ") {
+            kept.push(connection);
+        } else {
+            assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
+        }
+    }
+    let resident = process.resident();
+    println!("{} audits unread, {} MiB resident", kept.len(), resident >> 20);
+    assert!(kept.len() >= 8, "two of each country, which has a quarter of the memory");
+    assert!(resident < 256 << 20, "{resident}");
+    // Memory comes back when they have gone.
+    drop(kept);
+    let batch = formed[16].id.to_string();
+    let told = process.client("NL").audit(now.date_naive(), &batch).await.expect(200).audit();
+    assert_eq!(told.len(), formed[16].uploads.len());
+    process.stop().await;
+    // They have no keys.
+    case.db.execute("DELETE FROM upload WHERE id > (SELECT MIN(upload_id) FROM diagnosis_key)").await;
 }

@@ -24,6 +24,9 @@ tests![
     two_instances_that_form_at_once_make_one_chain,
     a_full_batch_is_formed_at_once,
     what_waits_is_formed_when_the_interval_is_over,
+    a_small_upload_is_downloadable_after_the_linger_time,
+    steady_small_uploads_form_few_batches_over_two_instances,
+    a_shortened_interval_holds_from_the_next_start_on,
     a_batch_that_is_visible_never_changes,
     a_lease_of_an_instance_that_died_is_taken_over,
     an_instance_whose_lease_was_taken_over_writes_nothing,
@@ -241,6 +244,76 @@ async fn what_waits_is_formed_when_the_interval_is_over(case: &Case) {
         let answer = gateway.client("NL").download(case.today(), Some(&last.0)).await.expect(200);
         assert_eq!(answer.keys(), keys);
     }
+}
+
+/// Waits until the job of an instance has completed a turn that began after this call.
+async fn turn(case: &Case, gateway: &Running) {
+    let job = || gateway.app.health.jobs().into_iter().find(|job| job.name == "batching").unwrap();
+    // A turn that is under way may have begun before.
+    for _ in 0..2 {
+        case.clock.set(case.clock.now() + TimeDelta::microseconds(1));
+        let now = case.clock.now();
+        until("a turn of the job", async || (job().last_success >= now).then_some(())).await;
+    }
+}
+
+/// As an operator has it without settings of his own.
+fn defaults(config: &mut efgs_gateway::config::Config) {
+    config.batching = efgs_gateway::config::Batching::default();
+}
+
+async fn a_small_upload_is_downloadable_after_the_linger_time(case: &Case) {
+    let gateway = case.gateway_with(defaults).await;
+    let reader = gateway.client("NL");
+    let start = case.clock.now();
+    let at = |ms| case.clock.set(start + TimeDelta::milliseconds(ms));
+    let keys = gateway.client("DE").upload_new("a", 3, start).await;
+    at(4900);
+    turn(case, &gateway).await;
+    reader.download(case.today(), None).await.refused(404, "batch-not-found");
+    at(5000);
+    turn(case, &gateway).await;
+    assert_eq!(reader.download(case.today(), None).await.expect(200).keys(), keys);
+    // The next one within the minute waits for its end, unless the batch is full.
+    at(10_000);
+    gateway.client("DE").upload_new("b", 3, start).await;
+    at(64_900);
+    turn(case, &gateway).await;
+    assert_eq!(chain(case).await.len(), 1);
+    at(65_100);
+    turn(case, &gateway).await;
+    assert_eq!(chain(case).await.len(), 2);
+    at(66_000);
+    gateway.client("DE").upload_new("c", 3000, start).await;
+    gateway.client("IT").upload_new("d", 3000, start).await;
+    turn(case, &gateway).await;
+    let tags: Vec<Vec<String>> = chain(case).await.into_iter().map(|(_, _, tags)| tags).collect();
+    assert_eq!(tags, [["a"], ["b"], ["c"]]);
+}
+
+async fn steady_small_uploads_form_few_batches_over_two_instances(case: &Case) {
+    let gateways = [case.gateway_with(defaults).await, case.gateway_with(defaults).await];
+    for i in 0..8 {
+        let gateway = &gateways[i % 2];
+        gateway.client("DE").upload_new(&i.to_string(), 1, case.clock.now()).await;
+        case.clock.set(case.clock.now() + TimeDelta::seconds(20));
+        for gateway in &gateways {
+            turn(case, gateway).await;
+        }
+    }
+    // At 20 s, 80 s and 140 s.
+    let sizes: Vec<usize> = chain(case).await.iter().map(|(_, _, tags)| tags.len()).collect();
+    assert_eq!(sizes, [1, 3, 3]);
+}
+
+async fn a_shortened_interval_holds_from_the_next_start_on(case: &Case) {
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 1, case.clock.now()).await;
+    case.stop(&gateway).await;
+    assert_eq!(chain(case).await.len(), 0);
+    let gateway = case.gateway_with(|config| config.batching.interval = Duration::from_millis(500)).await;
+    until("the upload is in a batch", async || (chain(case).await.len() == 1).then_some(())).await;
+    case.stop(&gateway).await;
 }
 
 async fn a_batch_that_is_visible_never_changes(case: &Case) {

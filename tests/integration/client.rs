@@ -301,8 +301,8 @@ impl Connection {
         self.0.write_all(bytes)
     }
 
-    /// Reads one answer: head and as many bytes as it announces.
-    pub(crate) fn answer(&mut self) -> Answer {
+    /// Reads the head of an answer.
+    pub(crate) fn head(&mut self) -> String {
         use std::io::Read as _;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -310,7 +310,13 @@ impl Connection {
             assert_eq!(self.0.read(&mut byte).unwrap(), 1, "closed after {}", head.escape_ascii());
             head.push(byte[0]);
         }
-        let head = String::from_utf8(head).unwrap();
+        String::from_utf8(head).unwrap()
+    }
+
+    /// Reads one answer: head and as many bytes as it announces.
+    pub(crate) fn answer(&mut self) -> Answer {
+        use std::io::Read as _;
+        let head = self.head();
         let mut lines = head.lines();
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
         let mut headers = HeaderMap::new();

@@ -181,7 +181,8 @@ impl Case {
         self.clock.now().date_naive()
     }
 
-    /// The configuration of this test's gateways, as a file.
+    /// The configuration of this test's gateways, as a file. Batches that are not full are formed when the test says so,
+    /// wherever it moves the clock.
     pub(crate) fn config_text(&self) -> String {
         let tls_ca = self.db.tls_ca.as_ref();
         let tls_ca = tls_ca.map(|ca| format!("tls_ca = {:?}\n", ca.display().to_string()));
@@ -192,7 +193,7 @@ impl Case {
              [trust]\nanchor = \"trust-anchor.pem\"\nrefresh = \"1h\"\n\
              [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n\
              [access_log]\nsigning_key = \"access-log.key\"\n\
-             [batching]\ninterval = \"1h\"\n{}",
+             [batching]\ninterval = \"1000d\"\nlinger = \"1000d\"\nspacing = \"0s\"\n{}",
             self.db.url,
             tls_ca.unwrap_or_default(),
             LIMITS
@@ -350,7 +351,7 @@ impl Running {
                     return None;
                 }
             }
-            Some(())
+            self.app.chain.is_loaded().then_some(())
         })
         .await;
     }

@@ -8,11 +8,15 @@ use efgs_protocol::certificate::CertificateType;
 use efgs_test_ca::{KeyKind, Pki, Request as CertificateRequest};
 use serde_json::Value;
 
-use crate::harness::{Case, PKI, Running, noon, tests, until};
+use crate::{
+    harness::{Case, PKI, Running, noon, tests, until},
+    process::Process,
+};
 
 tests![
     a_job_that_makes_no_progress_makes_the_gateway_unready,
     work_that_no_instance_does_makes_the_gateway_unready,
+    a_gateway_is_ready_when_it_has_loaded_the_chain,
     an_access_log_that_is_not_forgotten_is_warned_of,
     a_certificate_of_the_gateway_that_has_expired_makes_it_unready,
     a_certificate_that_is_not_taken_over_is_warned_of_until_it_is,
@@ -78,6 +82,23 @@ async fn work_that_no_instance_does_makes_the_gateway_unready(case: &Case) {
     let reasons = unready_until(case, &gateway, fix).await;
     assert_eq!(reasons.len(), 1, "{reasons:?}");
     assert!(reasons[0].starts_with("no instance has done the job batching"), "{reasons:?}");
+}
+
+async fn a_gateway_is_ready_when_it_has_loaded_the_chain(case: &Case) {
+    case.prepare().await;
+    // The chain asks for withdrawals, and nothing else does that a start needs.
+    case.db.execute("ALTER TABLE withdrawal RENAME TO withdrawal_renamed").await;
+    let process = Process::start(&case.write_config(&case.config_text()));
+    let ready = async || {
+        let response =
+            reqwest::get(format!("http://127.0.0.1:{}/health/ready", process.admin)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    let (status, body) = ready().await;
+    assert!(status == 503 && body.contains("the chain of batches is being loaded: 0 so far"), "{body}");
+    case.db.execute("ALTER TABLE withdrawal_renamed RENAME TO withdrawal").await;
+    until("ready", async || (ready().await.0 == 200).then_some(())).await;
+    process.stop().await;
 }
 
 async fn an_access_log_that_is_not_forgotten_is_warned_of(case: &Case) {

@@ -30,7 +30,7 @@ tests![
 async fn gateway_that_has_done_everything(case: &Case) -> (Process, (CallbackServer, Collector)) {
     case.prepare().await;
     let collector = Collector::start().await;
-    let text = case.config_text().replace("interval = \"1h\"", "interval = \"200ms\"");
+    let text = case.config_text().replace("interval = \"1000d\"", "interval = \"200ms\"");
     let config = format!(
         "{text}[retention]\ninterval = \"200ms\"\n[participants.IE]\nallow_sha1_signatures = true\nkeys_per_day = 2\n\
          [callback]\ncertificate = \"callback-client.pem\"\nprivate_key = \"callback-client.key\"\n\

@@ -91,6 +91,13 @@ impl Process {
         reqwest::get(url).await.unwrap().text().await.unwrap()
     }
 
+    /// Bytes of memory that are resident.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
@@ -131,7 +138,7 @@ fn serve_by(mut command: Command, config: &Path) -> Command {
 
 /// A configuration whose jobs run all the time.
 pub(crate) fn busy(case: &Case) -> std::path::PathBuf {
-    let text = case.config_text().replace("interval = \"1h\"", "interval = \"100ms\"\nmax_keys = 60");
+    let text = case.config_text().replace("interval = \"1000d\"", "interval = \"100ms\"\nmax_keys = 60");
     case.write_config(&format!("{text}[retention]\ninterval = \"100ms\"\n"))
 }
 

@@ -19,7 +19,7 @@ tests![
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 fn config(case: &Case, tracing: &str) -> std::path::PathBuf {
-    let text = case.config_text().replace("interval = \"1h\"", "interval = \"200ms\"");
+    let text = case.config_text().replace("interval = \"1000d\"", "interval = \"200ms\"");
     case.write_config(&format!("{text}{tracing}"))
 }
 

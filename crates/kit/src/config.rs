@@ -149,6 +149,11 @@ pub struct Database {
     pub url: Option<Secret>,
     /// A file that holds the URL, for operators who keep secrets in files.
     pub url_file: Option<PathBuf>,
+    /// Replicas that give the keys of batches that are known from the primary; like `url`.
+    #[serde(default)]
+    pub read_urls: Vec<Secret>,
+    /// A file that holds them, one on each line, instead.
+    pub read_urls_file: Option<PathBuf>,
     /// PEM: require TLS and verify the server against these.
     pub tls_ca: Option<PathBuf>,
     /// Connections of the bulk path (uploads, reading batches); the rest of the gateway uses a few of its own.
@@ -231,11 +236,35 @@ pub struct Batching {
     pub max_keys: usize,
     /// Which of a batch's two names the gateway says.
     pub tags: TagStyle,
+    /// How long the first upload of a batch waits for others, as set. [`Batching::linger`] is what holds.
+    #[serde(with = "humantime_serde")]
+    pub linger: Duration,
+    /// The least time between two batches, as set. [`Batching::spacing`] is what holds.
+    #[serde(with = "humantime_serde")]
+    pub spacing: Duration,
+}
+
+impl Batching {
+    /// How long the first upload of a batch waits for others. At most the interval.
+    pub fn linger(&self) -> Duration {
+        self.linger.min(self.interval)
+    }
+
+    /// How long after a batch the next one is formed at the earliest, unless it is full. At most the interval.
+    pub fn spacing(&self) -> Duration {
+        self.spacing.min(self.interval)
+    }
 }
 
 impl Default for Batching {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(300), max_keys: 5000, tags: TagStyle::ObjectId }
+        Self {
+            interval: Duration::from_secs(300),
+            max_keys: 5000,
+            tags: TagStyle::ObjectId,
+            linger: Duration::from_secs(5),
+            spacing: Duration::from_secs(60),
+        }
     }
 }
 

@@ -54,10 +54,11 @@ pub struct AuditEntry {
 }
 
 fn milliseconds<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&milliseconds_text(time))
+    serializer.serialize_str(&time_text(time))
 }
 
-fn milliseconds_text(time: &DateTime<Utc>) -> String {
+/// The form of [`AuditEntry::uploaded_time`] on the wire.
+pub fn time_text(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
@@ -148,7 +149,7 @@ pub enum Failure {
     #[error(
         "uploadedTime {} cannot be right: key {index} of the download belongs to the entry and began at interval \
          {rolling_start}, and only {earliest} to {latest} was accepted then",
-        milliseconds_text(.time)
+        time_text(.time)
     )]
     KeyTime {
         /// The entry's time.
@@ -165,7 +166,7 @@ pub enum Failure {
     /// The entry's time is more than an hour after the batch was formed.
     #[error(
         "uploadedTime {} is later than {}, when the batch had been formed at the latest, as its tag says",
-        milliseconds_text(.time), milliseconds_text(.formed_by)
+        time_text(.time), time_text(.formed_by)
     )]
     AfterBatch {
         /// The entry's time.

@@ -18,17 +18,20 @@ pub(super) const NEWEST_BATCH: &str = "SELECT id FROM batch ORDER BY id DESC LIM
 /// Less than every id.
 pub(super) const BEFORE_ALL: ObjectId = ObjectId::from_bytes([0; 12]);
 
-/// Payload bytes in one batch, unless a single upload has more: keys with long lists of visited countries must not
-/// make a batch that no instance has the memory for. Ordinary batches are far below.
+/// Uploads in one batch: an audit has an entry for each.
+const MAX_UPLOADS: usize = 1000;
+/// Bytes of payloads, as stored before encryption, in one batch, unless a single upload has more: keys with long lists
+/// of visited countries must not make a batch that no instance has the memory for. Ordinary batches are far below.
 const MAX_BYTES: u64 = 32 << 20;
+/// Bytes of signatures, as received, in one batch. They are the larger part of an audit.
+const MAX_SIGNATURES: u64 = 4 << 20;
 
-/// Waiting uploads that are counted at most: more than form the largest batch that the settings allow, so it is always
-/// known whether a batch is full.
+/// Waiting uploads that are counted at most.
 const PENDING: u64 = 50_000;
 /// Batches that one statement reads at most.
 const PAGE_BATCHES: u64 = 1000;
-/// Uploads that one statement reads at most, unless a single batch has more.
-const PAGE_UPLOADS: u64 = 100_000;
+/// Uploads that one statement reads at most.
+const PAGE_UPLOADS: u64 = 50_000;
 
 row! {
     /// A batch: its names, and the uploads in it in their order.
@@ -95,8 +98,49 @@ pub struct Formation {
     pub now: DateTime<Utc>,
     /// Keys in one batch; an upload that has more alone forms a batch of its own.
     pub max_keys: u64,
-    /// Form a batch only if no further upload would fit.
+    /// Form a batch only if it is full: a further upload would cross a limit (keys, uploads, bytes of payloads or of
+    /// signatures).
     pub only_full: bool,
+}
+
+/// An upload that waits for a batch, with what counts in the limits of one.
+struct WaitingUpload {
+    id: i64,
+    country: Country,
+    amount: u32,
+    payload_bytes: u64,
+    signature_bytes: u64,
+    format_major: u16,
+}
+
+row!(impl WaitingUpload {
+    id: i64,
+    country: Country,
+    amount: u32,
+    payload_bytes: u64,
+    signature_bytes: u64,
+    format_major: u16,
+});
+
+/// How many of the first uploads, in their order, form the next batch, and whether that batch is full: whether no
+/// further upload fits. A single upload above a limit forms a batch of its own.
+fn next_batch(waiting: &[WaitingUpload], max_keys: u64) -> (usize, bool) {
+    let (mut keys, mut bytes, mut signatures) = (0, 0, 0);
+    for (before, upload) in waiting.iter().enumerate() {
+        keys += u64::from(upload.amount);
+        bytes += upload.payload_bytes;
+        signatures += upload.signature_bytes;
+        let fits =
+            before < MAX_UPLOADS && keys <= max_keys && bytes <= MAX_BYTES && signatures <= MAX_SIGNATURES;
+        if before > 0 && !fits {
+            return (before, true);
+        }
+    }
+    let full = waiting.len() >= MAX_UPLOADS
+        || keys >= max_keys
+        || bytes >= MAX_BYTES
+        || signatures >= MAX_SIGNATURES;
+    (waiting.len(), full)
 }
 
 row! {
@@ -152,9 +196,24 @@ impl Store {
         .await
     }
 
-    /// The newest batch that was ever formed and is still recorded.
-    pub async fn newest_batch(&self) -> Result<Option<ObjectId>, StoreError> {
-        self.row("newest batch", NEWEST_BATCH, values![]).await
+    /// Whether the waiting uploads form a full batch: see [`Formation::only_full`].
+    pub async fn batch_is_full(&self, max_keys: u64) -> Result<bool, StoreError> {
+        let waiting = self.rows("next batch", &self.first_waiting(), values![MAX_UPLOADS as u64 + 1]).await?;
+        Ok(next_batch(&one_format(waiting), max_keys).1)
+    }
+
+    /// When the newest batch was formed, by the clock of the instance that formed it.
+    pub async fn last_formed(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.row("newest batch", "SELECT formed_at FROM batch ORDER BY id DESC LIMIT 1", values![]).await
+    }
+
+    /// The first waiting uploads in the order in which they were stored.
+    fn first_waiting(&self) -> String {
+        format!(
+            "SELECT id, country, amount, payload_bytes, LENGTH(batch_signature), format_major FROM upload \
+             WHERE batch_id IS NULL AND {NOT_WITHDRAWN}{} ORDER BY id LIMIT ?",
+            self.journaled_only()
+        )
     }
 
     /// Puts the oldest waiting uploads into the next batch, or says `None` when there is nothing (or no full
@@ -221,8 +280,8 @@ impl Store {
         .await
     }
 
-    /// Where a page of [`Self::batches_after`] ends, and whether it is the last one. An upload has at least one key, so
-    /// the amounts say how many uploads there are at most.
+    /// Where a page of [`Self::batches_after`] ends, and whether it is the last one. A batch has at most [`MAX_UPLOADS`],
+    /// and each has at least one key.
     async fn end_of_page(
         &self,
         after: ObjectId,
@@ -233,7 +292,7 @@ impl Store {
         let is_last = (batches.len() as u64) < PAGE_BATCHES;
         let (mut end, mut amount) = (None, 0);
         for (id, keys) in batches {
-            amount += u64::from(keys);
+            amount += u64::from(keys).min(MAX_UPLOADS as u64);
             if end.is_some() && amount > PAGE_UPLOADS {
                 return Ok((end, false));
             }
@@ -242,13 +301,20 @@ impl Store {
         Ok((end, is_last))
     }
 
-    /// What an auditor may see of a batch, in the order of its keys (spec §5.7.2).
-    pub async fn audit_rows(&self, batch: ObjectId) -> Result<Vec<AuditRow>, StoreError> {
+    /// What an auditor may see of the next uploads of a batch behind the upload `after`, in the order of their keys
+    /// (spec §5.7.2). None are left when there are fewer than `limit`.
+    pub async fn audit_rows(
+        &self,
+        batch: ObjectId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>, StoreError> {
         let sql = "SELECT u.id, u.country, u.uploaded_at, u.amount, u.batch_signature, \
                    a.pem, a.thumbprint, a.operator_signature, s.pem, s.thumbprint, s.operator_signature \
                    FROM upload u JOIN certificate a ON a.id = u.uploader_certificate_id \
-                   JOIN certificate s ON s.id = u.signing_certificate_id WHERE u.batch_id = ? ORDER BY u.id";
-        self.rows("audit", sql, values![batch]).await
+                   JOIN certificate s ON s.id = u.signing_certificate_id \
+                   WHERE u.batch_id = ? AND u.id > ? ORDER BY u.id LIMIT ?";
+        self.rows("audit", sql, values![batch, after, limit]).await
     }
 }
 
@@ -259,31 +325,14 @@ impl Tx<'_> {
         &mut self,
         how: Formation,
     ) -> Result<Option<(u16, Vec<BatchUpload>)>, Failure> {
-        let sql = format!(
-            "SELECT id, country, amount, payload_bytes, format_major FROM upload \
-             WHERE batch_id IS NULL AND {NOT_WITHDRAWN}{} ORDER BY id LIMIT ?",
-            self.store.journaled_only()
-        );
-        // An upload has at least one key, so more cannot fit; one further tells whether the batch is full.
-        let waiting: Vec<(i64, Country, u32, u64, u16)> = self.rows(&sql, values![how.max_keys + 1]).await?;
-        let Some(&(.., format_major)) = waiting.first() else { return Ok(None) };
-        let (mut keys, mut bytes) = (0, 0);
-        let mut full = false;
-        let mut uploads = Vec::new();
-        for (id, country, amount, payload_bytes, _) in
-            waiting.into_iter().filter(|(.., major)| *major == format_major)
-        {
-            let fits = keys + u64::from(amount) <= how.max_keys && bytes + payload_bytes <= MAX_BYTES;
-            if !uploads.is_empty() && !fits {
-                full = true;
-                break;
-            }
-            keys += u64::from(amount);
-            bytes += payload_bytes;
-            uploads.push(BatchUpload { id, country, amount });
-        }
-        let wanted = full || keys >= how.max_keys || !how.only_full;
-        Ok(wanted.then_some((format_major, uploads)))
+        let sql = self.store.first_waiting();
+        let mut waiting = one_format(self.rows(&sql, values![MAX_UPLOADS as u64 + 1]).await?);
+        let Some(format_major) = waiting.first().map(|upload| upload.format_major) else { return Ok(None) };
+        let (amount, full) = next_batch(&waiting, how.max_keys);
+        waiting.truncate(amount);
+        let upload = |WaitingUpload { id, country, amount, .. }| BatchUpload { id, country, amount };
+        let wanted = full || !how.only_full;
+        Ok(wanted.then(|| (format_major, waiting.into_iter().map(upload).collect())))
     }
 
     /// Inserts the next batch, and puts these uploads into it.
@@ -325,6 +374,13 @@ impl Tx<'_> {
     }
 }
 
+/// Those of the first one's major version: a batch has one.
+fn one_format(mut waiting: Vec<WaitingUpload>) -> Vec<WaitingUpload> {
+    let major = waiting.first().map(|upload| upload.format_major);
+    waiting.retain(|upload| Some(upload.format_major) == major);
+    waiting
+}
+
 /// A batch with one of its uploads.
 struct ChainRow {
     batch: BatchRecord,
@@ -340,5 +396,78 @@ impl Row for ChainRow {
             None => return Ok(Self { batch, upload: None, withdrawn: false }),
         };
         Ok(Self { batch, upload, withdrawn: cells.next::<Option<i64>>()?.is_some() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn upload(id: usize, amount: u32, payload_bytes: u64, signature_bytes: u64) -> WaitingUpload {
+        let country = Country::new("DE").unwrap();
+        WaitingUpload { id: id as i64, country, amount, payload_bytes, signature_bytes, format_major: 1 }
+    }
+
+    #[test]
+    fn each_limit_makes_a_batch_full_at_the_upload_that_would_cross_it() {
+        let all = |amount, bytes, signatures| {
+            let uploads: Vec<_> = (0..1001).map(|id| upload(id, amount, bytes, signatures)).collect();
+            next_batch(&uploads, 5000)
+        };
+        assert_eq!(all(10, 1, 1), (500, true), "keys");
+        assert_eq!(all(1, MAX_BYTES / 10, 1), (10, true), "payloads");
+        assert_eq!(all(1, 1, MAX_SIGNATURES / 20), (20, true), "signatures");
+        assert_eq!(all(1, 1, 1), (1000, true), "uploads");
+        for (one, full) in [
+            (upload(0, 4999, MAX_BYTES - 1, MAX_SIGNATURES - 1), false),
+            (upload(0, 5000, 1, 1), true),
+            (upload(0, 1, MAX_BYTES, 1), true),
+            (upload(0, 1, 1, MAX_SIGNATURES), true),
+        ] {
+            assert_eq!(next_batch(&[one], 5000), (1, full));
+        }
+        assert_eq!(next_batch(&[], 5000), (0, false));
+    }
+
+    proptest! {
+        #[test]
+        fn batches_are_whole_uploads_in_order_within_the_limits(
+            sizes in prop::collection::vec((1u32..12_000, 1u64..(MAX_BYTES * 5 / 4), 1u64..(MAX_SIGNATURES * 5 / 4), 0u32..4), 0..40),
+            small in 0usize..2500,
+            max_keys in 1u64..=30_000,
+        ) {
+            // Small uploads with a few of any size between them.
+            let mut waiting: Vec<_> = (0..small).map(|id| upload(id, 1 + id as u32 % 7, 100, 4000)).collect();
+            for (i, (amount, bytes, signatures, scale)) in sizes.into_iter().enumerate() {
+                let at = (i * 61) % (waiting.len() + 1);
+                let one = upload(0, (amount >> (3 * scale)).max(1), bytes >> (3 * scale), signatures >> (3 * scale));
+                waiting.insert(at, one);
+            }
+            for (id, upload) in waiting.iter_mut().enumerate() {
+                upload.id = id as i64;
+            }
+            let mut rest = waiting.as_slice();
+            while !rest.is_empty() {
+                let (amount, full) = next_batch(&rest[..rest.len().min(MAX_UPLOADS + 1)], max_keys);
+                let sum = |of: &[WaitingUpload]| {
+                    let mut sums = (0, 0, 0);
+                    for one in of {
+                        sums.0 += u64::from(one.amount);
+                        sums.1 += one.payload_bytes;
+                        sums.2 += one.signature_bytes;
+                    }
+                    of.len() <= MAX_UPLOADS && sums.0 <= max_keys && sums.1 <= MAX_BYTES && sums.2 <= MAX_SIGNATURES
+                };
+                prop_assert!(amount >= 1 && amount <= rest.len());
+                prop_assert!(amount == 1 || sum(&rest[..amount]), "a batch of several is within the limits");
+                prop_assert!(amount == rest.len() || !sum(&rest[..=amount]), "as much as fits");
+                prop_assert!(amount == rest.len() || full, "what is left opens the next batch");
+                rest = &rest[amount..];
+            }
+        }
     }
 }

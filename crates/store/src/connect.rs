@@ -72,15 +72,21 @@ fn sqlite(config: &Database, path: &str) -> Store {
         timeout: config.timeout,
         journal: false,
         lookups: lookups(),
+        replicas: Arc::default(),
         lease_names: Names::default(),
     }
 }
 
-fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
+/// The options of both drivers for a server's URL.
+fn mysql_options(
+    config: &Database,
+    key: &str,
+    url: &str,
+) -> Result<(MySqlConnectOptions, OptsBuilder), ConfigError> {
     let invalid = |reason: &str| {
         // The reason must not repeat the URL: it holds a password.
         ConfigError::Invalid(format!(
-            "`database.url` is not usable: {reason}; write `mysql://user:password@host:3306/name`"
+            "`database.{key}` is not usable: {reason}; write `mysql://user:password@host:3306/name`"
         ))
     };
     let url = Zeroizing::new(format!("mysql://{}", url.split_once("://").map_or("", |(_, rest)| rest)));
@@ -112,15 +118,35 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         .init(mysql_session(Some(config.timeout)).to_vec())
         .tcp_nodelay(true)
         .prefer_socket(false);
-    let pool = |max: usize| {
-        let constraints = PoolConstraints::new(0, max).unwrap_or_default();
-        let pool = PoolOpts::new()
-            .with_constraints(constraints)
-            // Resetting would throw the prepared statements away; nothing here leaves state behind.
-            .with_reset_connection(false)
-            .with_inactive_connection_ttl(Duration::from_secs(300));
-        Bulk::MySql { pool: mysql_async::Pool::new(settings.clone().pool_opts(pool)), max }
-    };
+    Ok((options, settings))
+}
+
+/// A pool of the bulk path with these options.
+fn bulk_pool(settings: &OptsBuilder, max: usize) -> mysql_async::Pool {
+    let constraints = PoolConstraints::new(0, max).unwrap_or_default();
+    let pool = PoolOpts::new()
+        .with_constraints(constraints)
+        // Resetting would throw the prepared statements away; nothing here leaves state behind.
+        .with_reset_connection(false)
+        .with_inactive_connection_ttl(Duration::from_secs(300));
+    mysql_async::Pool::new(settings.clone().pool_opts(pool))
+}
+
+/// A pool of connections to a replica, and its host and port.
+pub(super) fn replica(
+    config: &Database,
+    url: &Secret,
+    max: usize,
+) -> Result<(mysql_async::Pool, String), ConfigError> {
+    let (_, settings) = mysql_options(config, "read_urls", url.reveal())?;
+    let options = mysql_async::Opts::from(settings.clone());
+    let name = format!("{}:{}", options.ip_or_hostname(), options.tcp_port());
+    Ok((bulk_pool(&settings, max), name))
+}
+
+fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
+    let (options, settings) = mysql_options(config, "url", url)?;
+    let pool = |max| Bulk::MySql { pool: bulk_pool(&settings, max), max };
     Ok(Store {
         db: control_pool(config, CONTROL_CONNECTIONS, Some(config.timeout), options.clone()),
         // For the schema: one would do.
@@ -131,6 +157,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         timeout: config.timeout,
         journal: false,
         lookups: lookups(),
+        replicas: Arc::default(),
         lease_names: Names::default(),
     })
 }

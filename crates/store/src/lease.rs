@@ -150,6 +150,16 @@ impl Store {
         Ok(())
     }
 
+    /// The job is due within `interval` at the latest: what was set with a longer one counts no more.
+    pub async fn shorten_due(&self, job: Job, interval: Duration) -> Result<(), StoreError> {
+        let sql = format!(
+            "UPDATE job SET due_at = {now} + ? WHERE name = ? AND due_at > {now} + ?",
+            now = sql::now_ms(self.backend())
+        );
+        self.run("shorten interval", &sql, values![interval, job.name(), interval]).await?;
+        Ok(())
+    }
+
     /// A step of a job that writes nothing to the database itself: proves that its lease still holds, and prolongs it.
     pub async fn prolong(&self, lease: &Lease) -> Result<(), StoreError> {
         self.tx("prolong lease", |mut tx| async move {

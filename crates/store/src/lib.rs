@@ -49,6 +49,7 @@ mod overview;
 mod participants;
 mod pool;
 mod quota;
+mod replicas;
 mod restore;
 mod rotation;
 mod row;
@@ -76,7 +77,7 @@ pub use pool::PoolState;
 pub use restore::Restored;
 pub use rotation::KeyUse;
 pub use statistics::LastSeen;
-pub use uploads::{JournalUpload, StoredPayload, UploadOutcome};
+pub use uploads::{ALL_POSITIONS, JournalUpload, StoredPayload, UploadOutcome};
 pub use withdrawals::{ListedUpload, Withdrawal, WithdrawnBy};
 
 use error::Failure;
@@ -104,6 +105,7 @@ pub struct Store {
     /// but bulk work shares.
     lookups: Arc<Semaphore>,
     lease_names: lease::Names,
+    replicas: Arc<replicas::Replicas>,
 }
 
 impl std::fmt::Debug for Store {
@@ -193,6 +195,7 @@ impl Store {
         let closing = async {
             self.bulk.close().await;
             self.log.close().await;
+            self.replicas.close().await;
             // The pool is gone either way.
             drop(self.patient.close().await);
             drop(self.db.close().await);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    ops::Range,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -114,6 +115,9 @@ impl JournalUpload {
         }
     }
 }
+
+/// All positions that a key can have in an upload.
+pub const ALL_POSITIONS: Range<u32> = 0..i32::MAX as u32;
 
 /// The other columns of the row: what the gateway keeps for itself.
 const INTERNAL: &str = "payload_bytes, key_id, batch_id";
@@ -278,26 +282,38 @@ impl Store {
         Ok(conflicts)
     }
 
-    /// The encrypted keys of some uploads, in the order of upload and of the request.
-    pub async fn payloads(&self, uploads: &[i64]) -> Result<Vec<StoredPayload>, StoreError> {
+    /// The encrypted keys of some uploads at these positions in them, in the order of upload and of the request.
+    pub async fn payloads(
+        &self,
+        uploads: &[i64],
+        positions: Range<u32>,
+    ) -> Result<Vec<StoredPayload>, StoreError> {
         if uploads.is_empty() {
             // All of a batch were withdrawn; MySQL has no empty list.
             return Ok(Vec::new());
         }
-        let sql = StoredPayload::select(&format!(
-            "WHERE upload_id IN ({}) ORDER BY upload_id, position",
-            sql::placeholders(uploads.len())
-        ));
-        let ids = || uploads.iter().map(|id| id.bind()).collect();
+        let (sql, values) = payloads_query(uploads, positions);
         self.repeat("read payloads", || async {
-            let Bulk::MySql { pool, .. } = &self.bulk else { return self.db.rows(&sql, ids()).await };
+            let Bulk::MySql { pool, .. } = &self.bulk else {
+                return self.db.rows(&sql, values.clone()).await;
+            };
             let mut lent = Lent::from(pool).await?;
-            let payloads = lent.rows(&sql, ids()).await?;
+            let payloads = lent.rows(&sql, values.clone()).await?;
             lent.give_back();
             Ok(payloads)
         })
         .await
     }
+}
+
+/// The query of [`Store::payloads`].
+pub(super) fn payloads_query(uploads: &[i64], positions: Range<u32>) -> (String, Vec<sea_orm::Value>) {
+    let sql = StoredPayload::select(&format!(
+        "WHERE upload_id IN ({}) AND position >= ? AND position < ? ORDER BY upload_id, position",
+        sql::placeholders(uploads.len())
+    ));
+    let ids = uploads.iter().map(|id| id.bind());
+    (sql, ids.chain(values![positions.start, positions.end]).collect())
 }
 
 /// The conflicting row is gone again (expired just now): worth another attempt.

@@ -227,6 +227,7 @@ signing_key = "access-log.key"
 
 [batching]
 interval = "10s"                 # 5 minutes in production; shorter in the demo
+linger = "10s"                   # 5 seconds in production; the demo shows uploads that wait
 "#
     )
 }

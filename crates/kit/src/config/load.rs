@@ -185,6 +185,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         (Some(_), Some(_)) => return refuse("set `database.url` or `database.url_file`, not both"),
         _ => {}
     }
+    if !config.database.read_urls.is_empty() && config.database.read_urls_file.is_some() {
+        return refuse("set `database.read_urls` or `database.read_urls_file`, not both");
+    }
     match config.server.auth {
         AuthMode::Mtls if config.tls.is_none() => {
             return refuse(
@@ -409,6 +412,15 @@ impl Config {
         warnings
     }
 
+    /// The URLs of the replicas, from wherever they are kept.
+    pub fn read_urls(&self) -> Result<Vec<Secret>, ConfigError> {
+        let Some(path) = &self.database.read_urls_file else { return Ok(self.database.read_urls.clone()) };
+        let text = std::fs::read_to_string(path).map(Zeroizing::new).map_err(|e| {
+            ConfigError::Invalid(format!("`database.read_urls_file`: cannot read {}: {e}", path.display()))
+        })?;
+        Ok(lines(&text).collect())
+    }
+
     /// The database URL, from wherever it is kept.
     pub fn database_url(&self) -> Result<Secret, ConfigError> {
         match (&self.database.url, &self.database.url_file) {
@@ -421,6 +433,11 @@ impl Config {
             (None, None) => Err(ConfigError::Invalid("`database.url` is missing".into())),
         }
     }
+}
+
+/// The lines of a text that are not empty.
+fn lines(text: &str) -> impl Iterator<Item = Secret> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Secret::new)
 }
 
 /// Whether a database URL leads to another machine.
@@ -442,6 +459,7 @@ fn absolute(config: &mut Config, folder: &Path) {
         paths.extend(tls.client_ca.as_mut());
     }
     paths.extend(config.database.url_file.as_mut());
+    paths.extend(config.database.read_urls_file.as_mut());
     paths.extend(config.database.tls_ca.as_mut());
     paths.extend(config.access_log.signing_key.as_mut());
     paths.extend(&mut config.access_log.former_keys);

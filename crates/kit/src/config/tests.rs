@@ -78,6 +78,8 @@ fn an_unknown_key_is_named_with_its_nearest_neighbour() {
         ("[sever]\nlisten = \"0.0.0.0:1\"", "sever", "server"),
         ("[upload]\nmax_key = 1", "upload.max_key", "upload.max_keys"),
         ("[batching]\nintervall = \"1s\"", "batching.intervall", "batching.interval"),
+        ("[batching]\nlingers = \"1s\"", "batching.lingers", "batching.linger"),
+        ("[batching]\nspaceing = \"1s\"", "batching.spaceing", "batching.spacing"),
         ("[participants.NL]\ntag = \"object-id\"", "participants.NL.tag", "participants.NL.tags"),
         ("[limits]\nkeys_per_dey = 1", "limits.keys_per_dey", "limits.keys_per_day"),
     ] {

@@ -94,6 +94,8 @@ metrics! {
         "operations on the database with their repetitions";
     counter STORE_RETRIES = "efgs_store_retries_total", Count,
         "repetitions of operations on the database: deadlocks, failovers, lost connections";
+    counter REPLICA_READS = "efgs_replica_reads_total", Count,
+        "reads of keys from a replica: read, behind or failed; after the last two the primary is asked";
     gauge REGISTRY_AGE = "efgs_registry_age_seconds", Seconds,
         "since the certificate registry was last read; over trust.refresh nobody is let in";
     gauge CERTIFICATES_ACTIVE = "efgs_certificates_active", Count, "registered certificates that are active now";
