@@ -163,10 +163,10 @@ impl BodyCache {
     ) -> Result<Arc<[Segment]>, Error> {
         let build = async {
             let ids: Vec<i64> = batch.uploads.iter().map(|upload| upload.id).collect();
-            let (limits, store) = (self.limits.clone(), self.store.clone());
+            let (limits, store, day) = (self.limits.clone(), self.store.clone(), batch.day);
             let read = async move {
                 let _permit = limits.to_read(caller).await?;
-                Ok::<_, Error>(store.payloads(&ids).await?)
+                Ok::<_, Error>(store.payloads(day, &ids).await?)
             };
             let payloads = self.workers.run(read).await??;
             let (keyring, batch) = (self.keyring.clone(), batch.clone());

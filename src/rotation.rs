@@ -126,7 +126,7 @@ async fn rotate_all(
     let (mut total, mut at, mut altered) = (Rotated::default(), 0, Vec::new());
     while let Some(upload) = store.next_to_rotate(newest, at).await? {
         at = upload;
-        let mut payloads = store.payloads(&[upload]).await?;
+        let mut payloads = store.payloads_of(upload).await?;
         let key_id = match reseal(keyring, &mut payloads) {
             Ok(key_id) => key_id,
             Err(why) => {

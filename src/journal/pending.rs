@@ -170,7 +170,7 @@ impl Journal {
         &self,
         row: JournalUpload,
     ) -> Result<impl FnOnce() -> Result<UploadRecord, String> + Send + 'static, StoreError> {
-        let payloads = self.sources.store.payloads(&[row.id]).await?;
+        let payloads = self.sources.store.payloads_of(row.id).await?;
         let keyring = self.sources.keyring.clone();
         Ok(move || {
             let JournalUpload { id, country, tag, amount, .. } = &row;

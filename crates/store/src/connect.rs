@@ -73,6 +73,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
         journal: false,
         lookups: lookups(),
         lease_names: Names::default(),
+        keys_before_days: Arc::new(true.into()),
     }
 }
 
@@ -132,6 +133,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         journal: false,
         lookups: lookups(),
         lease_names: Names::default(),
+        keys_before_days: Arc::new(true.into()),
     })
 }
 
