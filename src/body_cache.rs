@@ -255,9 +255,10 @@ impl BodyCache {
         let mut read = async || {
             let Some(Page { uploads, positions, keys }) = pages.next() else { return Ok(Vec::new()) };
             if !replicas {
-                return self.store.payloads(&uploads, positions).await;
+                return self.store.payloads(batch.day, &uploads, positions).await;
             }
-            let (rows, from_replica) = self.store.batch_payloads(&uploads, positions, keys as usize).await?;
+            let (rows, from_replica) =
+                self.store.batch_payloads(batch.day, &uploads, positions, keys as usize).await?;
             used |= from_replica;
             Ok(rows)
         };

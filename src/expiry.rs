@@ -1,16 +1,16 @@
 //! Deleting data after 14 days (spec §4.2.6).
 //!
 //! Expired data is not served from the first moment of the day after its last one. This job only deletes it
-//! from the database, in steps small enough not to disturb requests.
+//! from the database, in steps small enough not to disturb requests. It also adds the days to come (`Store::add_days`).
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::NaiveDate;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
     body_cache::BodyCache,
     chain::Chain,
+    clock::Clock,
     health::{Health, JobWatch},
     jobs::{self, Shutdown},
     store::{ExpiryStep, Job, Lease, Store, StoreError},
@@ -25,6 +25,8 @@ const PACE: Duration = Duration::from_secs(60);
 pub struct Expiry {
     /// The interval.
     pub interval: Duration,
+    /// The clock.
+    pub clock: Clock,
     /// The database.
     pub store: Store,
     /// The batches in memory. They know the first day that is kept.
@@ -56,7 +58,7 @@ impl Expiry {
         };
         let span = trace_span!(target: telemetry::SPANS, "expire");
         let working = jobs::under_lease(&self.store, lease, async |lease| {
-            self.expire_all(lease, self.chain.oldest()).await?;
+            self.expire_all(lease).await?;
             self.store.set_due(lease, self.interval).await?;
             watch.set_overdue(None);
             Ok(())
@@ -67,24 +69,36 @@ impl Expiry {
     /// Deletes all expired data now, for the command `expire`. Waits for the lease.
     pub async fn expire_now(&self) -> Result<ExpiryStep, StoreError> {
         let lease = jobs::wait_for_lease(&self.store, Job::Expiry).await?;
-        jobs::under_lease(&self.store, lease, async |lease| self.expire_all(lease, self.chain.oldest()).await)
-            .await
+        jobs::under_lease(&self.store, lease, async |lease| self.expire_all(lease).await).await
     }
 
-    async fn expire_all(&self, lease: &Lease, oldest: NaiveDate) -> Result<ExpiryStep, StoreError> {
+    async fn expire_all(&self, lease: &Lease) -> Result<ExpiryStep, StoreError> {
+        let (store, oldest, today) = (&self.store, self.chain.oldest(), self.clock.now().date_naive());
+        store.add_days(oldest, today).await?;
         let mut total = ExpiryStep::default();
-        loop {
-            let step = self.store.expire_step(lease, oldest).await?;
-            if step.is_empty() {
-                if !total.is_empty() {
-                    tracing::info!(keys = total.keys, uploads = total.uploads, batches = total.batches, %oldest, "expired data was deleted");
-                }
-                return Ok(total);
-            }
-            metrics::counter!(telemetry::KEYS_EXPIRED).increment(step.keys);
-            total.keys += step.keys;
-            total.uploads += step.uploads;
-            total.batches += step.batches;
+        repeat(&mut total, || store.expire_waiting(lease, oldest)).await?;
+        store.expire_days(lease, oldest, today).await?;
+        repeat(&mut total, || store.expire_batched(lease, oldest)).await?;
+        if !total.is_empty() {
+            tracing::info!(keys = total.keys, uploads = total.uploads, batches = total.batches, %oldest, "expired data was deleted");
         }
+        Ok(total)
+    }
+}
+
+/// Repeats a step until there is nothing left to do.
+async fn repeat<Fut>(total: &mut ExpiryStep, step: impl Fn() -> Fut) -> Result<(), StoreError>
+where
+    Fut: Future<Output = Result<ExpiryStep, StoreError>>,
+{
+    loop {
+        let done = step().await?;
+        if done.is_empty() {
+            return Ok(());
+        }
+        metrics::counter!(telemetry::KEYS_EXPIRED).increment(done.keys);
+        total.keys += done.keys;
+        total.uploads += done.uploads;
+        total.batches += done.batches;
     }
 }

@@ -8,7 +8,7 @@
 use crate::{
     intake::{EncryptionError, Keyring},
     jobs,
-    store::{ALL_POSITIONS, Job, Lease, Store, StoreError, StoredPayload},
+    store::{Job, Lease, Store, StoreError, StoredPayload},
 };
 
 /// Why a rotation stopped. Its changes so far are kept, and the next rotation continues from there.
@@ -126,7 +126,7 @@ async fn rotate_all(
     let (mut total, mut at, mut altered) = (Rotated::default(), 0, Vec::new());
     while let Some(upload) = store.next_to_rotate(newest, at).await? {
         at = upload;
-        let mut payloads = store.payloads(&[upload], ALL_POSITIONS).await?;
+        let mut payloads = store.payloads_of(upload).await?;
         let key_id = match reseal(keyring, &mut payloads) {
             Ok(key_id) => key_id,
             Err(why) => {

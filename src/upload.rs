@@ -26,7 +26,7 @@ use crate::{
     intake::Keyring,
     journal::Recording,
     limits::{Admitted, Held, Kind, LimitError, Limits},
-    store::{Store, StoreError, UploadOutcome},
+    store::{Store, UploadOutcome},
     telemetry,
     trust::{Caller, RegistryUnavailable, Trust},
     workers::Workers,
@@ -299,9 +299,12 @@ impl Uploads {
             None => {
                 let _permit = self.limits.to_store(country).await?;
                 let stored = self.store.insert_upload(&verified, self.limits.quota(country)).await;
-                let full =
-                    stored.as_ref().err().filter(|error| matches!(error, StoreError::CannotWrite { .. }));
-                self.health.set_trouble(Trouble::Writing, full.map(ToString::to_string));
+                let refused = stored.as_ref().err().filter(|error| error.refuses_writing());
+                if self.health.set_trouble(Trouble::Writing, refused.map(ToString::to_string))
+                    && let Some(error) = refused
+                {
+                    tracing::error!(%error, "uploads cannot be stored");
+                }
                 stored?
             }
         };

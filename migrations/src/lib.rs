@@ -22,6 +22,7 @@ mod m0007_rotation;
 mod m0008_instance;
 mod m0009_encryption_key;
 mod m0010_upload_key;
+mod m0011_days;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_instance::STEP),
             Box::new(m0009_encryption_key::STEP),
             Box::new(m0010_upload_key::Migration),
+            Box::new(m0011_days::Migration),
         ]
     }
 }

@@ -176,6 +176,7 @@ async fn run(command: Command) -> Outcome {
         Command::Migrate(file) => {
             let app = open(&file.config)?;
             app.store.migrate().await?;
+            app.store.add_days(app.chain.oldest(), app.clock.now().date_naive()).await?;
             say("the database schema is up to date")
         }
         Command::Config(ConfigCommand::Check(file)) => check(&file.config),

@@ -15,7 +15,7 @@ use crate::{
     intake::{EncryptionError, Keyring, VerifiedUpload},
     jobs::{self, Shutdown, Steps},
     limits::Kind,
-    store::{ALL_POSITIONS, Job, JournalUpload, Journaled, StoreError, StoredPayload},
+    store::{Job, JournalUpload, Journaled, StoreError, StoredPayload},
     workers::Workers,
 };
 
@@ -170,7 +170,7 @@ impl Journal {
         &self,
         row: JournalUpload,
     ) -> Result<impl FnOnce() -> Result<UploadRecord, String> + Send + 'static, StoreError> {
-        let payloads = self.sources.store.payloads(&[row.id], ALL_POSITIONS).await?;
+        let payloads = self.sources.store.payloads_of(row.id).await?;
         let keyring = self.sources.keyring.clone();
         Ok(move || {
             let JournalUpload { id, country, tag, amount, .. } = &row;

@@ -5,6 +5,7 @@ use std::{
     path::Path,
 };
 
+use chrono::NaiveDate;
 use efgs_protocol::batch_tag::ObjectId;
 use serde::Serialize;
 
@@ -66,12 +67,14 @@ pub async fn replay(
     let batches: Vec<PendingBatch> = contents.batches.values().filter(|batch| kept(batch)).cloned().collect();
     // What is in a batch that has expired has expired.
     let mut expired: HashSet<&UploadKey> = HashSet::new();
-    let mut batch_of: HashMap<UploadKey, Option<ObjectId>> = HashMap::new();
+    let mut batch_of: HashMap<UploadKey, Option<(ObjectId, NaiveDate)>> = HashMap::new();
     for batch in contents.batches.values() {
         for upload in &batch.uploads {
             if batch.day < oldest {
                 expired.insert(upload);
-            } else if let Some(Some(other)) = batch_of.insert(upload.clone(), Some(batch.id)) {
+            } else if let Some(Some((other, _))) =
+                batch_of.insert(upload.clone(), Some((batch.id, batch.day)))
+            {
                 let (id, problem) = (batch.id, &mut contents.problems);
                 problem.push(format!("the upload {} is in two batches, {other} and {id}", upload.0));
             }

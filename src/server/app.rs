@@ -247,6 +247,7 @@ impl App {
             },
             expiry: Expiry {
                 interval: config.retention.interval,
+                clock: clock.clone(),
                 store: store.clone(),
                 chain: chain.clone(),
                 body_cache: body_cache.clone(),

@@ -45,6 +45,11 @@ impl Gateway {
         } else if !app.store.schema_is_current().await? {
             return Err(StartError::SchemaOutdated);
         }
+        // Without a partition for today nothing can be stored, but everything can be read.
+        let (oldest, today) = (app.chain.oldest(), app.clock.now().date_naive());
+        if let Err(error) = app.store.add_days(oldest, today).await {
+            tracing::error!(%error, "the days to come were not added to the database");
+        }
         rotation::check(&app.store, &app.keyring).await?;
         if app.store.replay_is_unfinished().await? {
             return Err(StartError::ReplayUnfinished);

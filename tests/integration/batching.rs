@@ -364,7 +364,7 @@ async fn an_instance_whose_lease_was_taken_over_writes_nothing(case: &Case) {
     let lost = store.form_batch(&batching, how).await.unwrap_err();
     assert!(matches!(lost, StoreError::LeaseLost), "{lost}");
     let tomorrow = case.today() + Days::new(1);
-    let lost = store.expire_step(&expiry, tomorrow).await.unwrap_err();
+    let lost = store.expire_batched(&expiry, tomorrow).await.unwrap_err();
     assert!(matches!(lost, StoreError::LeaseLost), "{lost}");
     // Nor does it take its successor's lease away when it gives up its own.
     store.release_lease(batching).await.unwrap();

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use efgs_gateway::{rotation, server::App, store::StoreError};
 
-use crate::harness::{Case, tests, until};
+use crate::{
+    database::Kind,
+    harness::{Case, tests, until},
+};
 
 tests![
     a_start_reads_a_bounded_number_of_rows,
@@ -39,10 +42,13 @@ async fn fill(case: &Case) {
          '{at}', {}, 1 FROM {numbers} WHERE n < {UPLOADS}",
         batch("n DIV 1000 + 1")
     );
-    let keys = "INSERT INTO diagnosis_key (upload_id, position, payload_hash, report_type, payload) \
-                SELECT u.id, d, LPAD(2 * u.id + d, 32, '0'), 1, X'00000001' FROM upload u JOIN digit ON d < 2";
-    for (sql, rows) in [(&*batches, UPLOADS / 1000), (&*uploads, UPLOADS), (keys, 2 * UPLOADS)] {
-        assert_eq!(case.db.execute(sql).await as i64, rows);
+    let keys = format!(
+        "INSERT INTO diagnosis_key (day, upload_id, position, payload_hash, report_type, payload) \
+         SELECT DATEDIFF('{day}', '1970-01-01'), u.id, d, LPAD(2 * u.id + d, 32, '0'), 1, X'00000001' \
+         FROM upload u JOIN digit ON d < 2"
+    );
+    for (sql, rows) in [(batches, UPLOADS / 1000), (uploads, UPLOADS), (keys, 2 * UPLOADS)] {
+        assert_eq!(case.db.execute(&sql).await as i64, rows);
     }
     case.db.rows("ANALYZE TABLE batch, upload, diagnosis_key").await;
 }
@@ -97,9 +103,32 @@ async fn the_chain_is_read_in_pages_and_what_was_read_is_kept(case: &Case) {
     assert!(ids.eq(1..=UPLOADS));
 }
 
-/// Takes the step `m0010` back.
+/// Takes the step `m0011` back, except for the view.
+pub(crate) async fn to_undivided_keys(case: &Case) {
+    let (unique, after) = match case.db.kind {
+        Kind::Sqlite => ("UNIQUE (payload_hash)", " WITHOUT ROWID"),
+        _ => ("UNIQUE KEY diagnosis_key_payload_hash (payload_hash)", ""),
+    };
+    for sql in [
+        "DROP VIEW document",
+        "DROP TABLE key_hash",
+        "ALTER TABLE diagnosis_key RENAME TO divided",
+        &format!(
+            "CREATE TABLE diagnosis_key (upload_id BIGINT NOT NULL, position INT NOT NULL, payload_hash BINARY(32) NOT NULL, \
+             report_type SMALLINT NOT NULL, payload MEDIUMBLOB NOT NULL, PRIMARY KEY (upload_id, position), {unique}){after}"
+        ),
+        "INSERT INTO diagnosis_key SELECT upload_id, position, payload_hash, report_type, payload FROM divided",
+        "DROP TABLE divided",
+    ] {
+        case.db.execute(sql).await;
+    }
+    assert_eq!(case.db.execute("DELETE FROM seaql_migrations WHERE version = 'm0011_days'").await, 1);
+}
+
+/// Takes the steps from `m0010` on back.
 pub(crate) async fn to_the_schema_before(case: &Case) {
-    let of = if case.db.kind == crate::database::Kind::Sqlite { "" } else { " ON upload" };
+    to_undivided_keys(case).await;
+    let of = if case.db.kind == Kind::Sqlite { "" } else { " ON upload" };
     for index in ["upload_key", "upload_batch_content", "upload_uploaded_at"] {
         case.db.execute(&format!("DROP INDEX {index}{of}")).await;
     }
@@ -110,7 +139,8 @@ pub(crate) async fn to_the_schema_before(case: &Case) {
 }
 
 async fn the_uploads_of_the_version_before_are_given_their_key_in_steps(case: &Case) {
-    case.prepare().await;
+    let gateway = case.gateway().await;
+    case.stop(&gateway).await;
     fill(case).await;
     case.db.execute("UPDATE diagnosis_key SET payload = X'00000002' WHERE upload_id % 3 = 0").await;
     to_the_schema_before(case).await;

@@ -128,7 +128,8 @@ async fn rows(db: &crate::database::Database) -> Vec<String> {
         "SELECT CONCAT_WS('|', id, country, HEX(upload_tag), format, format_major, format_minor, amount, HEX(content_hash), \
          batch_signature, uploader_certificate_id, HEX(uploader_thumbprint), signing_certificate_id, \
          HEX(signing_thumbprint), uploaded_at, HEX(batch_id)) FROM upload ORDER BY id",
-        "SELECT CONCAT_WS('|', upload_id, position, HEX(payload_hash), report_type) FROM diagnosis_key ORDER BY upload_id, position",
+        "SELECT CONCAT_WS('|', day, upload_id, position, HEX(payload_hash), report_type) FROM diagnosis_key ORDER BY upload_id, position",
+        "SELECT CONCAT_WS('|', rolling_day, HEX(hash)) FROM key_hash ORDER BY rolling_day, hash",
         "SELECT CONCAT_WS('|', HEX(id), day, sequence, format_major, amount, formed_at) FROM batch ORDER BY id",
         "SELECT CONCAT_WS('|', upload_id, country, HEX(upload_tag), amount, withdrawn_at, withdrawn_by, reason) FROM withdrawal ORDER BY upload_id",
         "SELECT CONCAT_WS('|', id, HEX(thumbprint), type, country, pem, operator_signature, registration_signature, waived, \

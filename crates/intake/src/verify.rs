@@ -90,6 +90,8 @@ pub struct Uploader {
 pub struct SealedKey {
     /// Its index in the request, from 0.
     pub position: u32,
+    /// The UTC day in which its validity begins, in days since 1970.
+    pub rolling_day: u16,
     /// SHA-256 of its key bytes (spec §4.2.4).
     pub payload_hash: [u8; 32],
     /// The number of its report type.
@@ -164,11 +166,8 @@ impl SignedUpload {
         // One key seals them all, also if the keyring is replaced meanwhile.
         let sealer = keyring.sealer();
         let mut encoding = keep_encoding.then(|| Vec::with_capacity(keys.len() * ENCODED_KEY));
-        let mut sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
+        let sealed = trace_span!(target: telemetry::SPANS, "encrypt", keys = keys.len())
             .in_scope(|| seal(&keys, &hashes, &sealer, encoding.as_mut()))?;
-        // Sorted by hash, so that uploads that share keys lock the unique index in the same order and cannot
-        // deadlock.
-        sealed.sort_unstable_by_key(|key| key.payload_hash);
         Ok(VerifiedUpload {
             country: uploader.country,
             tag,
@@ -242,6 +241,7 @@ fn seal(
         }
         sealed.push(SealedKey {
             position: position as u32,
+            rolling_day: key.rolling_day(),
             payload_hash: *payload_hash,
             report_type: key.report_type as u8,
             payload: sealer.seal(payload_hash, nonce, &plain)?,

@@ -12,9 +12,11 @@ use crate::country::{Country, InvalidCountry};
 /// Seconds in one interval of the exposure notification protocol: ten minutes.
 const INTERVAL_SECONDS: i64 = 600;
 /// A key may begin this many whole UTC days before today.
-const OLDEST_DAYS: u64 = 15;
+pub const OLDEST_DAYS: u64 = 15;
+/// Intervals in one day.
+const INTERVALS_PER_DAY: u32 = 144;
 /// The longest rolling period, in intervals: one day.
-const LONGEST_PERIOD: u32 = 144;
+const LONGEST_PERIOD: u32 = INTERVALS_PER_DAY;
 /// The values of the transmission risk level that say "not given": the largest `int32`, and the same as the
 /// specification prints it (spec §4.1.3).
 const RISK_NOT_GIVEN: [i32; 2] = [0x7fff_ffff, 0x07ff_ffff];
@@ -129,6 +131,13 @@ pub struct DiagnosisKey {
     pub report_type: ReportType,
     /// Days since the onset of symptoms. Backends encode other things in it too, so that any value may occur.
     pub days_since_onset_of_symptoms: i32,
+}
+
+impl DiagnosisKey {
+    /// The UTC day in which it came into use, in days since 1970.
+    pub fn rolling_day(&self) -> u16 {
+        u16::try_from(self.rolling_start_interval_number / INTERVALS_PER_DAY).unwrap_or(u16::MAX)
+    }
 }
 
 /// Diagnosis keys in the order in which they were sent (spec §4.1.3).

@@ -1,10 +1,12 @@
 //! Forming batches and reading the chain of them (spec §4.2.8).
 
-use chrono::{DateTime, NaiveDate, Utc};
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
 
 use super::{
-    Lease, PendingBatch, Store, StoreError,
+    Lease, PendingBatch, Store, StoreError, days,
     error::Failure,
     journal,
     row::{Bind, Cells, Row, row, values},
@@ -220,19 +222,23 @@ impl Store {
     /// batch) to form. Uploads are taken whole and in the order in which they were stored; all in a batch have
     /// the same major version. Neither the ObjectId nor the day ever goes back, whatever the clock does.
     pub async fn form_batch(&self, lease: &Lease, how: Formation) -> Result<Option<BatchRecord>, StoreError> {
-        self.tx("form batch", |mut tx| async move {
-            tx.fence(lease).await?;
-            let Some((format_major, uploads)) = tx.uploads_for_batch(how).await? else {
-                return Ok(tx.discard(None));
-            };
-            let batch = tx.insert_batch(how.now, format_major, uploads).await?;
-            if self.journal {
-                tx.await_journal(journal::PENDING_BATCH, batch.id).await?;
-                tx.journal_old_uploads(batch.id, batch.day).await?;
-            }
-            tx.queue_notifications(batch.id).await?;
-            tx.count_batch(batch.day, batch.uploads.iter().map(|upload| upload.country)).await?;
-            Ok(tx.commit(Some(batch)))
+        self.repeat("form batch", || async {
+            let formed = self.tx_once(|mut tx| async move {
+                tx.fence(lease).await?;
+                let Some((format_major, uploads)) = tx.uploads_for_batch(how).await? else {
+                    return Ok(tx.discard(None));
+                };
+                let batch = tx.insert_batch(how.now, format_major, uploads).await?;
+                tx.move_keys(&batch).await?;
+                if self.journal {
+                    tx.await_journal(journal::PENDING_BATCH, batch.id).await?;
+                    tx.journal_old_uploads(batch.id, batch.day).await?;
+                }
+                tx.queue_notifications(batch.id).await?;
+                tx.count_batch(batch.day, batch.uploads.iter().map(|upload| upload.country)).await?;
+                Ok(tx.commit(Some(batch)))
+            });
+            self.with_day(how.now.date_naive(), formed.await).await
         })
         .await
     }
@@ -379,6 +385,31 @@ fn one_format(mut waiting: Vec<WaitingUpload>) -> Vec<WaitingUpload> {
     let major = waiting.first().map(|upload| upload.format_major);
     waiting.retain(|upload| Some(upload.format_major) == major);
     waiting
+}
+
+impl Tx<'_> {
+    /// Moves the keys of a new batch that were uploaded on another day to the batch's day, so that expiry can forget a
+    /// day as a whole. That is what waited at midnight, and no more than a batch holds.
+    async fn move_keys(&mut self, batch: &BatchRecord) -> Result<(), Failure> {
+        let sql =
+            "SELECT id, uploaded_at FROM upload WHERE batch_id = ? AND (uploaded_at < ? OR uploaded_at >= ?)";
+        let begin = batch.day.and_time(NaiveTime::MIN);
+        let others: Vec<(i64, DateTime<Utc>)> =
+            self.rows(sql, values![batch.id, begin, begin + Days::new(1)]).await?;
+        let mut by_day = BTreeMap::<NaiveDate, Vec<i64>>::new();
+        for (id, uploaded_at) in others {
+            by_day.entry(uploaded_at.date_naive()).or_default().push(id);
+        }
+        for (day, ids) in by_day {
+            let sql = format!(
+                "UPDATE diagnosis_key SET day = ? WHERE day = ? AND upload_id IN ({})",
+                sql::placeholders(ids.len())
+            );
+            let values = values![days::number(batch.day), days::number(day)];
+            self.run(&sql, values.into_iter().chain(ids.into_iter().map(Bind::bind)).collect()).await?;
+        }
+        Ok(())
+    }
 }
 
 /// A batch with one of its uploads.

@@ -12,6 +12,8 @@ use super::{error::Failure, row::Row, tx::parameters};
 
 /// Rows in one INSERT.
 pub(super) const ROWS: usize = 1000;
+/// Hashes in one INSERT. SQLite has at most 32,766 placeholders.
+pub(super) const HASHES: usize = 5000;
 /// Bytes in one INSERT, so that it fits a packet of every server.
 pub(super) const BYTES: usize = 1 << 20;
 

@@ -74,6 +74,7 @@ fn sqlite(config: &Database, path: &str) -> Store {
         lookups: lookups(),
         replicas: Arc::default(),
         lease_names: Names::default(),
+        keys_before_days: Arc::new(true.into()),
     }
 }
 
@@ -159,6 +160,7 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         lookups: lookups(),
         replicas: Arc::default(),
         lease_names: Names::default(),
+        keys_before_days: Arc::new(true.into()),
     })
 }
 

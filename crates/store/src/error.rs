@@ -34,6 +34,17 @@ pub enum StoreError {
         /// What the driver said.
         reason: String,
     },
+    /// The account may not do this.
+    #[error(
+        "the database denied \"{operation}\": {reason}; give the gateway's account the rights that docs/operations.md \
+         lists, or have `efgs-gateway migrate` and `expire` run each day with an account that has them"
+    )]
+    Denied {
+        /// What was tried.
+        operation: &'static str,
+        /// What the driver said.
+        reason: String,
+    },
     /// The schema is not the one that this version needs.
     #[error(
         "the database refused \"{operation}\": {reason}; bring its schema up to date with `efgs-gateway migrate`"
@@ -57,7 +68,12 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::CannotWrite { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. }) || self.refuses_writing()
+    }
+
+    /// Whether the database cannot or may not write what it is told to.
+    pub fn refuses_writing(&self) -> bool {
+        matches!(self, Self::CannotWrite { .. } | Self::Denied { .. })
     }
 }
 
@@ -72,6 +88,10 @@ pub(super) enum Failure {
     TooLong,
     /// See [`StoreError::LeaseLost`].
     LeaseLost,
+    /// The day has no partition.
+    NoPartition(String),
+    /// See [`StoreError::Denied`].
+    Denied(String),
     /// See [`StoreError::CannotWrite`]. An immediate retry does not help.
     CannotWrite(String),
     /// See [`StoreError::Schema`].
@@ -81,10 +101,10 @@ pub(super) enum Failure {
 }
 
 /// Too many connections, shutdown, network, lock time-out, deadlock, record changed, commit failed, read-only (a primary
-/// that was demoted), killed, NOWAIT, not ready (Galera, Group Replication).
-const TRANSIENT: [u16; 22] = [
-    1020, 1040, 1047, 1053, 1158, 1159, 1160, 1161, 1180, 1203, 1205, 1213, 1226, 1290, 1317, 1836, 1927,
-    3100, 3101, 3169, 3572, 4031,
+/// that was demoted), killed, NOWAIT, not ready (Galera, Group Replication); another instance has changed the partitions.
+const TRANSIENT: [u16; 28] = [
+    1020, 1040, 1047, 1053, 1158, 1159, 1160, 1161, 1180, 1203, 1205, 1213, 1226, 1290, 1317, 1412, 1493,
+    1507, 1517, 1615, 1735, 1836, 1927, 3100, 3101, 3169, 3572, 4031,
 ];
 
 impl Failure {
@@ -96,6 +116,8 @@ impl Failure {
                 StoreError::Unavailable { operation, reason: "a statement took too long".into() }
             }
             Self::LeaseLost => StoreError::LeaseLost,
+            Self::NoPartition(reason) => StoreError::Refused { operation, reason },
+            Self::Denied(reason) => StoreError::Denied { operation, reason },
             Self::CannotWrite(reason) => StoreError::CannotWrite { operation, reason },
             Self::Schema(reason) => StoreError::Schema { operation, reason },
             Self::Permanent(reason) => StoreError::Refused { operation, reason },
@@ -108,6 +130,10 @@ impl Failure {
             1062 | 1586 => Self::Duplicate,
             // Error writing a file, disk full, the same as a storage engine or a binary log says it, table full.
             3 | 1021 | 1026 | 1030 | 1114 => Self::CannotWrite(format!("error {code}: {message}")),
+            // No partition for a value.
+            1526 => Self::NoPartition(format!("error {code}: {message}")),
+            // Access denied to a database, to a table.
+            1044 | 1142 => Self::Denied(format!("error {code}: {message}")),
             // Unknown column, unknown table.
             1054 | 1146 => Self::Schema(format!("error {code}: {message}")),
             // MariaDB's max_statement_time, MySQL's max_execution_time.

@@ -1,12 +1,14 @@
-//! Deleting what is too old, in small steps (spec §4.2.6).
+//! Deleting what is too old, in small steps (spec §4.2.6). On MySQL and MariaDB, nearly all of it goes with a partition:
+//! see `days`.
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use efgs_protocol::batch_tag::ObjectId;
+use sea_orm::DatabaseBackend;
 
-use super::{Lease, Store, StoreError, batches::NEWEST_BATCH, error::Failure, row::values, tx::Tx};
+use super::{Lease, Store, StoreError, batches::NEWEST_BATCH, days, error::Failure, row::values, tx::Tx};
 
-/// Keys that one transaction deletes: few enough that nobody waits for its locks.
-const STEP: i64 = 1000;
+/// Rows that one transaction deletes: few enough that nobody waits for its locks.
+pub(super) const STEP: i64 = 1000;
 /// Uploads that wait for a batch and are looked at in one step, the first ones. Their times are nearly in the order of
 /// their numbers: only clocks of instances that differ bring them out of it.
 const WAITING: u64 = 1000;
@@ -14,7 +16,7 @@ const WAITING: u64 = 1000;
 /// What one step of expiry did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExpiryStep {
-    /// Keys deleted.
+    /// Keys deleted; of those that went with a partition, what their uploads say.
     pub keys: u64,
     /// Uploads deleted.
     pub uploads: u64,
@@ -30,15 +32,31 @@ impl ExpiryStep {
 }
 
 impl Store {
-    /// Deletes some of what was formed (or, never having been in a batch, uploaded) before `oldest`. Call it
-    /// until a step is empty. What it deletes is not served any more, so a half-deleted upload is never seen. Each step
-    /// reads and deletes a bounded number of rows, also the empty one.
-    pub async fn expire_step(&self, lease: &Lease, oldest: NaiveDate) -> Result<ExpiryStep, StoreError> {
+    /// Deletes an upload that was made before `oldest` and was never in a batch. Call it until a step is empty.
+    pub async fn expire_waiting(&self, lease: &Lease, oldest: NaiveDate) -> Result<ExpiryStep, StoreError> {
         self.tx("expire", |mut tx| async move {
             tx.fence(lease).await?;
-            let mut step = tx.expire_waiting(oldest).await?;
-            if step.is_empty() {
-                step = tx.expire_batched(oldest).await?;
+            let step = tx.expire_waiting(oldest).await?;
+            Ok(tx.commit(step))
+        })
+        .await
+    }
+
+    /// Deletes some of what was formed before `oldest`, after [`Self::expire_days`]. Call it until a step is empty.
+    /// What it deletes is not served any more, so a half-deleted upload is never seen. Each step reads and deletes a
+    /// bounded number of rows, also the empty one.
+    pub async fn expire_batched(&self, lease: &Lease, oldest: NaiveDate) -> Result<ExpiryStep, StoreError> {
+        self.tx("expire", |mut tx| async move {
+            tx.fence(lease).await?;
+            let mut step = ExpiryStep::default();
+            for _ in 0..self.batches_in_step() {
+                let more = tx.expire_batched(oldest).await?;
+                step.keys += more.keys;
+                step.uploads += more.uploads;
+                step.batches += more.batches;
+                if more.is_empty() || step.uploads >= STEP as u64 {
+                    break;
+                }
             }
             if step.is_empty() {
                 // A row for each country and day.
@@ -50,25 +68,43 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Batches of which one step deletes something. On SQLite that includes keys.
+    fn batches_in_step(&self) -> usize {
+        if self.backend() == DatabaseBackend::Sqlite { 1 } else { 50 }
+    }
+}
+
 impl Tx<'_> {
     /// Deletes some of the oldest batch, if it is too old, and the batch itself when nothing is left in it.
     async fn expire_batched(&mut self, oldest: NaiveDate) -> Result<ExpiryStep, Failure> {
         let mut step = ExpiryStep::default();
-        let sql = "SELECT id FROM batch WHERE day < ? ORDER BY day, sequence LIMIT 1";
-        let Some::<ObjectId>(batch) = self.row(sql, values![oldest]).await? else { return Ok(step) };
-        let first = "SELECT id FROM upload WHERE batch_id = ? ORDER BY id LIMIT 1";
-        if let Some::<i64>(id) = self.row(first, values![batch]).await? {
-            // From the end, so that the first remaining position tells how much is left.
-            let sql = "SELECT MAX(position) FROM diagnosis_key WHERE upload_id = ?";
-            let last: Option<i64> = self.row(sql, values![id]).await?.flatten();
-            let from = last.unwrap_or(0) - (STEP - 1);
-            let sql = "DELETE FROM diagnosis_key WHERE upload_id = ? AND position >= ?";
-            step.keys = self.run(sql, values![id, from]).await?;
-            if from > 0 {
-                return Ok(step);
+        let sql = "SELECT id, day FROM batch WHERE day < ? ORDER BY day, sequence LIMIT 1";
+        let Some::<(ObjectId, NaiveDate)>((batch, day)) = self.row(sql, values![oldest]).await? else {
+            return Ok(step);
+        };
+        let sqlite = self.store.backend() == DatabaseBackend::Sqlite;
+        let limit = if sqlite { 1 } else { STEP };
+        let sql = "SELECT id, amount FROM upload WHERE batch_id = ? ORDER BY id LIMIT ?";
+        let uploads: Vec<(i64, u32)> = self.rows(sql, values![batch, limit]).await?;
+        if let Some((last, _)) = uploads.last() {
+            if sqlite {
+                // From the end, so that the first remaining position tells how much is left.
+                let sql = "SELECT MAX(position) FROM diagnosis_key WHERE day = ? AND upload_id = ?";
+                let highest: Option<i64> = self.row(sql, values![days::number(day), *last]).await?.flatten();
+                let from = highest.unwrap_or(0) - (STEP - 1);
+                let sql = "DELETE FROM diagnosis_key WHERE day = ? AND upload_id = ? AND position >= ?";
+                step.keys = self.run(sql, values![days::number(day), *last, from]).await?;
+                if from > 0 {
+                    return Ok(step);
+                }
+            } else {
+                // They went with their partition.
+                step.keys = uploads.iter().map(|(_, amount)| u64::from(*amount)).sum();
             }
-            step.uploads = self.run("DELETE FROM upload WHERE id = ?", values![id]).await?;
-            if self.row::<i64>(first, values![batch]).await?.is_some() {
+            step.uploads =
+                self.run("DELETE FROM upload WHERE batch_id = ? AND id <= ?", values![batch, *last]).await?;
+            if uploads.len() as i64 == limit {
                 return Ok(step);
             }
         }
@@ -90,7 +126,7 @@ impl Tx<'_> {
         let sql = "SELECT id, uploaded_at FROM upload WHERE batch_id IS NULL ORDER BY id LIMIT ?";
         let waiting: Vec<(i64, DateTime<Utc>)> = self.rows(sql, values![WAITING]).await?;
         let oldest = oldest.and_time(NaiveTime::MIN).and_utc();
-        let Some((id, _)) = waiting.into_iter().find(|(_, uploaded_at)| *uploaded_at < oldest) else {
+        let Some((id, at)) = waiting.into_iter().find(|(_, uploaded_at)| *uploaded_at < oldest) else {
             return Ok(ExpiryStep::default());
         };
         // All at once, and only if no batch has taken it in the meantime: a batch never loses keys.
@@ -99,7 +135,8 @@ impl Tx<'_> {
         if uploads == 0 {
             return Err(Failure::Transient("a batch took an upload that was to expire".into()));
         }
-        let keys = self.run("DELETE FROM diagnosis_key WHERE upload_id = ?", values![id]).await?;
+        let sql = "DELETE FROM diagnosis_key WHERE day = ? AND upload_id = ?";
+        let keys = self.run(sql, values![days::number(at.date_naive()), id]).await?;
         Ok(ExpiryStep { keys, uploads, batches: 0 })
     }
 }

@@ -162,11 +162,16 @@ impl Store {
 
     /// A step of a job that writes nothing to the database itself: proves that its lease still holds, and prolongs it.
     pub async fn prolong(&self, lease: &Lease) -> Result<(), StoreError> {
-        self.tx("prolong lease", |mut tx| async move {
+        self.repeat("prolong lease", || self.prove(lease)).await
+    }
+
+    /// One attempt of it.
+    pub(super) async fn prove(&self, lease: &Lease) -> Result<(), Failure> {
+        let prove = self.tx_once(|mut tx| async move {
             tx.fence(lease).await?;
             Ok(tx.commit(()))
-        })
-        .await
+        });
+        prove.await
     }
 
     pub(super) fn backend(&self) -> sea_orm::DatabaseBackend {

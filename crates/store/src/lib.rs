@@ -21,7 +21,11 @@
 //! exceptions are commands of the operator that write a row for each upload (`journal backfill`, `journal replay`).
 //! `KILL QUERY` is not used: behind a proxy, the number of a connection can be that of another one on another server.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use efgs_migrations::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -41,6 +45,7 @@ mod callback_queue;
 mod callbacks;
 mod certificates;
 mod connect;
+mod days;
 mod error;
 mod expiry;
 mod journal;
@@ -106,6 +111,8 @@ pub struct Store {
     lookups: Arc<Semaphore>,
     lease_names: lease::Names,
     replicas: Arc<replicas::Replicas>,
+    /// Whether there may be hashes of keys that were stored before these were divided by day.
+    keys_before_days: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Store {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::NaiveDate;
 use mysql_async::Pool;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -61,6 +62,7 @@ impl Store {
     /// Like [`Store::payloads`], from a replica if one has all `keys` of them; and whether they are from a replica.
     pub async fn batch_payloads(
         &self,
+        day: NaiveDate,
         uploads: &[i64],
         positions: Range<u32>,
         keys: usize,
@@ -69,7 +71,7 @@ impl Store {
             metrics::counter!(telemetry::REPLICA_READS, "outcome" => outcome).increment(1);
         };
         if let Some(replica) = self.replicas.pick() {
-            match replica.payloads(uploads, positions.clone()).await {
+            match replica.payloads(day, uploads, positions.clone()).await {
                 Ok(rows) if rows.len() == keys => {
                     count("read");
                     return Ok((rows, true));
@@ -83,7 +85,7 @@ impl Store {
                 }
             }
         }
-        Ok((self.payloads(uploads, positions).await?, false))
+        Ok((self.payloads(day, uploads, positions).await?, false))
     }
 }
 
@@ -107,8 +109,13 @@ impl Replicas {
 
 impl Replica {
     /// One attempt.
-    async fn payloads(&self, uploads: &[i64], positions: Range<u32>) -> Result<Vec<StoredPayload>, Failure> {
-        let (sql, values) = payloads_query(uploads, positions);
+    async fn payloads(
+        &self,
+        day: NaiveDate,
+        uploads: &[i64],
+        positions: Range<u32>,
+    ) -> Result<Vec<StoredPayload>, Failure> {
+        let (sql, values) = payloads_query(day, uploads, positions);
         let read = async {
             let mut lent = Lent::from(&self.pool).await?;
             let rows = lent.rows(&sql, values).await?;

@@ -3,6 +3,7 @@
 //! While that goes on, the table of jobs has a row more: a gateway does not start on such a database, and a second
 //! attempt goes on where the first one stopped. All batches appear at the end, in one transaction.
 
+use chrono::NaiveDate;
 use efgs_intake::{StoredCertificate, Usage, VerifiedUpload};
 use efgs_protocol::batch_tag::ObjectId;
 
@@ -63,12 +64,12 @@ impl Store {
         .await
     }
 
-    /// Stores an upload under its number and in its batch.
+    /// Stores an upload under its number and in its batch, which has this day.
     pub async fn restore_upload(
         &self,
         upload: &VerifiedUpload,
         id: i64,
-        batch: Option<ObjectId>,
+        batch: Option<(ObjectId, NaiveDate)>,
     ) -> Result<Restored, StoreError> {
         self.repeat("restore upload", || async {
             let row = NewRow { upload, known: Some((id, batch)), pending: false, quota: Usage::UNLIMITED };

@@ -72,10 +72,14 @@ impl Store {
 
     /// A stored payload that is sealed with this encryption key, if there is one.
     pub async fn payload_sealed_with(&self, id: u32) -> Result<Option<StoredPayload>, StoreError> {
-        let sql = StoredPayload::select(
-            "WHERE upload_id = (SELECT MAX(id) FROM upload WHERE key_id = ?) ORDER BY position LIMIT 1",
-        );
-        self.row("payload of a key", &sql, values![id]).await
+        let newest = "SELECT MAX(id) FROM upload WHERE key_id = ?";
+        let Some::<i64>(upload) = self.row("payload of a key", newest, values![id]).await?.flatten() else {
+            return Ok(None);
+        };
+        let day = sql::day_of_upload(self.backend());
+        let sql =
+            StoredPayload::select(&format!("WHERE day = {day} AND upload_id = ? ORDER BY position LIMIT 1"));
+        self.row::<StoredPayload>("payload of a key", &sql, values![upload, upload]).await
     }
 
     /// The first upload behind `after` that needs another encryption key than `id`. One look-up for each other key:
@@ -125,6 +129,11 @@ impl Tx<'_> {
         payloads: &[(&[u8], &[u8])],
     ) -> Result<(), Failure> {
         self.run("UPDATE upload SET key_id = ? WHERE id = ?", values![id, upload]).await?;
+        // From here on no batch moves its keys to another day.
+        let day = format!("{} AS day", sql::day_of_upload(self.store.backend()));
+        let Some::<u16>(day) = self.row(&format!("SELECT {day}"), values![upload]).await?.flatten() else {
+            return Ok(());
+        };
         let mut left = payloads;
         while !left.is_empty() {
             let mut bytes = 0;
@@ -136,13 +145,13 @@ impl Tx<'_> {
             left = rest;
             let sql = format!(
                 "UPDATE diagnosis_key SET payload = CASE payload_hash {} ELSE payload END \
-                 WHERE upload_id = ? AND payload_hash IN ({})",
+                 WHERE day = ? AND upload_id = ? AND payload_hash IN ({})",
                 "WHEN ? THEN ? ".repeat(some.len()),
                 sql::placeholders(some.len())
             );
             let pairs = some.iter().flat_map(|(hash, payload)| [hash.bind(), payload.bind()]);
             let hashes = some.iter().map(|(hash, _)| hash.bind());
-            self.run(&sql, pairs.chain([upload.bind()]).chain(hashes).collect()).await?;
+            self.run(&sql, pairs.chain(values![day, upload]).chain(hashes).collect()).await?;
         }
         Ok(())
     }

@@ -20,21 +20,39 @@ pub(super) fn integer(backend: DatabaseBackend) -> &'static str {
     }
 }
 
+/// The number of a day, as `days::number` counts it, from a date or a time.
+pub(super) fn day_number(backend: DatabaseBackend, time: &str) -> String {
+    match backend {
+        DatabaseBackend::Sqlite => format!("unixepoch({time}) / 86400"),
+        _ => format!("DATEDIFF({time}, '1970-01-01')"),
+    }
+}
+
+/// The day of the keys of an upload, whose number is the placeholder.
+pub(super) fn day_of_upload(backend: DatabaseBackend) -> String {
+    let day = day_number(backend, "COALESCE(b.day, u.uploaded_at)");
+    format!("(SELECT {day} FROM upload u LEFT JOIN batch b ON b.id = u.batch_id WHERE u.id = ?)")
+}
+
 /// Seconds that a statement waits for the lock of a row, or for a table whose definition somebody changes.
 pub(super) const LOCK_WAIT: u64 = 5;
+/// Seconds that a change of a table's definition waits for those who use the table: all who come after it wait too.
+pub(super) const DEFINITION_WAIT: u64 = 1;
 
 /// What every connection to MySQL or MariaDB is set to, because the drivers start with different settings:
 /// no value is truncated or rounded silently, times are UTC, and a statement sees what is committed. (The
 /// variable for the isolation has another name on MariaDB 10.11, so it is a statement of its own.) The server ends
 /// statements that take longer than `limit`: reads on MySQL, all on MariaDB, each of which takes the other's comment
 /// for a comment.
+/// Without a limit, the connection is one that changes tables.
 pub(super) fn mysql_session(limit: Option<Duration>) -> [String; 2] {
+    let definition_wait = if limit.is_some() { LOCK_WAIT } else { DEFINITION_WAIT };
     // 0: no limit.
     let limit = limit.unwrap_or_default();
     [
         format!(
             "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION', \
-             time_zone = '+00:00', innodb_lock_wait_timeout = {LOCK_WAIT}, lock_wait_timeout = {LOCK_WAIT} \
+             time_zone = '+00:00', innodb_lock_wait_timeout = {LOCK_WAIT}, lock_wait_timeout = {definition_wait} \
              /*!80000 , max_execution_time = {} */ /*M! , max_statement_time = {:.3} */",
             limit.as_millis(),
             limit.as_secs_f64()

@@ -6,13 +6,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use efgs_intake::{SealedKey, Usage, VerifiedUpload};
 use efgs_protocol::{batch_tag::ObjectId, country::Country};
+use sea_orm::Value;
 
 use super::{
     Store, StoreError,
     bulk::{self, Bulk, Lent},
+    days::{self, BEFORE_DAYS},
     error::Failure,
     journal,
     row::{Bind, Table, Utf8, row, values},
@@ -48,15 +50,23 @@ pub(super) enum Attempt {
     OverQuota(Usage),
 }
 
-/// A row to insert.
+/// A row to insert, with its keys.
 pub(super) struct NewRow<'a> {
     pub(super) upload: &'a VerifiedUpload,
-    /// Its number and its batch, when they are known from the journal.
-    pub(super) known: Option<(i64, Option<ObjectId>)>,
+    /// Its number, and its batch with the batch's day, when they are known from the journal.
+    pub(super) known: Option<(i64, Option<(ObjectId, NaiveDate)>)>,
     /// Whether it has yet to be written to the journal.
     pub(super) pending: bool,
     /// What its country may have on its day, with it.
     pub(super) quota: Usage,
+}
+
+impl NewRow<'_> {
+    /// The day of its keys.
+    fn day(&self) -> NaiveDate {
+        let batch = self.known.and_then(|(_, batch)| batch);
+        batch.map_or_else(|| self.upload.uploaded_at().date_naive(), |(_, day)| day)
+    }
 }
 
 row! {
@@ -135,14 +145,26 @@ row! {
     }
 }
 
-/// All columns of a key.
-const KEY: &str = "upload_id, position, payload_hash, report_type, payload";
+/// All columns of a key. `day` is the one from which the retention counts: that of its batch; until it is in one, that
+/// of its upload. Forming a batch moves the keys that were uploaded on another day.
+const KEY: &str = "day, upload_id, position, payload_hash, report_type, payload";
+
+/// As much of a key's hash as makes it unique.
+type ShortHash = [u8; 16];
+
+/// What makes a key unique: the day is a part of what is hashed, so uniqueness in each day is uniqueness altogether.
+fn identity(key: &SealedKey) -> (u16, ShortHash) {
+    let mut hash = ShortHash::default();
+    hash.copy_from_slice(&key.payload_hash[..16]);
+    (key.rolling_day, hash)
+}
 
 impl Tx<'_> {
     /// Inserts an upload's row, without its keys; its number, or none when its tag or number is taken.
     async fn insert_upload(&mut self, row: &NewRow<'_>) -> Result<Option<i64>, Failure> {
         let upload = row.upload;
-        let (known, batch) = row.known.map_or((None, None), |(id, batch)| (Some(id), batch));
+        let (known, batch) =
+            row.known.map_or((None, None), |(id, batch)| (Some(id), batch.map(|(id, _)| id)));
         let mut values = JournalUpload::new(upload, known.unwrap_or_default()).values();
         if known.is_none() {
             // NULL: the next number.
@@ -154,19 +176,33 @@ impl Tx<'_> {
         Ok(given.map(|given| known.unwrap_or(given)))
     }
 
-    /// Inserts an upload's keys; says whether none of them was there.
-    async fn insert_keys(&mut self, id: i64, keys: &[SealedKey]) -> Result<bool, Failure> {
-        for keys in bulk::chunks(keys) {
-            let mut values = Vec::with_capacity(keys.len() * 5);
-            for key in keys {
-                let payload = key.payload.as_slice();
-                values.extend(values![id, key.position, key.payload_hash, key.report_type, payload]);
-            }
-            if self.insert(&sql::insert("diagnosis_key", KEY, keys.len()), values).await?.is_none() {
+    /// Takes the keys' hashes; says whether all of them were free.
+    async fn take_hashes(&mut self, keys: &[SealedKey]) -> Result<bool, Failure> {
+        // In the same order for all uploads, so that those that share keys wait for each other and do not deadlock.
+        let mut hashes: Vec<_> = keys.iter().map(identity).collect();
+        hashes.sort_unstable();
+        for hashes in hashes.chunks(bulk::HASHES) {
+            let values = hashes.iter().flat_map(|(day, hash)| values![*day, hash.as_slice()]).collect();
+            let sql = sql::insert("key_hash", "rolling_day, hash", hashes.len());
+            if self.insert(&sql, values).await?.is_none() {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Inserts an upload's keys.
+    async fn insert_keys(&mut self, day: NaiveDate, id: i64, keys: &[SealedKey]) -> Result<(), Failure> {
+        let day = days::number(day);
+        for keys in bulk::chunks(keys) {
+            let mut values = Vec::with_capacity(keys.len() * 6);
+            for key in keys {
+                let (hash, payload) = (key.payload_hash.as_slice(), key.payload.as_slice());
+                values.extend(values![day, id, key.position, hash, key.report_type, payload]);
+            }
+            self.run(&sql::insert("diagnosis_key", KEY, keys.len()), values).await?;
+        }
+        Ok(())
     }
 }
 
@@ -205,11 +241,13 @@ impl Store {
 
     /// One attempt.
     pub(super) async fn insert_row(&self, row: &NewRow<'_>) -> Result<Attempt, Failure> {
-        self.bulk_tx_once(|mut tx| async move {
+        let attempt = self.bulk_tx_once(|mut tx| async move {
             let Some(id) = tx.insert_upload(row).await? else { return Ok(tx.discard(Attempt::TagTaken)) };
-            if !tx.insert_keys(id, row.upload.keys()).await? {
+            let keys = row.upload.keys();
+            if !tx.take_hashes(keys).await? || self.some_are_older(&mut tx, keys).await? {
                 return Ok(tx.discard(Attempt::KeyTaken));
             }
+            tx.insert_keys(row.day(), id, keys).await?;
             if row.pending {
                 tx.await_journal(journal::PENDING_UPLOAD, id).await?;
             }
@@ -218,8 +256,8 @@ impl Store {
                 Some(before) => tx.discard(Attempt::OverQuota(before)),
                 None => tx.commit(Attempt::Stored(id)),
             })
-        })
-        .await
+        });
+        self.with_day(row.day(), attempt.await).await
     }
 
     /// What is stored under this upload's tag already.
@@ -264,17 +302,22 @@ impl Store {
     /// Positions of keys that are stored already or repeat inside the upload.
     async fn conflicts(&self, upload: &VerifiedUpload) -> Result<Vec<usize>, Failure> {
         let _lookup = self.lookups.acquire().await;
-        let mut there: HashSet<Vec<u8>> = HashSet::new();
-        for keys in upload.keys().chunks(bulk::ROWS) {
-            let sql = format!(
-                "SELECT payload_hash FROM diagnosis_key WHERE payload_hash IN ({})",
-                sql::placeholders(keys.len())
-            );
-            let hashes = keys.iter().map(|key| key.payload_hash.bind()).collect();
-            let found: Vec<Vec<u8>> = self.db.rows(&sql, hashes).await?;
-            there.extend(found);
+        let mut hashes: Vec<_> = upload.keys().iter().map(identity).collect();
+        hashes.sort_unstable();
+        let mut there = HashSet::new();
+        for of_day in hashes.chunk_by(|(one, _), (other, _)| one == other) {
+            for hashes in of_day.chunks(bulk::ROWS) {
+                let (sql, values) = find_hashes(hashes[0].0, hashes);
+                there.extend(self.db.rows::<Vec<u8>>(&sql, values).await?);
+            }
         }
-        let stored = upload.keys().iter().filter(|key| there.contains(key.payload_hash.as_slice()));
+        if self.keys_before_days.load(Ordering::Relaxed) {
+            for hashes in hashes.chunks(bulk::ROWS) {
+                let (sql, values) = find_hashes(BEFORE_DAYS, hashes);
+                there.extend(self.db.rows::<Vec<u8>>(&sql, values).await?);
+            }
+        }
+        let stored = upload.keys().iter().filter(|key| there.contains(identity(key).1.as_slice()));
         let mut conflicts: Vec<usize> =
             stored.map(|key| key.position as usize).chain(upload.repeats().iter().copied()).collect();
         conflicts.sort_unstable();
@@ -282,9 +325,32 @@ impl Store {
         Ok(conflicts)
     }
 
-    /// The encrypted keys of some uploads at these positions in them, in the order of upload and of the request.
+    /// Whether some of these keys were stored before the hashes were divided by day. The last of those hashes is
+    /// forgotten after some days, and no new one comes; from then on this asks nothing.
+    async fn some_are_older(&self, tx: &mut Tx<'_>, keys: &[SealedKey]) -> Result<bool, Failure> {
+        if !self.keys_before_days.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let sql = "SELECT rolling_day FROM key_hash WHERE rolling_day = ? LIMIT 1";
+        if tx.row::<u16>(sql, values![BEFORE_DAYS]).await?.is_none() {
+            self.keys_before_days.store(false, Ordering::Relaxed);
+            return Ok(false);
+        }
+        for keys in keys.chunks(bulk::ROWS) {
+            let hashes: Vec<_> = keys.iter().map(identity).collect();
+            let (sql, values) = find_hashes(BEFORE_DAYS, &hashes);
+            if tx.row::<Vec<u8>>(&sql, values).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The encrypted keys of some uploads that are in a batch of this day, at these positions in them, in the order of
+    /// upload and of the request.
     pub async fn payloads(
         &self,
+        day: NaiveDate,
         uploads: &[i64],
         positions: Range<u32>,
     ) -> Result<Vec<StoredPayload>, StoreError> {
@@ -292,13 +358,24 @@ impl Store {
             // All of a batch were withdrawn; MySQL has no empty list.
             return Ok(Vec::new());
         }
-        let (sql, values) = payloads_query(uploads, positions);
+        let (sql, values) = payloads_query(day, uploads, positions);
+        self.read_payloads(&sql, values).await
+    }
+
+    /// The encrypted keys of one upload, in the order of the request.
+    pub async fn payloads_of(&self, upload: i64) -> Result<Vec<StoredPayload>, StoreError> {
+        // In one statement: the day changes when a batch takes the upload.
+        let day = sql::day_of_upload(self.backend());
+        let sql = StoredPayload::select(&format!("WHERE day = {day} AND upload_id = ? ORDER BY position"));
+        self.read_payloads(&sql, values![upload, upload]).await
+    }
+
+    async fn read_payloads(&self, sql: &str, values: Vec<Value>) -> Result<Vec<StoredPayload>, StoreError> {
         self.repeat("read payloads", || async {
-            let Bulk::MySql { pool, .. } = &self.bulk else {
-                return self.db.rows(&sql, values.clone()).await;
-            };
+            let values = values.clone();
+            let Bulk::MySql { pool, .. } = &self.bulk else { return self.db.rows(sql, values).await };
             let mut lent = Lent::from(pool).await?;
-            let payloads = lent.rows(&sql, values.clone()).await?;
+            let payloads = lent.rows(sql, values).await?;
             lent.give_back();
             Ok(payloads)
         })
@@ -307,13 +384,24 @@ impl Store {
 }
 
 /// The query of [`Store::payloads`].
-pub(super) fn payloads_query(uploads: &[i64], positions: Range<u32>) -> (String, Vec<sea_orm::Value>) {
+pub(super) fn payloads_query(day: NaiveDate, uploads: &[i64], positions: Range<u32>) -> (String, Vec<Value>) {
     let sql = StoredPayload::select(&format!(
-        "WHERE upload_id IN ({}) AND position >= ? AND position < ? ORDER BY upload_id, position",
+        "WHERE day = ? AND upload_id IN ({}) AND position >= ? AND position < ? ORDER BY upload_id, position",
         sql::placeholders(uploads.len())
     ));
     let ids = uploads.iter().map(|id| id.bind());
-    (sql, ids.chain(values![positions.start, positions.end]).collect())
+    let day = std::iter::once(days::number(day).bind());
+    (sql, day.chain(ids).chain(values![positions.start, positions.end]).collect())
+}
+
+/// The query for those of some hashes that are stored under a day.
+fn find_hashes(day: u16, hashes: &[(u16, ShortHash)]) -> (String, Vec<Value>) {
+    let sql = format!(
+        "SELECT hash FROM key_hash WHERE rolling_day = ? AND hash IN ({})",
+        sql::placeholders(hashes.len())
+    );
+    let hashes = hashes.iter().map(|(_, hash)| hash.as_slice().bind());
+    (sql, std::iter::once(day.bind()).chain(hashes).collect())
 }
 
 /// The conflicting row is gone again (expired just now): worth another attempt.
