@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::{observe::Observer, overview};
 use crate::{
-    access_log::AccessLog,
+    access_log::{AccessLog, BeginError},
     audit::Audits,
     batching::Batching,
     body_cache::BodyCache,
@@ -108,6 +108,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The access log cannot be begun.
+    #[error(transparent)]
+    AccessLog(#[from] BeginError),
     /// The schema is outdated, and `--no-migrate` was given.
     #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
     SchemaOutdated,

@@ -48,6 +48,15 @@ impl App {
             readiness.warnings.extend(refused.map(|text| Warning { severity: Severity::Problem, text }));
             readiness.warnings.extend(journal.warnings().into_iter().map(attention));
         }
+        if let Some(spool) = self.access_log.spool_state() {
+            readiness.reasons.extend(spool.refusing.map(|why| format!("requests are refused: {why}")));
+            if spool.bytes > spool.max_bytes / 2 {
+                readiness.warnings.push(attention(format!(
+                    "the spool of the access log is more than half full: {} records wait for the database",
+                    spool.records
+                )));
+            }
+        }
         let trouble = |(what, why): (Trouble, String)| Warning {
             severity: what.severity(),
             text: format!("{}: {why}", what.text()),
