@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
 use chrono::NaiveDate;
 use efgs_protocol::{audit::AuditEntry, batch_tag::BatchTag, certificate::Thumbprint, country::Country};
 
 use crate::{
     access_log,
+    body_cache::BodyCache,
     chain::{self, Chain, ChainError},
     http::{Code, Defect, Error, ErrorBody, Problem, reply},
     limits::Limits,
-    store::{AuditRow, Store},
-    trust::Caller,
+    store::{AuditRow, BatchRecord, Store},
+    trust::Reader,
     workers::Workers,
 };
 
@@ -23,6 +25,8 @@ pub struct Audits {
     pub chain: Arc<Chain>,
     /// The uploads in them.
     pub store: Store,
+    /// The bodies of audits.
+    pub body_cache: BodyCache,
     /// The limits of each country.
     pub limits: Arc<Limits>,
     /// The threads that process requests.
@@ -72,7 +76,7 @@ impl Problem for AuditError {
     )
 )]
 pub async fn audit(
-    caller: Caller,
+    Reader(caller): Reader,
     request: HttpRequest,
     path: web::Path<(String, String)>,
     state: web::Data<Audits>,
@@ -89,20 +93,26 @@ pub async fn audit(
         found => found?,
     };
     access_log::note(&request, |facts| facts.tag = Some(link.batch.id.to_string()));
-    let batch = link.batch.id;
-    let (limits, store) = (state.limits.clone(), state.store.clone());
-    let read = async move {
-        let _permit = limits.to_read(caller.country).await?;
-        Ok::<_, Error>(store.audit_rows(batch).await?)
+    let batch = link.batch;
+    let (limits, store, wanted) = (state.limits.clone(), state.store.clone(), batch.clone());
+    let build = async {
+        let building = async move {
+            let _permit = limits.to_read(caller.country).await?;
+            body(&wanted, caller.country, store.audit_rows(wanted.id).await?)
+        };
+        state.workers.run(building).await?
     };
-    let mut rows = state.workers.run(read).await??;
+    let body = state.body_cache.audit(&batch, caller.country, build).await?;
+    Ok(reply::audit(body, batch.withdrawn))
+}
+
+fn body(batch: &BatchRecord, caller: Country, mut rows: Vec<AuditRow>) -> Result<Bytes, Error> {
     // The audit must match what this instance serves as the download: an upload may have been withdrawn
     // meanwhile.
-    rows.retain(|row| link.batch.uploads.iter().any(|upload| upload.id == row.upload_id));
-    let (own, others): (Vec<_>, Vec<_>) =
-        rows.into_iter().partition(|row| row.country == caller.country.as_str());
+    rows.retain(|row| batch.uploads.iter().any(|upload| upload.id == row.upload_id));
+    let (own, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.country == caller.as_str());
     let entries: Result<Vec<AuditEntry>, Defect> = others.into_iter().chain(own).map(entry).collect();
-    Ok(reply::audit(entries?, link.batch.withdrawn))
+    Ok(serde_json::to_vec(&entries?).map_err(|error| Defect(error.to_string()))?.into())
 }
 
 fn entry(row: AuditRow) -> Result<AuditEntry, Defect> {

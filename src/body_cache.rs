@@ -1,4 +1,4 @@
-//! A cache of download bodies, in plaintext (spec §5.3).
+//! A cache of the bodies of downloads, in plaintext, and of audits (spec §5.3, §5.7).
 //!
 //! What one upload contributes to a download never changes. Its bytes are built once per format, as a
 //! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the
@@ -40,12 +40,14 @@ enum CacheKey {
     Segments(ObjectId, u32, Format),
     /// A whole compressed body, without the uploads of one country that has some in the batch.
     Compressed(ObjectId, u32, Format, Encoding, Option<Country>),
+    /// The audit of a batch with this number of withdrawn uploads, for a country that has some in the batch.
+    Audit(ObjectId, u32, Option<Country>),
 }
 
 impl CacheKey {
     fn batch(&self) -> ObjectId {
         match self {
-            Self::Segments(id, ..) | Self::Compressed(id, ..) => *id,
+            Self::Segments(id, ..) | Self::Compressed(id, ..) | Self::Audit(id, ..) => *id,
         }
     }
 }
@@ -53,7 +55,8 @@ impl CacheKey {
 #[derive(Clone, Debug)]
 enum Cached {
     Segments(Arc<[Segment]>),
-    Compressed(Bytes),
+    /// A whole body.
+    Body(Bytes),
 }
 
 /// The cache of download bodies, and what it needs to build them.
@@ -78,7 +81,7 @@ impl BodyCache {
         let weigh = |_: &CacheKey, cached: &Cached| {
             let bytes: usize = match cached {
                 Cached::Segments(all) => all.iter().map(|one| one.bytes.len() + size_of::<Segment>()).sum(),
-                Cached::Compressed(bytes) => bytes.len(),
+                Cached::Body(bytes) => bytes.len(),
             };
             u32::try_from(bytes + 256).unwrap_or(u32::MAX)
         };
@@ -120,8 +123,7 @@ impl BodyCache {
         encoding: Encoding,
         caller: Country,
     ) -> Result<Vec<Bytes>, Error> {
-        // Countries that have nothing in the batch share one body.
-        let without = batch.uploads.iter().any(|upload| upload.country == caller).then_some(caller);
+        let without = own(batch, caller);
         if encoding == Encoding::Identity {
             return Ok(assemble(&self.segments(batch, format, caller).await?, format, without));
         }
@@ -130,12 +132,26 @@ impl BodyCache {
             self.workers
                 .compute(caller, Kind::Downloads, move || encoding.compress(&pieces))
                 .await?
-                .map(Cached::Compressed)
+                .map(Cached::Body)
                 .map_err(internal)
         };
         let key = CacheKey::Compressed(batch.id, batch.withdrawn, format, encoding, without);
         match self.get_or_build(key, build).await? {
-            Cached::Compressed(bytes) => Ok(vec![bytes]),
+            Cached::Body(bytes) => Ok(vec![bytes]),
+            Cached::Segments(_) => Err(internal("the cache holds another kind of value")),
+        }
+    }
+
+    /// The audit of a batch for a country, from the cache or built now.
+    pub async fn audit(
+        &self,
+        batch: &BatchRecord,
+        caller: Country,
+        build: impl Future<Output = Result<Bytes, Error>>,
+    ) -> Result<Bytes, Error> {
+        let key = CacheKey::Audit(batch.id, batch.withdrawn, own(batch, caller));
+        match self.get_or_build(key, async { build.await.map(Cached::Body) }).await? {
+            Cached::Body(body) => Ok(body),
             Cached::Segments(_) => Err(internal("the cache holds another kind of value")),
         }
     }
@@ -146,7 +162,11 @@ impl BodyCache {
         key: CacheKey,
         build: impl Future<Output = Result<Cached, Error>>,
     ) -> Result<Cached, Error> {
-        let name = if matches!(key, CacheKey::Segments(..)) { "build batch" } else { "compress" };
+        let name = match key {
+            CacheKey::Segments(..) => "build batch",
+            CacheKey::Compressed(..) => "compress",
+            CacheKey::Audit(..) => "build audit",
+        };
         let build = build.instrument(trace_span!(target: telemetry::SPANS, "build", otel.name = name));
         let entry =
             self.cache.entry(key).or_try_insert_with(build).await.map_err(|error| Error::clone(&error))?;
@@ -175,9 +195,14 @@ impl BodyCache {
         };
         match self.get_or_build(CacheKey::Segments(batch.id, batch.withdrawn, format), build).await? {
             Cached::Segments(segments) => Ok(segments),
-            Cached::Compressed(_) => Err(internal("the cache holds another kind of value")),
+            Cached::Body(_) => Err(internal("the cache holds another kind of value")),
         }
     }
+}
+
+/// The country if it has uploads in the batch: those that have none share one body.
+fn own(batch: &BatchRecord, caller: Country) -> Option<Country> {
+    batch.uploads.iter().any(|upload| upload.country == caller).then_some(caller)
 }
 
 fn internal(error: impl std::fmt::Display) -> Error {

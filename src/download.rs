@@ -18,7 +18,7 @@ use crate::{
     http::{self, Code, Error, ErrorBody, HeaderError, Problem, reply},
     store::BatchRecord,
     telemetry,
-    trust::Caller,
+    trust::Reader,
 };
 
 /// What downloads need.
@@ -83,7 +83,7 @@ impl Problem for DownloadError {
     )
 )]
 pub async fn download(
-    caller: Caller,
+    Reader(caller): Reader,
     request: HttpRequest,
     date: web::Path<String>,
     state: web::Data<Downloads>,

@@ -38,9 +38,12 @@ pub fn json(body: impl Serialize) -> HttpResponse {
     HttpResponse::Ok().json(body)
 }
 
-/// 200 with the entries of an audit and the number of the batch's withdrawn uploads.
-pub fn audit(entries: impl Serialize, withdrawn: u32) -> HttpResponse {
-    HttpResponse::Ok().insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string())).json(entries)
+/// 200 with an audit in JSON and the number of the batch's withdrawn uploads.
+pub fn audit(body: Bytes, withdrawn: u32) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((WITHDRAWN_UPLOADS, withdrawn.to_string()))
+        .content_type(header::ContentType::json())
+        .body(body)
 }
 
 /// 200 for OPTIONS.

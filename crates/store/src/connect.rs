@@ -73,6 +73,8 @@ fn sqlite(config: &Database, path: &str) -> Store {
         journal: false,
         lookups: lookups(),
         lease_names: Names::default(),
+        unreachable: Default::default(),
+        hurried: false,
     }
 }
 
@@ -132,6 +134,8 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         journal: false,
         lookups: lookups(),
         lease_names: Names::default(),
+        unreachable: Default::default(),
+        hurried: false,
     })
 }
 
