@@ -25,6 +25,7 @@ mod callback_server;
 mod client;
 mod collector;
 mod database;
+mod deny_file;
 mod download;
 mod downloader;
 mod encryption;
@@ -51,6 +52,7 @@ mod phones;
 mod process;
 mod prometheus;
 mod proxy;
+mod reading;
 mod registry;
 mod traces;
 mod trust;
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         file("batching", batching::TESTS),
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),
+        file("deny_file", deny_file::TESTS),
         file("download", download::TESTS),
         file("downloader", downloader::TESTS),
         file("encryption", encryption::TESTS),
@@ -118,6 +121,7 @@ fn main() -> ExitCode {
         file("validation", validation::TESTS),
         file("withdrawal", withdrawal::TESTS),
         File { own_server: Some(Script::Single), ..file("outage", outage::TESTS) },
+        File { own_server: Some(Script::Single), ..file("reading", reading::TESTS) },
         File { own_server: Some(Script::Single), ..file("full", full::TESTS) },
         File { own_server: Some(Script::Cluster), ..file("failover", failover::TESTS) },
     ])

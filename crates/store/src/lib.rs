@@ -286,42 +286,44 @@ impl Store {
         let deadline = begun + self.timeout;
         let mut wait = Duration::from_millis(10);
         let mut retries = 0;
-        let outcome = loop {
-            let attempt = tokio::select! {
-                attempt = tokio::time::timeout_at(deadline, operation()) => attempt,
-                () = self.gives_up(begun) => {
-                    break Err(StoreError::no_connection(name));
+        let attempting = async {
+            loop {
+                let failure = match tokio::time::timeout_at(deadline, operation()).await {
+                    Ok(Ok(value)) => {
+                        self.set_unreachable(false);
+                        break Ok(value);
+                    }
+                    Ok(Err(failure)) => failure,
+                    Err(_) => {
+                        self.set_unreachable(true);
+                        break Err(StoreError::Timeout { operation: name, after: self.timeout });
+                    }
+                };
+                let cause = match failure {
+                    Failure::Transient(cause) => cause,
+                    Failure::Unreachable(cause) => {
+                        self.set_unreachable(true);
+                        cause
+                    }
+                    // Another attempt would take as long.
+                    Failure::TooLong => {
+                        break Err(StoreError::Timeout { operation: name, after: self.timeout });
+                    }
+                    failure => break Err(failure.into_error(name)),
+                };
+                let pause = wait.mul_f64(efgs_protocol::random::jitter(0.5));
+                if Instant::now() + pause >= deadline {
+                    break Err(Failure::Transient(cause).into_error(name));
                 }
-            };
-            let failure = match attempt {
-                Ok(Ok(value)) => {
-                    self.set_unreachable(false);
-                    break Ok(value);
-                }
-                Ok(Err(failure)) => failure,
-                Err(_) => {
-                    self.set_unreachable(true);
-                    break Err(StoreError::Timeout { operation: name, after: self.timeout });
-                }
-            };
-            let cause = match failure {
-                Failure::Transient(cause) => cause,
-                Failure::Unreachable(cause) => {
-                    self.set_unreachable(true);
-                    cause
-                }
-                // Another attempt would take as long.
-                Failure::TooLong => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
-                failure => break Err(failure.into_error(name)),
-            };
-            let pause = wait.mul_f64(efgs_protocol::random::jitter(0.5));
-            if Instant::now() + pause >= deadline {
-                break Err(Failure::Transient(cause).into_error(name));
+                tracing::debug!(operation = name, cause, "the database asked for another attempt");
+                retries += 1;
+                tokio::time::sleep(pause).await;
+                wait = (wait * 2).min(Duration::from_millis(500));
             }
-            tracing::debug!(operation = name, cause, "the database asked for another attempt");
-            retries += 1;
-            tokio::time::sleep(pause).await;
-            wait = (wait * 2).min(Duration::from_millis(500));
+        };
+        let outcome = tokio::select! {
+            outcome = attempting => outcome,
+            () = self.gives_up(begun) => Err(StoreError::no_connection(name)),
         };
         (outcome, retries)
     }
