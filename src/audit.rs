@@ -20,7 +20,7 @@ use crate::{
     http::{Code, Defect, Error, ErrorBody, Problem, reply},
     limits::{Admitted, Limits},
     store::{AuditRow, BatchRecord, Store},
-    trust::Caller,
+    trust::Reader,
     workers::Workers,
 };
 
@@ -85,7 +85,7 @@ impl Problem for AuditError {
     )
 )]
 pub async fn audit(
-    caller: Caller,
+    Reader(caller): Reader,
     request: HttpRequest,
     path: web::Path<(String, String)>,
     state: web::Data<Audits>,

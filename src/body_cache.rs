@@ -1,4 +1,4 @@
-//! A cache of download bodies, in plaintext (spec §5.3).
+//! A cache of the bodies of downloads, in plaintext, and of audits (spec §5.3, §5.7).
 //!
 //! What one upload contributes to a download never changes. Its bytes are built once per format, as a
 //! **segment**, kept in a bounded cache that all requests share, and sent without a copy. A download is the

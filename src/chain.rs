@@ -6,9 +6,12 @@
 //! therefore always current, also when another instance formed that batch, and a country that catches up on
 //! thousands of batches costs no queries.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use chrono::{Days, NaiveDate};
@@ -74,6 +77,16 @@ impl Problem for ChainError {
             Self::BeforeDate { .. } => Code::BatchBeforeDate,
         }
     }
+}
+
+/// How long a request waits for the database when the batch that it asks for is in memory.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the batches in memory may not be all.
+enum Refresh {
+    /// The database does not answer, and what is in memory counts.
+    Unreachable(Error),
+    Failed(Error),
 }
 
 /// A batch and the one after it.
@@ -288,9 +301,33 @@ impl Chain {
         if let Some(answer) = self.known(date, tag, scope) {
             return Ok(answer);
         }
+        let refreshed = self.refreshed().await;
+        let found = self.look(date, tag, scope);
+        match (refreshed, &found) {
+            (Ok(()), _) => Ok(found),
+            // Its link says `null`, as it did when the database was last asked. A batch that is not known may exist.
+            (Err(Refresh::Unreachable(_)), Ok(_)) => Ok(found),
+            (Err(Refresh::Unreachable(error) | Refresh::Failed(error)), _) => Err(error),
+        }
+    }
+
+    /// Asks the database for new batches, and does not wait for long while it is unreachable.
+    async fn refreshed(self: &Arc<Self>) -> Result<(), Refresh> {
+        let serves = !self.config.trust.read_grace.is_zero();
+        let unreachable = || Refresh::Unreachable(StoreError::no_connection("batches").into());
+        if serves && self.store.is_unreachable() {
+            return Err(unreachable());
+        }
         let chain = self.clone();
-        self.workers.run(async move { chain.refresh().await }).await??;
-        Ok(self.look(date, tag, scope))
+        let refreshing = self.workers.run(async move { chain.refresh().await });
+        let patience = if serves { PATIENCE } else { Duration::MAX };
+        match tokio::time::timeout(patience, refreshing).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) if serves && error.is_unreachable() => Err(Refresh::Unreachable(error.into())),
+            Ok(Ok(Err(error))) => Err(Refresh::Failed(error.into())),
+            Ok(Err(error)) => Err(Refresh::Failed(error.into())),
+            Err(_) => Err(unreachable()),
+        }
     }
 
     /// The name under which the country knows a batch.

@@ -19,7 +19,7 @@ use crate::{
     limits::Admitted,
     store::BatchRecord,
     telemetry,
-    trust::Caller,
+    trust::Reader,
 };
 
 /// What downloads need.
@@ -84,7 +84,7 @@ impl Problem for DownloadError {
     )
 )]
 pub async fn download(
-    caller: Caller,
+    Reader(caller): Reader,
     request: HttpRequest,
     date: web::Path<String>,
     state: web::Data<Downloads>,

@@ -111,7 +111,7 @@ pub struct Evidence {
 
 impl Evidence {
     /// Whether one of the keys has signed a statement.
-    fn verifies(&self, signed: &SignedStatement) -> bool {
+    pub(super) fn verifies(&self, signed: &SignedStatement) -> bool {
         self.keys.iter().any(|key| key.verifies(signed))
     }
 

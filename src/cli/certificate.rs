@@ -411,6 +411,7 @@ async fn list(args: &ListArgs) -> Outcome {
                 let state = match active {
                     Ok(_) => "active",
                     Err(crate::trust::Inactive::Revoked) => "revoked",
+                    Err(crate::trust::Inactive::Denied) => "denied",
                     Err(crate::trust::Inactive::Expired) => "expired",
                     Err(crate::trust::Inactive::NotYetValid) => "not-yet-valid",
                     Err(crate::trust::Inactive::Unknown | crate::trust::Inactive::NotPermitted) => "REFUSED",

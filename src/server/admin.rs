@@ -84,13 +84,13 @@ pub(super) fn configure(config: &mut ServiceConfig) {
 }
 
 async fn ready(app: web::Data<App>) -> HttpResponse {
-    let Readiness { reasons, warnings, .. } = app.readiness(app.config.database.timeout * 2).await;
+    let readiness = app.readiness(app.config.database.timeout * 2).await;
+    let status = readiness.status();
+    let Readiness { reasons, warnings, .. } = readiness;
     let warnings = warnings.into_iter().map(|warning| warning.text).collect();
-    if reasons.is_empty() {
-        HttpResponse::Ok().json(Answer { status: "up", reasons, warnings })
-    } else {
-        HttpResponse::ServiceUnavailable().json(Answer { status: "down", reasons, warnings })
-    }
+    // A load balancer goes on sending readers to an instance that serves only them.
+    let mut response = if status == "down" { HttpResponse::ServiceUnavailable() } else { HttpResponse::Ok() };
+    response.json(Answer { status, reasons, warnings })
 }
 
 /// The operator's page.

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::{observe::Observer, overview};
 use crate::{
-    access_log::AccessLog,
+    access_log::{AccessLog, BeginError},
     audit::Audits,
     batching::Batching,
     body_cache::BodyCache,
@@ -108,6 +108,17 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The access log cannot be begun.
+    #[error(transparent)]
+    AccessLog(#[from] BeginError),
+    /// The list of denied certificates cannot be read.
+    #[error("`trust.deny_file` ({path}) cannot be read: {source}")]
+    DenyFile {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The schema is outdated, and `--no-migrate` was given.
     #[error("the database schema is not up to date: run `efgs-gateway migrate --config FILE`")]
     SchemaOutdated,
@@ -160,15 +171,18 @@ impl App {
         if config.journal.is_some() {
             store = store.with_journal();
         }
+        // While the database is unreachable, requests are told so soon; the jobs wait.
+        let hurried = store.hurried();
         let config = Arc::new(config);
         let instance = Instance::new();
         let (storing, reading) = store.bulk_slots();
         let limits = Limits::new(&config, storing, reading);
         let workers = Workers::new(limits.clone());
         let health = Arc::new(Health::new(clock.clone(), config.database.timeout));
-        let trust = Arc::new(Trust::new(anchor, config.trust.refresh));
+        let trust =
+            Arc::new(Trust::new(anchor, config.trust.refresh).with_read_grace(config.trust.read_grace));
         let keyring = Arc::new(Keyring::load(&config.encryption)?);
-        let chain = Arc::new(Chain::new(store.clone(), clock.clone(), workers.clone(), config.clone()));
+        let chain = Arc::new(Chain::new(hurried.clone(), clock.clone(), workers.clone(), config.clone()));
         let access_log = AccessLog::new(
             &config.access_log,
             config.database.timeout,
@@ -188,7 +202,7 @@ impl App {
         let journal = Recording::new(config.journal.as_ref().map(open).transpose()?);
         let cache = config.download.cache.as_u64();
         let body_cache =
-            BodyCache::new(cache, store.clone(), keyring.clone(), limits.clone(), workers.clone());
+            BodyCache::new(cache, hurried.clone(), keyring.clone(), limits.clone(), workers.clone());
         let downloaded = Arc::<Downloaded>::default();
         let formed = Arc::<Notify>::default();
         Ok(Arc::new(Self {
@@ -196,7 +210,7 @@ impl App {
             uploads: Uploads {
                 config: config.clone(),
                 clock: clock.clone(),
-                store: store.clone(),
+                store: hurried.clone(),
                 trust: trust.clone(),
                 keyring: keyring.clone(),
                 limits: limits.clone(),
@@ -212,12 +226,12 @@ impl App {
             audits: Audits {
                 chain: chain.clone(),
                 body_cache: body_cache.clone(),
-                store: store.clone(),
+                store: hurried.clone(),
                 limits: limits.clone(),
                 workers: workers.clone(),
             },
             withdrawals: Withdrawals {
-                store: store.clone(),
+                store: hurried.clone(),
                 clock: clock.clone(),
                 chain: chain.clone(),
                 body_cache: body_cache.clone(),
@@ -229,7 +243,7 @@ impl App {
                 config: config.clone(),
                 instance: instance.clone(),
                 clock: clock.clone(),
-                store: store.clone(),
+                store: hurried.clone(),
                 trust: trust.clone(),
                 chain: chain.clone(),
                 downloaded,

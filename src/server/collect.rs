@@ -6,7 +6,7 @@ use efgs_protocol::certificate::CertificateType;
 use metrics::gauge;
 
 use super::{App, routes::GROUPS};
-use crate::telemetry::*;
+use crate::{health::Trouble, telemetry::*};
 
 /// Prometheus waits ten seconds at most, and the metrics matter most while the database is unreachable.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,7 +26,8 @@ pub(super) async fn collect(app: &App) {
     }
 
     let readiness = app.readiness(PATIENCE).await;
-    gauge!(READY).set(u8::from(readiness.reasons.is_empty()));
+    gauge!(READY).set(u8::from(readiness.status() != "down"));
+    gauge!(DEGRADED).set(u8::from(readiness.status() == "degraded"));
     gauge!(DATABASE_UP).set(u8::from(readiness.database));
     for job in app.health.jobs() {
         gauge!(JOB_LAST_SUCCESS, "job" => job.name).set(job.last_success.timestamp() as f64);
@@ -69,6 +70,18 @@ pub(super) async fn collect(app: &App) {
         gauge!(JOURNAL_KEEPS_OLD).set(u8::from(journal.keeping().is_some()));
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
+
+    if let Some(spool) = app.access_log.spool_state() {
+        gauge!(SPOOL_BYTES).set(spool.bytes as f64);
+        gauge!(SPOOL_MAX_BYTES).set(spool.max_bytes as f64);
+        gauge!(SPOOL_RECORDS).set(spool.records as f64);
+        let age = spool.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
+        gauge!(SPOOL_OLDEST_SECONDS).set(age);
+        gauge!(SPOOL_UP).set(u8::from(spool.refusing.is_none()));
+    }
+    let troubles = app.health.troubles();
+    gauge!(DENY_FILE_UP).set(u8::from(!troubles.contains_key(&Trouble::DenyFile)));
+    gauge!(SPOOL_SET_ASIDE).set(u8::from(troubles.contains_key(&Trouble::AccessLogSetAside)));
 
     let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);

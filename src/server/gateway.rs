@@ -15,7 +15,7 @@ use crate::{
     jobs::{self, Shutdown},
     rotation,
     store::StoreError,
-    trust::{self, TlsSetup},
+    trust::{self, DenyFile, TlsSetup},
 };
 
 /// A running gateway.
@@ -54,6 +54,12 @@ impl Gateway {
         if app.store.replay_is_unfinished().await? {
             return Err(StartError::ReplayUnfinished);
         }
+        let deny_file = app.config.trust.deny_file.clone().map(|path| {
+            let name = path.display().to_string();
+            DenyFile::load(path, app.trust.clone(), app.health.clone())
+                .map_err(|source| StartError::DenyFile { path: name, source })
+        });
+        let deny_file = deny_file.transpose()?;
         trust::load(&app.trust, &app.store).await?;
         app.access_log.begin().await?;
 
@@ -82,8 +88,9 @@ impl Gateway {
             tokio::spawn(reload.clone().watch(shutdown.clone())),
             tokio::spawn(app.journal.clone().run(health(), shutdown.clone())),
             tokio::spawn(load_chain(app.clone(), shutdown.clone())),
-            tokio::spawn(refresh_trust(app.clone(), shutdown)),
+            tokio::spawn(refresh_trust(app.clone(), shutdown.clone())),
         ];
+        tasks.extend(deny_file.map(|file| tokio::spawn(file.watch(shutdown))));
         let mut servers = Vec::new();
         for server in [national, admin_server(&app, admin)?] {
             servers.push(server.handle());
@@ -142,8 +149,11 @@ async fn load_chain(app: Arc<App>, mut shutdown: Shutdown) {
 async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
     let load = || async {
         // Withdrawals first: if they cannot be read, the registry must grow stale so that nothing is served.
-        app.withdrawals.refresh().await?;
-        trust::load(&app.trust, &app.store).await
+        let loading = async {
+            app.withdrawals.refresh().await?;
+            trust::load(&app.trust, &app.store).await
+        };
+        loading.await.inspect_err(|error: &StoreError| app.trust.failed(!error.is_unreachable()))
     };
     let watch = app.health.watch("trust", app.config.trust.refresh);
     jobs::repeat(watch, app.trust.pace(), shutdown, std::future::pending, load).await;

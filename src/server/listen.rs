@@ -202,8 +202,8 @@ fn prepare(app: &Arc<App>, connection: &Connection, extensions: &mut Extensions)
     let Some(session) = session else { return };
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.and_then(|leaf| PeerIdentity::from_der(leaf));
-    let caller = identity.as_ref().and_then(|identity| app.admission.caller(identity).ok());
-    match app.limits.enter(caller.map(|caller| caller.country)) {
+    let country = identity.as_ref().and_then(|identity| app.admission.country(identity));
+    match app.limits.enter(country) {
         Some(open) => drop(extensions.insert(open)),
         None => {
             if let Err(error) = socket.shutdown(Shutdown::Both) {

@@ -17,7 +17,24 @@ pub struct Readiness {
     pub warnings: Vec<Warning>,
     /// Whether the database answers.
     pub database: bool,
+    /// Whether reads are served although the database does not answer: they would be if the instance were not ready for
+    /// another reason.
+    pub serves_reads: bool,
 }
+
+impl Readiness {
+    /// What `/health/ready` says: `up`, `degraded` (readers are served, uploads are not) or `down`.
+    pub fn status(&self) -> &'static str {
+        match (self.reasons.is_empty(), self.serves_reads) {
+            (true, _) => "up",
+            (false, true) => "degraded",
+            (false, false) => "down",
+        }
+    }
+}
+
+/// How long it is waited for the database when reads can be served without it: load balancers do not wait longer.
+const SHORT: Duration = Duration::from_secs(2);
 
 impl App {
     /// Checks this instance. Waits for the database for at most `patience`.
@@ -26,13 +43,22 @@ impl App {
         if let Err(error) = self.trust.registry() {
             readiness.reasons.push(error.to_string());
         }
+        let spool = self.access_log.spool_state();
+        let records = spool.as_ref().is_some_and(|spool| spool.refusing.is_none());
+        let reads =
+            records && !self.config.trust.read_grace.is_zero() && self.trust.registry_for_reads().is_ok();
+        let patience = if reads { patience.min(SHORT) } else { patience };
         let store = self.store.clone();
         let ping = self.workers.run(async move { store.ping().await });
         match tokio::time::timeout(patience, ping).await {
             Ok(Ok(Ok(()))) => readiness.database = true,
-            Ok(Ok(Err(error))) => readiness.reasons.push(error.to_string()),
+            Ok(Ok(Err(error))) => {
+                readiness.serves_reads = reads && error.is_unreachable();
+                readiness.reasons.push(error.to_string());
+            }
             Ok(Err(error)) => readiness.reasons.push(error.to_string()),
             Err(_) => {
+                readiness.serves_reads = reads;
                 readiness.reasons.push(format!("the database does not answer within {}", short(patience)));
             }
         }
@@ -52,6 +78,15 @@ impl App {
             readiness.warnings.extend(refused.map(|text| Warning { severity: Severity::Problem, text }));
             readiness.warnings.extend(journal.warnings().into_iter().map(attention));
         }
+        if let Some(spool) = spool {
+            readiness.reasons.extend(spool.refusing.map(|why| format!("requests are refused: {why}")));
+            if spool.bytes > spool.max_bytes / 2 {
+                readiness.warnings.push(attention(format!(
+                    "the spool of the access log is more than half full: {} records wait for the database",
+                    spool.records
+                )));
+            }
+        }
         let trouble = |(what, why): (Trouble, String)| Warning {
             severity: what.severity(),
             text: format!("{}: {why}", what.text()),
@@ -61,7 +96,10 @@ impl App {
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();
             match certificate.days_left(now) {
-                ..=0 if certificate.kind.is_vital() => readiness.reasons.push(format!("{name} has expired")),
+                ..=0 if certificate.kind.is_vital() => {
+                    readiness.serves_reads = false;
+                    readiness.reasons.push(format!("{name} has expired"));
+                }
                 ..=0 => readiness.warnings.push(attention(format!("{name} has expired"))),
                 days @ 1..=WARN_DAYS => {
                     readiness.warnings.push(attention(format!("{name} expires in {days} days or less")));

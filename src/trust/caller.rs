@@ -9,7 +9,7 @@ use efgs_protocol::{
 };
 use futures_util::future::LocalBoxFuture;
 
-use super::{Inactive, RegistryUnavailable, Trust, proxy};
+use super::{Inactive, Registry, RegistryUnavailable, Trust, proxy};
 use crate::{
     access_log,
     clock::Clock,
@@ -126,12 +126,17 @@ impl Admission {
         self.shown(request).ok().map(|identity| identity.thumbprint)
     }
 
-    /// The national backend of this certificate.
-    pub fn caller(&self, identity: &PeerIdentity) -> Result<Caller, CallerError> {
+    /// The country whose connection this is, if it may read.
+    pub fn country(&self, identity: &PeerIdentity) -> Option<Country> {
+        let registry = self.trust.registry_for_reads().ok()?;
+        self.caller(identity, &registry).ok().map(|caller| caller.country)
+    }
+
+    /// The national backend of this certificate, as this registry decides.
+    fn caller(&self, identity: &PeerIdentity, registry: &Registry) -> Result<Caller, CallerError> {
         let PeerIdentity { thumbprint, country, certificate } = identity;
         let thumbprint = *thumbprint;
         let country = country.ok_or(CallerError::NoCountry { thumbprint })?;
-        let registry = self.trust.registry()?;
         let (kind, now) = (CertificateType::Authentication, self.clock.now());
         let entry = match certificate {
             Some(certificate) => registry.admit(certificate, kind, now),
@@ -153,24 +158,43 @@ pub fn known_caller(request: &HttpRequest) -> Option<Country> {
     request.extensions().get::<KnownCaller>().map(|KnownCaller(country)| *country)
 }
 
+/// A caller of a request that only reads what may be in memory. While the database is unreachable, it is admitted for
+/// `trust.read_grace`.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader(pub Caller);
+
+type Registered = fn(&Trust) -> Result<Arc<Registry>, RegistryUnavailable>;
+
+async fn admit(request: HttpRequest, registry: Registered) -> Result<Caller, Error> {
+    let admission = request.app_data::<Data<Admission>>().cloned();
+    let admission = admission.ok_or_else(|| Defect("the application state is missing".into()))?;
+    let identity = admission.shown(&request)?;
+    let registry = registry(&admission.trust).map_err(CallerError::from)?;
+    let caller = admission.caller(&identity, &registry)?;
+    request.extensions_mut().insert(KnownCaller(caller.country));
+    access_log::note(&request, |facts| facts.country = Some(caller.country));
+    // Identification comes first. A handler that takes a caller is reachable only within the caller's limits.
+    let admitted = admission.limits.admit(caller.country, request.method()).await?;
+    request.extensions_mut().insert(admitted);
+    Ok(caller)
+}
+
 impl FromRequest for Caller {
     type Error = Error;
     type Future = LocalBoxFuture<'static, Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move {
-            let admission = request.app_data::<Data<Admission>>().cloned();
-            let admission = admission.ok_or_else(|| Defect("the application state is missing".into()))?;
-            let caller = admission.caller(&admission.shown(&request)?)?;
-            request.extensions_mut().insert(KnownCaller(caller.country));
-            access_log::note(&request, |facts| facts.country = Some(caller.country));
-            // Identification comes first. A handler that takes a caller is reachable only within the caller's
-            // limits.
-            let admitted = admission.limits.admit(caller.country, request.method()).await?;
-            request.extensions_mut().insert(admitted);
-            Ok(caller)
-        })
+        Box::pin(admit(request.clone(), Trust::registry))
+    }
+}
+
+impl FromRequest for Reader {
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let admitting = admit(request.clone(), Trust::registry_for_reads);
+        Box::pin(async move { admitting.await.map(Self) })
     }
 }
 

@@ -1,11 +1,13 @@
 //! Who may call and who may sign (spec §6.1).
 
 mod caller;
+mod deny;
 mod proxy;
 mod tls;
 mod watch;
 
-pub use caller::{Admission, Caller, CallerError, PeerIdentity, known_caller};
+pub use caller::{Admission, Caller, CallerError, PeerIdentity, Reader, known_caller};
+pub use deny::DenyFile;
 pub use efgs_intake::{Inactive, Registered, Registry, RegistryUnavailable, Trust};
 pub use tls::TlsSetup;
 

@@ -30,6 +30,7 @@ tests![
 
 /// The record of an answer; it is there before the answer is.
 async fn record_of(case: &Case, answer: &Answer) -> Value {
+    case.recorded().await;
     let id = answer.header("x-request-id").unwrap();
     let app_rows = case.db.rows(&format!("SELECT * FROM access_log WHERE request_id = '{id}'")).await;
     assert_eq!(app_rows.len(), 1, "{id}");
@@ -131,6 +132,7 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
     });
     assert_says(&record_of(case, &answer).await, refused);
 
+    case.recorded().await;
     // No more than that is kept: no column could hold an address or a key.
     let exported = run(case, &["access-log", "export"]);
     let lines = String::from_utf8(exported.stdout).unwrap();
@@ -195,13 +197,27 @@ async fn what_cannot_be_recorded_is_not_answered(case: &Case) {
         case.gateway_with(|config| config.database.timeout = std::time::Duration::from_secs(2)).await;
     let de = gateway.client("DE");
     de.upload_new("a", 1, case.clock.now()).await;
-    case.db.execute("ALTER TABLE access_log RENAME TO away").await;
+    let spool = case.folder.path().join("spool");
+    if case.spool {
+        std::fs::rename(&spool, case.folder.path().join("away")).unwrap();
+        std::fs::remove_dir_all(case.folder.path().join("away")).unwrap();
+    } else {
+        case.db.execute("ALTER TABLE access_log RENAME TO away").await;
+    }
     let keys = keys(country("DE"), 2, case.clock.now());
     let refused = de.upload("b", &keys).await;
     refused.refused(503, "unavailable");
     assert!(refused.header("retry-after").is_some() && refused.header("batchTag").is_none());
     de.download(case.today(), None).await.refused(503, "unavailable");
-    case.db.execute("ALTER TABLE away RENAME TO access_log").await;
+    if case.spool {
+        std::fs::create_dir(&spool).unwrap();
+        until("the spool is written again", async || {
+            (de.download(case.today(), None).await.status == 404).then_some(())
+        })
+        .await;
+    } else {
+        case.db.execute("ALTER TABLE away RENAME TO access_log").await;
+    }
     // What was stored without a record is safe to send again.
     let record = record_of(case, &de.upload("b", &keys).await.expect(201)).await;
     assert_says(&record, json!({"status": 201, "tag": "b"}));
@@ -215,6 +231,7 @@ pub(crate) fn evidence(case: &Case) -> Evidence {
 }
 
 pub(crate) async fn look(case: &Case, evidence: &Evidence) -> VerificationReport {
+    case.recorded().await;
     let app = efgs_gateway::server::App::new(case.config(), case.clock.clone(), None).unwrap();
     let report = verify(&app.store, evidence).await.unwrap();
     app.store.clone().close().await;
@@ -263,6 +280,7 @@ async fn the_totals_are_the_sum_of_the_log(case: &Case) {
         Client::download_request(case.today(), None).header("If-None-Match", answer.header("etag").unwrap());
     nl.send(again).await.expect(304);
     de.send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    case.recorded().await;
     let today = case.today();
     let rows = gateways[0].app.store.statistics(today, today, Some("NL")).await.unwrap();
     let dutch = &rows[&(today, "NL".to_owned())];
@@ -297,6 +315,7 @@ async fn the_totals_are_the_sum_of_the_log(case: &Case) {
 
 /// Every total against a sum over the log.
 async fn assert_totals(case: &Case) {
+    case.recorded().await;
     let kept = "operation = 'upload' AND key_count > 0";
     for (column, sum, condition) in [
         ("requests", "1", "1 = 1"),
@@ -433,6 +452,14 @@ async fn every_answer_before_kill_9_is_in_the_log(case: &Case) {
         answered.extend(ids.into_iter().flatten());
         end_leases(case).await;
     }
+    // The next start ships what is left.
+    let process = Process::start(&config);
+    until("nothing is left", async || {
+        let folders = std::fs::read_dir(case.folder.path().join("spool"));
+        folders.map_or(true, |folders| folders.count() == 1).then_some(())
+    })
+    .await;
+    process.stop().await;
     let logged: std::collections::HashSet<String> =
         case.db.column::<String>("SELECT request_id FROM access_log").await.into_iter().collect();
     let lost: Vec<&String> = answered.iter().filter(|id| !logged.contains(*id)).collect();

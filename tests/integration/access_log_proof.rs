@@ -232,6 +232,7 @@ async fn old_records_are_forgotten_and_the_rest_stays_provable(case: &Case) {
         for _ in 0..times {
             gateway.client("DE").download(case.today(), None).await;
         }
+        case.recorded().await;
     };
     let (start, day) = (case.clock.now(), chrono::TimeDelta::days(1));
     let old = case.gateway().await;
@@ -368,6 +369,7 @@ async fn a_cut_that_nobody_signed_excuses_nothing(case: &Case) {
     for _ in 0..3 {
         gateway.client("DE").download(case.today(), None).await;
     }
+    case.recorded().await;
     let done = gateway.app.access_log.forget_now(None).await.unwrap();
     assert!(done.records == 20 && done.statements >= 4, "{done:?}");
     case.stop(&gateway).await;
@@ -400,6 +402,7 @@ async fn nothing_is_inserted_below_a_cut(case: &Case) {
     for _ in 0..3 {
         gateway.client("DE").download(case.today(), None).await;
     }
+    case.recorded().await;
     case.db.execute("CREATE TABLE whole AS SELECT * FROM access_log").await;
     assert_eq!(gateway.app.access_log.forget_now(None).await.unwrap().records, 6);
     case.stop(&gateway).await;

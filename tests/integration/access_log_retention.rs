@@ -197,6 +197,7 @@ async fn an_idle_gateway_goes_on_with_its_chain(case: &Case) {
         idle.client("DE").download(case.today(), None).await;
         busy.client("DE").download(case.today(), None).await;
     }
+    case.recorded().await;
     until("the first sign of life", async || {
         let known = busy.app.store.instances().await.unwrap();
         known.iter().any(|known| known.instance.id == idle.app.instance.id).then_some(())
@@ -205,6 +206,7 @@ async fn an_idle_gateway_goes_on_with_its_chain(case: &Case) {
     for _ in 0..3 {
         case.clock.set(case.clock.now() + days(100));
         busy.client("DE").download(case.today(), None).await;
+        case.recorded().await;
         busy.app.access_log.forget_now(None).await.unwrap();
     }
     let left = format!("SELECT COUNT(*) FROM access_log WHERE instance = '{}'", idle.app.instance.id);

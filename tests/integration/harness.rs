@@ -49,6 +49,8 @@ pub(crate) struct File {
     pub(crate) tests: &'static [Test],
     /// If they stop and kill the database server: what they start for it, each for itself.
     pub(crate) own_server: Option<Script>,
+    /// Whether their gateways answer before the database has the record.
+    pub(crate) spool: bool,
 }
 
 /// Runs all tests that the command line asks for.
@@ -56,7 +58,7 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
     let require_all = std::env::var_os("EFGS_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
     let mut trials = Vec::new();
     for kind in Kind::ALL {
-        for &File { name: file, tests, own_server } in files {
+        for &File { name: file, tests, own_server, spool } in files {
             if own_server.is_some() && kind == Kind::Sqlite {
                 continue;
             }
@@ -65,7 +67,7 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
                 let name = format!("{}::{file}::{}", kind.name(), test.name);
                 trials.push(Trial::ignorable_test(name, move || match is_there {
                     true => {
-                        run_one(kind, test, own_server);
+                        run_one(kind, test, own_server, spool);
                         Ok(Completion::Completed)
                     }
                     false if require_all => Err("there is no such server, and all are required".into()),
@@ -77,9 +79,9 @@ pub(crate) fn run(files: &[File]) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-fn run_one(kind: Kind, test: &Test, own_server: Option<Script>) {
+fn run_one(kind: Kind, test: &Test, own_server: Option<Script>, spool: bool) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut case = runtime.block_on(Case::new(kind, own_server));
+    let mut case = runtime.block_on(Case::new(kind, own_server, spool));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             (test.run)(&case).await;
@@ -132,6 +134,8 @@ pub(crate) struct Case {
     /// The database's server, if the test may kill it.
     pub(crate) server: Option<PrivateServer>,
     pub(crate) folder: TempDir,
+    /// Whether gateways answer before the database has the record.
+    pub(crate) spool: bool,
     /// Of every gateway of the test.
     pub(crate) clock: Clock,
     gateways: Mutex<Vec<Gateway>>,
@@ -139,7 +143,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    async fn new(kind: Kind, own_server: Option<Script>) -> Self {
+    async fn new(kind: Kind, own_server: Option<Script>, spool: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = own_server.map(|script| PrivateServer::start(kind, script));
         let db = match &server {
@@ -157,6 +161,7 @@ impl Case {
             db,
             server,
             folder,
+            spool,
             clock: Clock::manual(noon()),
             gateways: Mutex::default(),
             other: tokio::sync::OnceCell::new(),
@@ -192,10 +197,11 @@ impl Case {
              [database]\nurl = \"{}\"\n{}\
              [trust]\nanchor = \"trust-anchor.pem\"\nrefresh = \"1h\"\n\
              [encryption]\nkeys = [{{ id = 1, file = \"payload-1.key\" }}]\n\
-             [access_log]\nsigning_key = \"access-log.key\"\n\
+             [access_log]\nsigning_key = \"access-log.key\"\nspool = \"{}\"\nspool_max = \"8MiB\"\n\
              [batching]\ninterval = \"1000d\"\nlinger = \"1000d\"\nspacing = \"0s\"\n{}",
             self.db.url,
             tls_ca.unwrap_or_default(),
+            if self.spool { "spool" } else { "" },
             LIMITS
         )
     }
@@ -253,6 +259,15 @@ impl Case {
             for identity in [&participant.authentication, &participant.signing, &participant.callback] {
                 import(app, &identity.bundle).await;
             }
+        }
+    }
+
+    /// Waits until the database has the records of all answers of this test's gateways.
+    pub(crate) async fn recorded(&self) {
+        let apps: Vec<_> =
+            self.gateways.lock().unwrap().iter().map(|gateway| gateway.app().clone()).collect();
+        for app in apps {
+            app.access_log.shipped().await;
         }
     }
 

@@ -201,6 +201,8 @@ async fn what_needs_a_restart_is_warned_of(case: &Case) {
 async fn an_access_log_that_is_mended_makes_the_gateway_ready_without_a_request(case: &Case) {
     let gateway = case
         .gateway_with(|config| {
+            // Every answer waits for the database.
+            config.access_log.spool = std::path::PathBuf::new();
             config.access_log.sign_every = Duration::from_millis(200);
             config.database.timeout = Duration::from_secs(1);
         })

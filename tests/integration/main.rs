@@ -11,6 +11,7 @@ mod access_log;
 mod access_log_proof;
 mod access_log_retention;
 mod access_log_signing;
+mod access_log_spool;
 mod access_log_writer;
 mod attack;
 mod audit;
@@ -25,6 +26,7 @@ mod callback_server;
 mod client;
 mod collector;
 mod database;
+mod deny_file;
 mod download;
 mod downloader;
 mod encryption;
@@ -51,6 +53,7 @@ mod phones;
 mod process;
 mod prometheus;
 mod proxy;
+mod reading;
 mod registry;
 mod traces;
 mod trust;
@@ -71,7 +74,9 @@ fn main() -> ExitCode {
     // The tests' own client and the server must agree on one TLS library.
     rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
     efgs_gateway::telemetry::init_logs("off");
-    let file = |name, tests| File { name, tests, own_server: None };
+    let file = |name, tests| File { name, tests, own_server: None, spool: true };
+    // The same with gateways whose answers wait for the database.
+    let unspooled = |name, tests| File { spool: false, ..file(name, tests) };
     harness::run(&[
         file("access_log", access_log::TESTS),
         file("access_log_proof", access_log_proof::TESTS),
@@ -79,6 +84,12 @@ fn main() -> ExitCode {
         file("access_log_signing", access_log_signing::TESTS),
         file("access_log_writer", access_log_writer::TESTS),
         file("attack", attack::TESTS),
+        unspooled("access_log_unspooled", access_log::TESTS),
+        unspooled("access_log_proof_unspooled", access_log_proof::TESTS),
+        unspooled("access_log_retention_unspooled", access_log_retention::TESTS),
+        unspooled("access_log_signing_unspooled", access_log_signing::TESTS),
+        unspooled("access_log_writer_unspooled", access_log_writer::TESTS),
+        file("access_log_spool", access_log_spool::TESTS),
         file("audit", audit::TESTS),
         file("authority", authority::TESTS),
         file("backends", backends::TESTS),
@@ -86,6 +97,7 @@ fn main() -> ExitCode {
         file("batching", batching::TESTS),
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),
+        file("deny_file", deny_file::TESTS),
         file("download", download::TESTS),
         file("downloader", downloader::TESTS),
         file("encryption", encryption::TESTS),
@@ -110,8 +122,9 @@ fn main() -> ExitCode {
         file("uploader", uploader::TESTS),
         file("validation", validation::TESTS),
         file("withdrawal", withdrawal::TESTS),
-        File { name: "outage", tests: outage::TESTS, own_server: Some(Script::Single) },
-        File { name: "full", tests: full::TESTS, own_server: Some(Script::Single) },
-        File { name: "failover", tests: failover::TESTS, own_server: Some(Script::Cluster) },
+        File { own_server: Some(Script::Single), ..file("outage", outage::TESTS) },
+        File { own_server: Some(Script::Single), ..file("reading", reading::TESTS) },
+        File { own_server: Some(Script::Single), ..file("full", full::TESTS) },
+        File { own_server: Some(Script::Cluster), ..file("failover", failover::TESTS) },
     ])
 }

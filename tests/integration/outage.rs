@@ -60,9 +60,11 @@ impl<'a> Uploading<'a> {
     }
 }
 
+/// 503 also when only reads are served.
 pub(crate) async fn readiness(gateway: &Running) -> u16 {
-    let url = format!("http://127.0.0.1:{}/health/ready", gateway.admin);
-    reqwest::Client::new().get(url).send().await.unwrap().status().as_u16()
+    let (code, body) = crate::health::ready(gateway).await;
+    // Readers are served.
+    if body["status"] == "degraded" { 503 } else { code }
 }
 
 async fn a_killed_database_server_loses_no_acknowledged_upload(case: &Case) {

@@ -27,6 +27,7 @@ async fn get(gateway: &Running, path: &str) -> reqwest::Response {
 }
 
 async fn json(gateway: &Running) -> Value {
+    gateway.app.access_log.shipped().await;
     // The answer of up to two seconds ago serves everybody; what the test has just done must be in it.
     let overview = efgs_gateway::server::overview::Overview::gather(&gateway.app).await.unwrap();
     serde_json::to_value(overview).unwrap()

@@ -3,10 +3,11 @@
 
 pub mod operation;
 mod record;
+pub mod segment;
 mod statement;
 mod tally;
 
-pub use record::{Entry, Hash, ORIGIN, Record, hash, hex};
+pub use record::{Entry, Hash, ORIGIN, Record, hash, hex, unhex};
 pub use statement::{Key, KeyError, SignedStatement, Signer, Statement, StatementKind, digest};
 pub use tally::{NOBODY, Tally, tallies};
 

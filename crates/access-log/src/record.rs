@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, Utc};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 /// A SHA-256.
@@ -14,7 +14,7 @@ pub const ORIGIN: Hash = [0; 32];
 
 /// One request to the national side (spec §8.1, §8.3): who, what, when, with which result. Neither addresses
 /// nor key data. Its JSON has these fields in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// When the request arrived.
@@ -103,6 +103,27 @@ impl Record {
         self.hash == hash(&self.previous, &self.instance, self.sequence, &self.entry)
     }
 
+    /// Reads a [`line`](Self::line); none when it is not exactly as a gateway writes it, or its hash is not that of its
+    /// content.
+    pub fn parse(line: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Place {
+            instance: String,
+            sequence: i64,
+            previous: String,
+            hash: String,
+        }
+        let place: Place = serde_json::from_str(line).ok()?;
+        let record = Self {
+            instance: place.instance,
+            sequence: place.sequence,
+            entry: serde_json::from_str(line).ok()?,
+            previous: unhex(&place.previous)?,
+            hash: unhex(&place.hash)?,
+        };
+        record.is_intact().then_some(record)
+    }
+
     /// A line of an export: the canonical JSON with the two hashes at its end.
     pub fn line(&self) -> String {
         let mut line =
@@ -110,6 +131,18 @@ impl Record {
         line.pop();
         line + &format!(",\"previous\":\"{}\",\"hash\":\"{}\"}}", hex(&self.previous), hex(&self.hash))
     }
+}
+
+/// The hash that 64 hexadecimal digits stand for.
+pub fn unhex(digits: &str) -> Option<Hash> {
+    let mut hash = ORIGIN;
+    if digits.len() != 2 * hash.len() {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 /// Lower-case hexadecimal digits.

@@ -5,7 +5,14 @@
 //! `trust.refresh`. After a whole `trust.refresh` without success every caller is rejected until a reload
 //! succeeds, because a revocation could have been missed.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use efgs_protocol::{
@@ -70,6 +77,9 @@ pub enum Inactive {
     /// It was revoked.
     #[error("has been revoked")]
     Revoked,
+    /// The operator has put it into `trust.deny_file`.
+    #[error("is denied by the operator")]
+    Denied,
     /// Its validity has ended.
     #[error("has expired")]
     Expired,
@@ -82,25 +92,31 @@ pub enum Inactive {
 }
 
 /// All valid entries at one time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Registry {
-    entries: HashMap<(Thumbprint, CertificateType), Registered>,
-    refused: Vec<String>,
+    entries: Arc<HashMap<(Thumbprint, CertificateType), Registered>>,
+    refused: Arc<[String]>,
+    denied: Arc<HashSet<Thumbprint>>,
 }
 
 impl Registry {
     /// Verifies every row.
     pub fn verify(rows: &[StoredCertificate], anchor: &TrustAnchor) -> Self {
-        let mut registry = Self::default();
+        let (mut entries, mut refused) = (HashMap::new(), Vec::new());
         for row in rows {
             match verify_row(row, anchor) {
                 Ok(entry) => {
-                    registry.entries.insert((entry.certificate.thumbprint(), entry.kind), entry);
+                    entries.insert((entry.certificate.thumbprint(), entry.kind), entry);
                 }
-                Err(reason) => registry.refused.push(format!("certificate {}: {reason}", name(row))),
+                Err(reason) => refused.push(format!("certificate {}: {reason}", name(row))),
             }
         }
-        registry
+        Self { entries: Arc::new(entries), refused: refused.into(), denied: Arc::default() }
+    }
+
+    /// The same entries, of which these certificates are not accepted.
+    fn denying(&self, denied: Arc<HashSet<Thumbprint>>) -> Self {
+        Self { denied, ..self.clone() }
     }
 
     /// The certificate with this thumbprint and type, if it is active now.
@@ -110,6 +126,9 @@ impl Registry {
         kind: CertificateType,
         now: DateTime<Utc>,
     ) -> Result<&Registered, Inactive> {
+        if self.denied.contains(&thumbprint) {
+            return Err(Inactive::Denied);
+        }
         let entry = self.entries.get(&(thumbprint, kind)).ok_or(Inactive::Unknown)?;
         if entry.revoked_at.is_some() {
             Err(Inactive::Revoked)
@@ -221,7 +240,11 @@ struct Loaded {
 pub struct Trust {
     anchor: TrustAnchor,
     refresh: Duration,
+    read_grace: Duration,
     loaded: RwLock<Option<Loaded>>,
+    /// Whether the database has answered the last reading with a refusal.
+    refused: AtomicBool,
+    denied: RwLock<Arc<HashSet<Thumbprint>>>,
 }
 
 impl std::fmt::Debug for Trust {
@@ -233,7 +256,19 @@ impl std::fmt::Debug for Trust {
 impl Trust {
     /// Nothing is loaded yet, so every caller is rejected.
     pub fn new(anchor: TrustAnchor, refresh: Duration) -> Self {
-        Self { anchor, refresh, loaded: RwLock::new(None) }
+        Self {
+            anchor,
+            refresh,
+            read_grace: Duration::ZERO,
+            loaded: RwLock::new(None),
+            refused: AtomicBool::new(false),
+            denied: RwLock::default(),
+        }
+    }
+
+    /// With a time for which reads are decided by the last registry while the database is unreachable.
+    pub fn with_read_grace(self, read_grace: Duration) -> Self {
+        Self { read_grace, ..self }
     }
 
     /// The operator's trust anchor.
@@ -249,6 +284,37 @@ impl Trust {
         }
     }
 
+    /// The registry for requests that only read what is in memory. While the database is unreachable, the last registry
+    /// counts for `trust.read_grace`: a revocation needs the database too. A database that answers with a refusal is not
+    /// unreachable.
+    pub fn registry_for_reads(&self) -> Result<Arc<Registry>, RegistryUnavailable> {
+        let age = if self.refused.load(Ordering::Relaxed) {
+            self.refresh
+        } else {
+            self.refresh.max(self.read_grace)
+        };
+        match &*self.loaded.read() {
+            Some(loaded) if loaded.at.elapsed() <= age => Ok(loaded.registry.clone()),
+            _ => Err(RegistryUnavailable),
+        }
+    }
+
+    /// Notes that a reading failed, and whether the database has refused it.
+    pub fn failed(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// Certificates that are not accepted from now on, whatever the registry says.
+    pub fn deny(&self, denied: HashSet<Thumbprint>) {
+        let denied = Arc::new(denied);
+        // In this order nothing that is loaded meanwhile lacks them.
+        let mut loaded = self.loaded.write();
+        *self.denied.write() = denied.clone();
+        if let Some(loaded) = &mut *loaded {
+            loaded.registry = Arc::new(loaded.registry.denying(denied));
+        }
+    }
+
     /// How long ago the registry was last read; `None` if never.
     pub fn age(&self) -> Option<Duration> {
         self.loaded.read().as_ref().map(|loaded| loaded.at.elapsed())
@@ -256,9 +322,12 @@ impl Trust {
 
     /// Takes the rows of the registry, read at this moment or later. Verifies them only if they have changed.
     pub fn take(&self, rows: Vec<StoredCertificate>, at: Instant) {
-        let same = |loaded: &&Loaded| loaded.rows == rows;
-        let known = self.loaded.read().as_ref().filter(same).map(|loaded| loaded.registry.clone());
-        let registry = known.unwrap_or_else(|| {
+        self.refused.store(false, Ordering::Relaxed);
+        if let Some(loaded) = self.loaded.write().as_mut().filter(|loaded| loaded.rows[..] == rows) {
+            loaded.at = at;
+            return;
+        }
+        let registry = {
             let registry = Registry::verify(&rows, &self.anchor);
             for reason in registry.refused() {
                 tracing::error!(
@@ -271,9 +340,11 @@ impl Trust {
                 refused = registry.refused.len(),
                 "the certificate registry has changed and was loaded"
             );
-            Arc::new(registry)
-        });
-        *self.loaded.write() = Some(Loaded { rows, registry, at });
+            registry
+        };
+        let mut loaded = self.loaded.write();
+        let registry = Arc::new(registry.denying(self.denied.read().clone()));
+        *loaded = Some(Loaded { rows, registry, at });
     }
 
     /// How often to call [`Trust::take`], so that a single failed attempt does not make the registry stale.

@@ -27,7 +27,7 @@ mod load;
 mod tests;
 mod tracing;
 
-pub use access_log::AccessLog;
+pub use access_log::{AccessLog, LogSync};
 pub use callback::Callback;
 pub use journal::Journal;
 pub use limits::{CountryLimits, Limits};
@@ -183,9 +183,19 @@ pub struct Trust {
     /// Imports and revocations take effect on every instance within this time.
     #[serde(default = "Trust::default_refresh", with = "humantime_serde")]
     pub refresh: Duration,
+    /// How long after the last reading of the registry what is in memory is served while the database is unreachable;
+    /// zero: not at all.
+    #[serde(default = "Trust::default_read_grace", with = "humantime_serde")]
+    pub read_grace: Duration,
+    /// Thumbprints of certificates that are refused, whatever the registry says.
+    pub deny_file: Option<PathBuf>,
 }
 
 impl Trust {
+    fn default_read_grace() -> Duration {
+        Duration::from_secs(600)
+    }
+
     fn default_refresh() -> Duration {
         Duration::from_secs(5)
     }

@@ -105,6 +105,10 @@ pub enum Trouble {
     Settings,
     /// New encryption keys cannot be used.
     EncryptionKeys,
+    /// Records of the access log are not in the database.
+    AccessLogSetAside,
+    /// The list of denied certificates cannot be used.
+    DenyFile,
 }
 
 impl Trouble {
@@ -118,16 +122,20 @@ impl Trouble {
             }
             Self::Settings => "settings differ from those in use",
             Self::EncryptionKeys => "the encryption keys were not taken over, the old ones stay in use",
+            Self::AccessLogSetAside => "records of the access log could not be brought into the database",
+            Self::DenyFile => "`trust.deny_file` was not taken over completely",
         }
     }
 
     /// How bad it is.
     pub fn severity(self) -> Severity {
         match self {
-            Self::Writing => Severity::Problem,
-            Self::TlsCertificate | Self::CallbackCertificate | Self::Settings | Self::EncryptionKeys => {
-                Severity::Attention
-            }
+            Self::Writing | Self::DenyFile => Severity::Problem,
+            Self::TlsCertificate
+            | Self::CallbackCertificate
+            | Self::Settings
+            | Self::EncryptionKeys
+            | Self::AccessLogSetAside => Severity::Attention,
         }
     }
 }

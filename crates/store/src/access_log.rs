@@ -1,5 +1,7 @@
 //! Records of the access log.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use sea_orm::{DatabaseBackend, Value};
@@ -102,6 +104,41 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Inserts records of one instance as they are, and adds them to the totals of their day, with one commit. Those that
+    /// are there already are left out, so that it can be repeated. Returns the numbers at which there is another record:
+    /// what is there stays.
+    pub async fn ship_records(&self, records: &[Record]) -> Result<Vec<i64>, StoreError> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Vec::new()) };
+        let looked = Mutex::new(false);
+        self.repeat("access log", || async {
+            let mut others = Vec::new();
+            let mut missing = records.to_vec();
+            // An attempt whose outcome is not known may have been committed.
+            if std::mem::replace(&mut *looked.lock(), true) {
+                let sql =
+                    "SELECT sequence, hash FROM access_log WHERE instance = ? AND sequence BETWEEN ? AND ?";
+                let values = values![first.instance.as_str(), first.sequence, last.sequence];
+                let there: HashMap<i64, Vec<u8>> = self.db.rows(sql, values).await?.into_iter().collect();
+                missing.retain(|record| !there.contains_key(&record.sequence));
+                let differs =
+                    |record: &&Record| there.get(&record.sequence).is_some_and(|hash| *hash != record.hash);
+                others.extend(records.iter().filter(differs).map(|record| record.sequence));
+            }
+            if missing.is_empty() {
+                return Ok(others);
+            }
+            let backend = self.backend();
+            let entries = missing.iter().map(|record| &record.entry);
+            let sql = [insert(backend, &missing), statistics::upsert(backend, &first.instance, entries)];
+            match self.all_or_nothing(&sql).await {
+                Ok(()) => Ok(others),
+                Err(Failure::Duplicate) => Err(Failure::Transient("some of the records are there".into())),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
     }
 
     /// Tries whether records can be written: writes one, and takes it and its total away again with the same commit.

@@ -75,6 +75,8 @@ fn sqlite(config: &Database, path: &str) -> Store {
         replicas: Arc::default(),
         lease_names: Names::default(),
         keys_before_days: Arc::new(true.into()),
+        unreachable: Default::default(),
+        hurried: false,
     }
 }
 
@@ -161,6 +163,8 @@ fn mysql(config: &Database, url: &str) -> Result<Store, ConfigError> {
         replicas: Arc::default(),
         lease_names: Names::default(),
         keys_before_days: Arc::new(true.into()),
+        unreachable: Default::default(),
+        hurried: false,
     })
 }
 

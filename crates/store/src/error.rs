@@ -66,6 +66,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What an operation that is not tried, because the database is unreachable, ends with.
+    pub fn no_connection(operation: &'static str) -> Self {
+        Self::Unavailable { operation, reason: "there is no connection".into() }
+    }
+
+    /// Whether the database did not answer, in contrast to a refusal.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Timeout { .. }) || self.refuses_writing()
@@ -82,6 +92,8 @@ impl StoreError {
 pub(super) enum Failure {
     /// A retry helps.
     Transient(String),
+    /// There is no connection; a retry helps once there is one.
+    Unreachable(String),
     /// A unique key is taken.
     Duplicate,
     /// The server ended a statement that took longer than an operation may.
@@ -110,7 +122,9 @@ const TRANSIENT: [u16; 28] = [
 impl Failure {
     pub(super) fn into_error(self, operation: &'static str) -> StoreError {
         match self {
-            Self::Transient(reason) => StoreError::Unavailable { operation, reason },
+            Self::Transient(reason) | Self::Unreachable(reason) => {
+                StoreError::Unavailable { operation, reason }
+            }
             Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },
             Self::TooLong => {
                 StoreError::Unavailable { operation, reason: "a statement took too long".into() }
@@ -147,7 +161,7 @@ impl Failure {
 impl From<DbErr> for Failure {
     fn from(error: DbErr) -> Self {
         match &error {
-            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Transient(error.to_string()),
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Unreachable(error.to_string()),
             DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
                 match e.as_ref() {
                     SqlxError::Database(e) => {
@@ -164,7 +178,7 @@ impl From<DbErr> for Failure {
                     | SqlxError::Protocol(_)
                     | SqlxError::PoolTimedOut
                     | SqlxError::PoolClosed
-                    | SqlxError::WorkerCrashed => Self::Transient(error.to_string()),
+                    | SqlxError::WorkerCrashed => Self::Unreachable(error.to_string()),
                     _ => Self::Permanent(error.to_string()),
                 }
             }
@@ -193,9 +207,9 @@ impl From<mysql_async::Error> for Failure {
         use mysql_async::{DriverError, Error};
         match &error {
             Error::Server(e) => Self::from_mysql(e.code, &e.message),
-            Error::Io(_) => Self::Transient(error.to_string()),
+            Error::Io(_) => Self::Unreachable(error.to_string()),
             Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
-                Self::Transient(error.to_string())
+                Self::Unreachable(error.to_string())
             }
             _ => Self::Permanent(error.to_string()),
         }

@@ -29,7 +29,10 @@ use std::{
 
 use efgs_migrations::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 use tracing::{Instrument as _, Span, field::Empty, trace_span};
 
 use efgs_kit::{
@@ -88,6 +91,9 @@ pub use withdrawals::{ListedUpload, Withdrawal, WithdrawnBy};
 use error::Failure;
 use tx::Queries;
 
+/// How long a request's operation takes at most while the database is unreachable.
+pub const HURRY: Duration = Duration::from_millis(1500);
+
 /// The longest that bringing the schema up to date may take.
 const MIGRATION: Duration = Duration::from_secs(24 * 3600);
 
@@ -113,6 +119,10 @@ pub struct Store {
     replicas: Arc<replicas::Replicas>,
     /// Whether there may be hashes of keys that were stored before these were divided by day.
     keys_before_days: Arc<AtomicBool>,
+    /// Whether the last operation found no connection; clones share it.
+    unreachable: Arc<watch::Sender<bool>>,
+    /// Whether operations give up soon when there is no connection.
+    hurried: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -130,6 +140,39 @@ impl Store {
     /// With a journal: what is stored from now on is put into a batch, and served, once it is in the journal.
     pub fn with_journal(self) -> Self {
         Self { journal: true, ..self }
+    }
+
+    /// For requests: while the database is unreachable, an operation ends within [`HURRY`], not within
+    /// `database.timeout`.
+    pub fn hurried(&self) -> Self {
+        Self { hurried: true, ..self.clone() }
+    }
+
+    /// Whether the database was unreachable for the last operation that ended.
+    pub fn is_unreachable(&self) -> bool {
+        *self.unreachable.borrow()
+    }
+
+    /// Returns when an operation that has `begun` then must give up, because the database is unreachable.
+    async fn gives_up(&self, begun: Instant) {
+        if !self.hurried {
+            return std::future::pending().await;
+        }
+        let mut state = self.unreachable.subscribe();
+        loop {
+            // The sender is this value's own, so none of this fails.
+            drop(state.wait_for(|unreachable| *unreachable).await);
+            // A single connection that has died says nothing: the next attempt makes a new one.
+            let end = (begun + HURRY).max(Instant::now() + HURRY / 3);
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return,
+                _ = state.wait_for(|unreachable| !*unreachable) => {}
+            }
+        }
+    }
+
+    fn set_unreachable(&self, now: bool) {
+        self.unreachable.send_if_modified(|before| std::mem::replace(before, now) != now);
     }
 
     /// Brings the schema up to date. Safe to call from several instances at once.
@@ -253,26 +296,44 @@ impl Store {
         let deadline = begun + self.timeout;
         let mut wait = Duration::from_millis(10);
         let mut retries = 0;
-        let outcome = loop {
-            let failure = match tokio::time::timeout_at(deadline, operation()).await {
-                Ok(Ok(value)) => break Ok(value),
-                Ok(Err(failure)) => failure,
-                Err(_) => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
-            };
-            let cause = match failure {
-                Failure::Transient(cause) => cause,
-                // Another attempt would take as long.
-                Failure::TooLong => break Err(StoreError::Timeout { operation: name, after: self.timeout }),
-                failure => break Err(failure.into_error(name)),
-            };
-            let pause = wait.mul_f64(efgs_protocol::random::jitter(0.5));
-            if Instant::now() + pause >= deadline {
-                break Err(Failure::Transient(cause).into_error(name));
+        let attempting = async {
+            loop {
+                let failure = match tokio::time::timeout_at(deadline, operation()).await {
+                    Ok(Ok(value)) => {
+                        self.set_unreachable(false);
+                        break Ok(value);
+                    }
+                    Ok(Err(failure)) => failure,
+                    Err(_) => {
+                        self.set_unreachable(true);
+                        break Err(StoreError::Timeout { operation: name, after: self.timeout });
+                    }
+                };
+                let cause = match failure {
+                    Failure::Transient(cause) => cause,
+                    Failure::Unreachable(cause) => {
+                        self.set_unreachable(true);
+                        cause
+                    }
+                    // Another attempt would take as long.
+                    Failure::TooLong => {
+                        break Err(StoreError::Timeout { operation: name, after: self.timeout });
+                    }
+                    failure => break Err(failure.into_error(name)),
+                };
+                let pause = wait.mul_f64(efgs_protocol::random::jitter(0.5));
+                if Instant::now() + pause >= deadline {
+                    break Err(Failure::Transient(cause).into_error(name));
+                }
+                tracing::debug!(operation = name, cause, "the database asked for another attempt");
+                retries += 1;
+                tokio::time::sleep(pause).await;
+                wait = (wait * 2).min(Duration::from_millis(500));
             }
-            tracing::debug!(operation = name, cause, "the database asked for another attempt");
-            retries += 1;
-            tokio::time::sleep(pause).await;
-            wait = (wait * 2).min(Duration::from_millis(500));
+        };
+        let outcome = tokio::select! {
+            outcome = attempting => outcome,
+            () = self.gives_up(begun) => Err(StoreError::no_connection(name)),
         };
         (outcome, retries)
     }

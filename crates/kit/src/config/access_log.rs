@@ -1,8 +1,12 @@
 //! Settings of the access log.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use serde::Deserialize;
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// `[access_log]`
 #[derive(Clone, Debug, Deserialize)]
@@ -20,6 +24,40 @@ pub struct AccessLog {
     /// How long records are kept.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// The folder of records on their way to the database; empty: none, and every answer waits for the database.
+    pub spool: PathBuf,
+    /// Bytes that the folder may have; requests are answered 503 when it is full.
+    pub spool_max: ByteSize,
+    /// When a record in the folder must be on the disk.
+    pub sync: LogSync,
+}
+
+/// When a record must be on the disk. Records of requests that change something always are before the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogSync {
+    /// Before the answer.
+    Always,
+    /// At most this long after the answer; greater than zero.
+    Within(Duration),
+}
+
+impl<'de> Deserialize<'de> for LogSync {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "always" {
+            return Ok(Self::Always);
+        }
+        let value = serde::de::value::StrDeserializer::<D::Error>::new(&text);
+        match humantime_serde::deserialize::<Duration, _>(value) {
+            Ok(Duration::ZERO) => {
+                Err(D::Error::custom("`access_log.sync` must be greater than zero, or \"always\""))
+            }
+            Ok(duration) => Ok(Self::Within(duration)),
+            Err(_) => Err(D::Error::custom(
+                "`access_log.sync` is neither a duration such as \"50ms\" nor \"always\"",
+            )),
+        }
+    }
 }
 
 impl Default for AccessLog {
@@ -30,6 +68,16 @@ impl Default for AccessLog {
             signed_from: 1,
             sign_every: Duration::from_secs(60),
             retention: Duration::from_secs(90 * 24 * 3600),
+            spool: PathBuf::from("spool"),
+            spool_max: ByteSize::gib(4),
+            sync: LogSync::Within(Duration::from_millis(50)),
         }
+    }
+}
+
+impl AccessLog {
+    /// The folder of records on their way to the database, if there is one.
+    pub fn spool(&self) -> Option<&Path> {
+        Some(&*self.spool).filter(|folder| !folder.as_os_str().is_empty())
     }
 }

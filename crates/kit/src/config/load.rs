@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use zeroize::Zeroizing;
@@ -283,6 +284,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         // One key's row must fit its column.
         ("upload.max_bytes", config.upload.max_bytes.as_u64(), 15 << 20),
     ];
+    if config.access_log.spool_max < ByteSize::mib(1) {
+        return refuse("`access_log.spool_max` is too small: 1MiB at least");
+    }
     if let Some((key, value, most)) = bounded.iter().find(|(_, value, most)| value > most) {
         return Err(ConfigError::Invalid(format!("`{key}` = {value} is too large: {most} at most")));
     }
@@ -463,6 +467,8 @@ fn absolute(config: &mut Config, folder: &Path) {
     paths.extend(config.database.tls_ca.as_mut());
     paths.extend(config.access_log.signing_key.as_mut());
     paths.extend(&mut config.access_log.former_keys);
+    paths.extend(Some(&mut config.access_log.spool).filter(|folder| !folder.as_os_str().is_empty()));
+    paths.extend(config.trust.deny_file.as_mut());
     if let Some(callback) = &mut config.callback {
         paths.extend([&mut callback.certificate, &mut callback.private_key]);
         paths.extend(callback.ca.as_mut());

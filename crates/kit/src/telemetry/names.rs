@@ -27,6 +27,20 @@ metrics! {
     gauge BUILD_INFO = "efgs_build_info", Count, "1; the label is the gateway's version";
     gauge START_TIME = "efgs_start_timestamp_seconds", Seconds, "when this instance was started";
     gauge READY = "efgs_ready", Count, "1 when /health/ready would answer 200, else 0";
+    gauge DEGRADED = "efgs_degraded", Count,
+        "1 while the database is unreachable and only what is in memory is served, else 0";
+    gauge DENY_FILE_UP = "efgs_deny_file_up", Count,
+        "0 while trust.deny_file cannot be read or has a malformed line, else 1";
+    gauge SPOOL_BYTES = "efgs_log_spool_bytes", Bytes, "files of the access log's spool";
+    gauge SPOOL_MAX_BYTES = "efgs_log_spool_max_bytes", Bytes, "access_log.spool_max";
+    gauge SPOOL_RECORDS = "efgs_log_spool_records", Count,
+        "records of the access log that the database does not have yet";
+    gauge SPOOL_OLDEST_SECONDS = "efgs_log_spool_oldest_seconds", Seconds,
+        "age of the oldest of these records; 0 when there is none";
+    gauge SPOOL_UP = "efgs_log_spool_up", Count,
+        "0 while requests are refused because the spool is full or cannot be written, else 1";
+    gauge SPOOL_SET_ASIDE = "efgs_log_spool_set_aside", Count,
+        "1 while records or files wait in the spool's folder set-aside for an operator, else 0";
     counter REQUESTS = "efgs_http_requests_total", Count, "requests to the national side that were answered";
     counter REFUSED = "efgs_requests_refused_total", Count,
         "requests that were refused (4xx), by the code of the error; country - is a caller who was not let in";
