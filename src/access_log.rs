@@ -14,6 +14,7 @@ mod retention;
 mod shipping;
 mod spool;
 mod trail;
+mod unregistered;
 pub mod verify;
 
 use std::{
@@ -35,6 +36,7 @@ pub use retention::{Forgotten, RetentionError};
 use spool::Spool;
 pub use spool::SpoolState;
 pub use trail::{Facts, Trail, note, trail};
+use unregistered::Counts;
 use verify::Evidence;
 
 use crate::{
@@ -57,6 +59,7 @@ const PROBE: Duration = Duration::from_secs(10);
 pub struct Queue {
     sink: Sink,
     patience: Duration,
+    counts: Arc<Counts>,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +87,11 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Counts the request of an unregistered caller.
+    fn count(&self, entry: Entry) {
+        self.counts.add(entry).into_iter().for_each(|entry| self.leave(entry));
     }
 
     /// Takes an entry that nobody waits for.
@@ -138,6 +146,7 @@ pub struct AccessLog {
     /// What [`run`](Self::run) works with, once the log has begun.
     source: Mutex<Option<Source>>,
     spool: OnceLock<Arc<Spool>>,
+    counts: Arc<Counts>,
     patience: Duration,
     signer: Option<Arc<Signer>>,
     /// What statements are verified against.
@@ -169,6 +178,7 @@ impl AccessLog {
             queue: Mutex::default(),
             source: Mutex::default(),
             spool: OnceLock::new(),
+            counts: Arc::default(),
             patience,
             signer: signer.map(Arc::new),
             evidence,
@@ -256,7 +266,7 @@ impl AccessLog {
                 (Sink::Spool { spool: spool.clone(), _users: users }, Source::Spool(spool, in_use))
             }
         };
-        *self.queue.lock() = Some(Queue { sink, patience: self.patience });
+        *self.queue.lock() = Some(Queue { sink, patience: self.patience, counts: self.counts.clone() });
         *self.source.lock() = Some(source);
         Ok(())
     }
@@ -271,6 +281,9 @@ impl AccessLog {
     /// Brings what is recorded into the database, until the gateway stops and nothing is left.
     pub async fn run(self: Arc<Self>, health: Arc<Health>, shutdown: Shutdown) {
         let source = self.source.lock().take();
+        if let Some(queue) = self.queue() {
+            tokio::spawn(record_counts(queue, self.clock.clone(), shutdown.clone()));
+        }
         match source {
             Some(Source::Database(incoming)) => grouping::run(&self, incoming, &health, shutdown).await,
             Some(Source::Spool(spool, in_use)) => {
@@ -279,6 +292,19 @@ impl AccessLog {
             None => {}
         }
     }
+}
+
+/// Records what was counted of unregistered callers, minute by minute, and the rest when the gateway stops.
+async fn record_counts(queue: Queue, clock: Clock, mut shutdown: Shutdown) {
+    let mut looking = ticks(Duration::from_secs(1));
+    loop {
+        let records = tokio::select! {
+            _ = looking.tick() => queue.counts.complete(clock.now()),
+            () = shutdown.requested() => break,
+        };
+        records.into_iter().for_each(|entry| queue.leave(entry));
+    }
+    queue.counts.close().into_iter().for_each(|entry| queue.leave(entry));
 }
 
 /// Ticks that begin after the first period.

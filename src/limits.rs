@@ -47,6 +47,8 @@ use pace::Pace;
 
 /// The longest wait of a request above its country's rate.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Answers per second to all unregistered callers together, and how many may be given at once after a pause.
+const UNREGISTERED: (f64, u32) = (20.0, 40);
 /// When to retry after a refusal that depends on other requests.
 const LATER: TimeDelta = TimeDelta::seconds(10);
 
@@ -187,6 +189,7 @@ pub struct Limits {
     config: Config,
     countries: Mutex<HashMap<Country, Arc<State>>>,
     connections: Connections,
+    unregistered: Mutex<Pace>,
     memory: Arc<Memory>,
     /// As much again, for audits that are being sent.
     audits: Arc<Memory>,
@@ -220,6 +223,7 @@ impl Limits {
             config: config.clone(),
             countries: Mutex::default(),
             connections: Connections::default(),
+            unregistered: Mutex::new(Pace::new(UNREGISTERED.0, UNREGISTERED.1)),
             memory: Memory::new(memory, share),
             audits: Memory::new(memory, share),
             // Leaves one core to the connections if there are several.
@@ -277,6 +281,12 @@ impl Limits {
             }
             _ => Err(LimitError::Concurrency { country, kind, limit }),
         }
+    }
+
+    /// Waits until it is the turn of an answer to an unregistered caller, at most for [`PATIENCE`].
+    pub async fn delay_unregistered(&self) {
+        let turn = self.unregistered.lock().take(Instant::now(), PATIENCE);
+        tokio::time::sleep(turn.unwrap_or(PATIENCE)).await;
     }
 
     /// Memory for the body of an upload, initially none. It grows as the body arrives.

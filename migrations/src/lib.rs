@@ -23,6 +23,7 @@ mod m0008_instance;
 mod m0009_encryption_key;
 mod m0010_upload_key;
 mod m0011_days;
+mod m0012_request_count;
 
 /// All steps, oldest first.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0009_encryption_key::STEP),
             Box::new(m0010_upload_key::Migration),
             Box::new(m0011_days::Migration),
+            Box::new(m0012_request_count::Migration),
         ]
     }
 }

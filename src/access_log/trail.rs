@@ -81,6 +81,16 @@ impl Trail {
         note(&mut self.facts.lock());
     }
 
+    /// Counts the answer to an unregistered caller, who gets no record of their own.
+    pub fn count(&self, status: u16, error: Option<Cow<'static, str>>, response_bytes: u64) -> bool {
+        self.ended.store(true, Ordering::Relaxed);
+        match &self.queue {
+            Some(queue) => queue.count(self.entry(status, error, response_bytes)),
+            None => return false,
+        }
+        true
+    }
+
     /// Records the answer; returns when the record is durable, with `false` when it could not be made so.
     pub async fn end(&self, status: u16, error: Option<Cow<'static, str>>, response_bytes: u64) -> bool {
         self.ended.store(true, Ordering::Relaxed);
@@ -116,6 +126,7 @@ impl Trail {
             request_bytes: facts.request_bytes,
             response_bytes,
             duration_micros: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            requests: None,
         }
     }
 }
@@ -125,7 +136,11 @@ impl Drop for Trail {
         if let Some(queue) = &self.queue
             && !self.ended.load(Ordering::Relaxed)
         {
-            queue.leave(self.entry(499, Some("abandoned".into()), 0));
+            let entry = self.entry(499, Some("abandoned".into()), 0);
+            match entry.country {
+                Some(_) => queue.leave(entry),
+                None => queue.count(entry),
+            }
         }
     }
 }

@@ -114,6 +114,9 @@ pub(super) async fn observe<B: MessageBody + 'static>(
         Some(answer) => response.into_response(answer).map_into_right_body(),
         None => response.map_into_left_body(),
     };
+    let caller = known_caller(response.request());
+    let unregistered =
+        caller.is_none() && !app.as_ref().is_some_and(|app| app.admission.may_know(response.request()));
     let mut received = 0;
     if let (Some(trail), Some(app)) = (&trail, &app) {
         let bytes = match response.response().body().size() {
@@ -121,13 +124,16 @@ pub(super) async fn observe<B: MessageBody + 'static>(
             BodySize::None | BodySize::Stream => 0,
         };
         trail.note(|facts| received = facts.request_bytes);
+        let (status, error) = (response.status().as_u16(), code.clone().map(Into::into));
         // The record comes before the answer.
-        let recording = trace_span!(target: telemetry::SPANS, parent: &span, "access log");
-        if !trail
-            .end(response.status().as_u16(), code.clone().map(Into::into), bytes)
-            .instrument(recording)
-            .await
-        {
+        let recorded = if unregistered {
+            app.admission.delay_unregistered().await;
+            trail.count(status, error, bytes)
+        } else {
+            let recording = trace_span!(target: telemetry::SPANS, parent: &span, "access log");
+            trail.end(status, error, bytes).instrument(recording).await
+        };
+        if !recorded {
             reason = Some(Unrecorded.to_string());
             let answer = Error::from(Unrecorded).respond(&id, app.clock.now());
             response = response.into_response(answer).map_into_right_body();
@@ -138,16 +144,14 @@ pub(super) async fn observe<B: MessageBody + 'static>(
     }
 
     let status = response.status();
-    let caller = known_caller(response.request());
     // Rejected callers must not keep connections, because these are limited. And the HTTP library would read a chunked
     // body to its end, which the sender decides.
     let unread = received == 0 && response.request().chunked().unwrap_or(false);
-    if caller.is_none() || unread {
+    if unregistered || unread {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
         conversation.iter().for_each(Conversation::end);
     }
     conversation.iter().for_each(Conversation::answered);
-    let unregistered = caller.is_none();
     let caller = caller.as_ref().map_or("-", Country::as_str);
     if let Some(code) = code.filter(|_| status.is_client_error()) {
         let labels = [("country", caller.to_owned()), ("operation", operation.to_owned()), ("code", code)];

@@ -126,6 +126,18 @@ impl Admission {
         self.shown(request).ok().map(|identity| identity.thumbprint)
     }
 
+    /// Whether the request may be that of a registered caller, whatever it asks for. While nobody can be told apart,
+    /// everybody may be.
+    pub fn may_know(&self, request: &HttpRequest) -> bool {
+        let Ok(registry) = self.trust.registry_for_reads() else { return true };
+        self.shown(request).is_ok_and(|identity| self.caller(&identity, &registry).is_ok())
+    }
+
+    /// Delays the answer to an unregistered caller: all of them together are served slowly.
+    pub async fn delay_unregistered(&self) {
+        self.limits.delay_unregistered().await;
+    }
+
     /// The country whose connection this is, if it may read.
     pub fn country(&self, identity: &PeerIdentity) -> Option<Country> {
         let registry = self.trust.registry_for_reads().ok()?;

@@ -49,6 +49,7 @@ async fn record_of(case: &Case, answer: &Answer) -> Value {
         "error": text("error"),
         "keys": row.try_get::<Option<i32>>("", "key_count").unwrap(),
         "origins": text("origins").map(|text| serde_json::from_str::<Value>(&text).unwrap()),
+        "requests": row.try_get::<Option<i64>>("", "request_count").unwrap(),
         "requestBytes": row.try_get::<i64>("", "request_bytes").unwrap(),
         "responseBytes": row.try_get::<i64>("", "response_bytes").unwrap(),
     })
@@ -125,10 +126,20 @@ async fn every_request_is_recorded_with_who_what_and_which_result(case: &Case) {
     assert_says(&record, json!({"status": 406, "error": "not-acceptable", "country": "DE", "tag": "de-3"}));
     let unregistered = efgs_test_ca::Pki::new(efgs_test_ca::KeyKind::Ec256).unwrap();
     let unregistered = unregistered.participant(country("DE")).unwrap().authentication;
-    let answer = gateway.client_with(Some(&unregistered), "DE").upload("x", &german).await.expect(403);
+    let unregistered = gateway.client_with(Some(&unregistered), "DE");
+    let answer = unregistered.upload("x", &german).await.expect(403);
+    unregistered.upload("y", &german).await.expect(403);
+    // They are counted, and recorded when their minute is over.
+    assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log WHERE status = 403").await, 0);
+    case.clock.set(case.clock.now() + chrono::TimeDelta::minutes(1));
+    until("the minute's records", async || {
+        let sql = "SELECT COUNT(*) FROM access_log WHERE status = 403";
+        (case.db.number(sql).await == 1).then_some(())
+    })
+    .await;
     let refused = json!({
-        "country": null, "thumbprint": unregistered.certificate.thumbprint().to_string(), "operation": "upload",
-        "tag": null, "status": 403, "error": "forbidden", "keys": null,
+        "country": null, "thumbprint": null, "operation": "upload", "method": "*", "path": null, "tag": null,
+        "status": 403, "error": "forbidden", "keys": null, "requests": 2,
     });
     assert_says(&record_of(case, &answer).await, refused);
 

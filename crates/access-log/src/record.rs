@@ -50,6 +50,9 @@ pub struct Entry {
     pub response_bytes: u64,
     /// From the request's head to its answer, in microseconds; without the time for this record.
     pub duration_micros: u64,
+    /// How many requests of unregistered callers it stands for, all of one minute; absent for a single request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u32>,
 }
 
 fn as_text<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -184,6 +187,7 @@ mod tests {
                 request_bytes: sizes.0,
                 response_bytes: sizes.1,
                 duration_micros: sizes.2,
+                requests: result.2.filter(|requests| requests % 2 == 0),
             },
         )
     }
@@ -194,7 +198,7 @@ mod tests {
             let bytes = canonical("00112233aabbccdd", 7, &one);
             let read: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
             prop_assert_eq!(&read["requestId"], one.request_id.as_str());
-            prop_assert_eq!(read.as_object().unwrap().len(), 19);
+            prop_assert_eq!(read.as_object().unwrap().len(), 19 + usize::from(one.requests.is_some()));
             prop_assert_eq!(bytes == canonical("00112233aabbccdd", 7, &other), one == other);
             // Nothing can be moved from one field into the next.
             let mut shifted = one.clone();
@@ -203,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn any_flipped_bit_is_seen(entry in entries(), which in 0..13_usize, bit in 0..8_u8) {
+        fn any_flipped_bit_is_seen(entry in entries(), which in 0..14_usize, bit in 0..8_u8) {
             let record = Record::new("00112233aabbccdd", 7, [3; 32], entry);
             prop_assert!(record.is_intact());
             let mut changed = record.clone();
@@ -220,6 +224,7 @@ mod tests {
                 8 => changed.entry.tag = changed.entry.tag.map_or(Some(String::new()), |tag| Some(tag + "x")),
                 9 => changed.entry.country = changed.entry.country.xor(Some("XX".into())),
                 10 => changed.entry.at += chrono::TimeDelta::microseconds(1 << bit),
+                12 => changed.entry.requests = changed.entry.requests.map_or(Some(0), |requests| Some(requests ^ (1 << bit))),
                 11 => changed.instance = "00112233aabbccde".into(),
                 _ => changed.entry.origins.get_or_insert_default().insert("XX".into(), u32::from(bit)).map_or((), drop),
             }
@@ -246,6 +251,7 @@ mod tests {
             request_bytes: 0,
             response_bytes: 120,
             duration_micros: 77,
+            requests: None,
         };
         let record = Record::new("44d3d64da67d64d5", 1, ORIGIN, entry);
         let canonical = r#"{"v":1,"instance":"44d3d64da67d64d5","sequence":1,"at":"2026-11-24T18:00:00.000001Z","requestId":"63245d16e350ff37","country":"DE","thumbprint":null,"operation":"download","method":"GET","path":"/diagnosiskeys/download/{date}","tag":null,"date":"2026-11-24","status":200,"error":null,"keys":3,"origins":{"IT":2,"NL":1},"requestBytes":0,"responseBytes":120,"durationMicros":77}"#;

@@ -76,7 +76,8 @@ impl Tally {
     /// Counts one request.
     pub fn count(&mut self, entry: &Entry) {
         let keys = u64::from(entry.keys.unwrap_or(0));
-        self.requests += 1;
+        let requests = u64::from(entry.requests.unwrap_or(1));
+        self.requests += requests;
         match (&*entry.operation, entry.status) {
             // Also when its sender did not wait for the answer: it is stored.
             (operation::UPLOAD, _) if keys > 0 => {
@@ -103,8 +104,8 @@ impl Tally {
             _ => {}
         }
         match entry.status {
-            400..=499 => self.client_errors += 1,
-            500.. => self.server_errors += 1,
+            400..=499 => self.client_errors += requests,
+            500.. => self.server_errors += requests,
             _ => {}
         }
     }

@@ -306,7 +306,7 @@ impl Table for Record {
     const TABLE: &'static str = "access_log";
     fn columns() -> String {
         "instance, sequence, at, request_id, country, thumbprint, operation, method, path, tag, asked_date, status, \
-         error, key_count, origins, request_bytes, response_bytes, duration_us, previous, hash"
+         error, key_count, origins, request_bytes, response_bytes, duration_us, request_count, previous, hash"
             .to_owned()
     }
 
@@ -332,6 +332,7 @@ impl Table for Record {
             entry.request_bytes,
             entry.response_bytes,
             entry.duration_micros,
+            entry.requests,
             self.previous,
             self.hash,
         ]
@@ -368,6 +369,7 @@ impl Row for Record {
             request_bytes: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
             response_bytes: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
             duration_micros: u64::try_from(cells.next::<i64>()?).map_err(|_| malformed())?,
+            requests: cells.next::<Option<i64>>()?.map(u32::try_from).transpose().map_err(|_| malformed())?,
         };
         Ok(Self { instance, sequence, entry, previous: cells.next()?, hash: cells.next()? })
     }
