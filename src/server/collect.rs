@@ -70,6 +70,10 @@ pub(super) async fn collect(app: &App) {
         gauge!(JOURNAL_LAST_WRITE).set(journal.last_write() as f64);
     }
 
+    if let Some(days) = app.health.database().days_ahead {
+        gauge!(DATABASE_DAYS_AHEAD).set(days as f64);
+    }
+
     let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);

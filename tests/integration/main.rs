@@ -24,6 +24,7 @@ mod callback_server;
 mod client;
 mod collector;
 mod database;
+mod days;
 mod download;
 mod downloader;
 mod encryption;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         file("batching", batching::TESTS),
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),
+        file("days", days::TESTS),
         file("download", download::TESTS),
         file("downloader", downloader::TESTS),
         file("encryption", encryption::TESTS),

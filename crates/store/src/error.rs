@@ -90,6 +90,8 @@ pub(super) enum Failure {
     LeaseLost,
     /// The day has no partition.
     NoPartition(String),
+    /// A table whose definition is to change is in use. An immediate retry does not help.
+    InUse(String),
     /// See [`StoreError::Denied`].
     Denied(String),
     /// See [`StoreError::CannotWrite`]. An immediate retry does not help.
@@ -110,7 +112,7 @@ const TRANSIENT: [u16; 28] = [
 impl Failure {
     pub(super) fn into_error(self, operation: &'static str) -> StoreError {
         match self {
-            Self::Transient(reason) => StoreError::Unavailable { operation, reason },
+            Self::Transient(reason) | Self::InUse(reason) => StoreError::Unavailable { operation, reason },
             Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },
             Self::TooLong => {
                 StoreError::Unavailable { operation, reason: "a statement took too long".into() }
