@@ -11,7 +11,7 @@ use crate::{
     body_cache::BodyCache,
     chain::Chain,
     clock::Clock,
-    health::{Health, JobWatch},
+    health::{DatabaseState, Health, JobWatch},
     jobs::{self, Shutdown},
     store::{ExpiryStep, Job, Lease, Store, StoreError},
     telemetry,
@@ -48,6 +48,7 @@ impl Expiry {
     async fn turn(&self, watch: &JobWatch) -> Result<(), StoreError> {
         // This instance's own memory: needs no lease.
         self.body_cache.forget_before(self.chain.oldest()).await;
+        self.look_at_database().await?;
         let overdue = self.store.overdue(Job::Expiry).await?;
         watch.set_overdue(overdue);
         if overdue.is_none() {
@@ -59,11 +60,22 @@ impl Expiry {
         let span = trace_span!(target: telemetry::SPANS, "expire");
         let working = jobs::under_lease(&self.store, lease, async |lease| {
             self.expire_all(lease).await?;
+            // It may have added days.
+            self.look_at_database().await?;
             self.store.set_due(lease, self.interval).await?;
             watch.set_overdue(None);
             Ok(())
         });
         working.instrument(span).await
+    }
+
+    /// Notes for `ready` how many days ahead can be stored, and whether the server's memory is large enough.
+    pub async fn look_at_database(&self) -> Result<(), StoreError> {
+        let days_ahead = self.store.days_ahead(self.clock.now().date_naive()).await?;
+        let sizing = self.store.sizing().await?;
+        let too_small = sizing.map(|sizing| sizing.too_small()).unwrap_or_default();
+        self.health.set_database(DatabaseState { days_ahead: Some(days_ahead), too_small });
+        Ok(())
     }
 
     /// Deletes all expired data now, for the command `expire`. Waits for the lease.

@@ -1,15 +1,17 @@
-//! The same rows as an upload's, inserted by the bare database driver: prepared inserts of 1,000 rows in the
-//! order of the hashes, in one durable transaction.
+//! The same rows as an upload's, inserted by the bare database driver: prepared inserts of 1,000 keys and 5,000 hashes, in
+//! one durable transaction.
 
 use std::{sync::Arc, time::Instant};
 
-use chrono::{Datelike, Timelike};
+use chrono::{Datelike, NaiveDate, Timelike};
 use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 
 use crate::{Outcome, load::Round, uploads::Upload};
 
-/// Rows of one insert.
+/// Keys of one insert.
 const ROWS: usize = 1000;
+/// Hashes of one insert.
+const HASHES: usize = 5000;
 
 /// Inserts all uploads on as many connections at once.
 pub(crate) async fn insert_all(pool: &Pool, connections: usize, uploads: Arc<Vec<Upload>>) -> Outcome<Round> {
@@ -69,15 +71,26 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
     tx.exec_drop(
         "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, \
          content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
-         signing_thumbprint, uploaded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         signing_thumbprint, uploaded_at, key_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
         Params::Positional(row),
     )
     .await?;
     let id = tx.last_insert_id().ok_or("the database gave an upload no number")?;
+    let mut hashes: Vec<_> =
+        upload.rows.iter().map(|row| (row.rolling_day, &row.payload_hash[..16])).collect();
+    hashes.sort_unstable();
+    for hashes in hashes.chunks(HASHES) {
+        let values = hashes.iter().flat_map(|(day, hash)| [(*day).into(), (*hash).into()]).collect();
+        let marks = vec!["(?,?)"; hashes.len()].join(",");
+        let sql = format!("INSERT INTO key_hash (rolling_day, hash) VALUES {marks}");
+        tx.exec_drop(sql, Params::Positional(values)).await?;
+    }
+    let day = (day - NaiveDate::default()).num_days();
     for rows in upload.rows.chunks(ROWS) {
-        let mut values = Vec::with_capacity(rows.len() * 5);
+        let mut values = Vec::with_capacity(rows.len() * 6);
         for row in rows {
             values.extend([
+                day.into(),
                 id.into(),
                 row.position.into(),
                 row.payload_hash.as_slice().into(),
@@ -85,9 +98,9 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
                 row.payload.as_slice().into(),
             ]);
         }
-        let marks = vec!["(?,?,?,?,?)"; rows.len()].join(",");
+        let marks = vec!["(?,?,?,?,?,?)"; rows.len()].join(",");
         let sql = format!(
-            "INSERT INTO diagnosis_key (upload_id, position, payload_hash, report_type, payload) VALUES {marks}"
+            "INSERT INTO diagnosis_key (day, upload_id, position, payload_hash, report_type, payload) VALUES {marks}"
         );
         tx.exec_drop(sql, Params::Positional(values)).await?;
     }

@@ -27,13 +27,14 @@ pub(crate) struct Upload {
     pub(crate) at: DateTime<Utc>,
     /// Head and body.
     pub(crate) request: Vec<u8>,
-    /// In the order of their hashes.
+    /// In the order of the request.
     pub(crate) rows: Vec<Row>,
 }
 
 /// One key as a bare insert stores it.
 pub(crate) struct Row {
     pub(crate) position: u32,
+    pub(crate) rolling_day: u16,
     pub(crate) payload_hash: [u8; 32],
     pub(crate) report_type: u8,
     /// Random bytes of the size that the encrypted key has.
@@ -77,9 +78,9 @@ impl Maker {
             let mut payload = vec![0; plain.len() + ENCRYPTION];
             rand::fill(&mut payload[..]);
             let report_type = key.report_type as u8;
-            rows.push(Row { position: position as u32, payload_hash, report_type, payload });
+            let (position, rolling_day) = (position as u32, key.rolling_day());
+            rows.push(Row { position, rolling_day, payload_hash, report_type, payload });
         }
-        rows.sort_unstable_by_key(|row| row.payload_hash);
         let (country, content_hash) = (self.country, rand::random());
         Ok(Upload { country, tag, signature, content_hash, at, request, rows })
     }

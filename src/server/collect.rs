@@ -82,6 +82,9 @@ pub(super) async fn collect(app: &App) {
     let troubles = app.health.troubles();
     gauge!(DENY_FILE_UP).set(u8::from(!troubles.contains_key(&Trouble::DenyFile)));
     gauge!(SPOOL_SET_ASIDE).set(u8::from(troubles.contains_key(&Trouble::AccessLogSetAside)));
+    if let Some(days) = app.health.database().days_ahead {
+        gauge!(DATABASE_DAYS_AHEAD).set(days as f64);
+    }
 
     let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);

@@ -7,6 +7,8 @@ use crate::health::{Severity, Trouble, Warning, short};
 
 /// A certificate that expires within this many days is a warning.
 const WARN_DAYS: i64 = 30;
+/// Fewer days than these that can be stored ahead are a warning. The expiry job keeps seven.
+const FEW_DAYS: i64 = 3;
 
 /// The answer of the readiness check.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +94,21 @@ impl App {
             text: format!("{}: {why}", what.text()),
         };
         readiness.warnings.extend(self.health.troubles().into_iter().map(trouble));
+        let database = self.health.database();
+        let remedy = "the gateway's account needs the right to ALTER its tables, or `efgs-gateway migrate` must be run \
+                      each day with an account that has it: see docs/operations.md";
+        match database.days_ahead {
+            Some(days @ ..1) => {
+                let day = if days < 0 { "today" } else { "tomorrow" };
+                readiness.reasons.push(format!("the database has no partition for {day}: {remedy}"));
+            }
+            Some(days @ ..FEW_DAYS) => {
+                let text = format!("the database has partitions for {days} more days only: {remedy}");
+                readiness.warnings.push(attention(text));
+            }
+            _ => {}
+        }
+        readiness.warnings.extend(database.too_small.into_iter().map(attention));
         let now = self.clock.now();
         for certificate in self.health.certificates().iter() {
             let name = certificate.name();

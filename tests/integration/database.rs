@@ -5,7 +5,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Statement};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, QueryResult, Statement, TransactionTrait,
+};
 
 use crate::free_port::free_port;
 
@@ -124,6 +126,16 @@ impl PrivateServer {
     }
 }
 
+impl PrivateServer {
+    /// A statement as the server's root.
+    pub(crate) async fn as_root(&self, sql: &str) {
+        let mut command = self.script.command();
+        command.arg("sql").arg(&self.folder).arg("--execute").arg(sql);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 impl Drop for PrivateServer {
     fn drop(&mut self) {
         // Waiting closes its input first.
@@ -180,6 +192,13 @@ impl Database {
     pub(crate) async fn rows(&self, sql: &str) -> Vec<QueryResult> {
         let statement = Statement::from_string(self.connection.get_database_backend(), sql);
         self.connection.query_all_raw(statement).await.unwrap()
+    }
+
+    /// A transaction that has read this, as a dump does: it holds on to the definitions of the tables until it ends.
+    pub(crate) async fn reader_of(&self, sql: &str) -> DatabaseTransaction {
+        let reader = self.connection.begin().await.unwrap();
+        reader.execute_unprepared(sql).await.unwrap();
+        reader
     }
 
     /// The first column of a query.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use efgs_gateway::{rotation, server::App, store::StoreError};
 
 use crate::{
     database::Kind,
-    harness::{Case, tests, until},
+    harness::{Case, country, tests, until},
+    health::ready,
 };
 
 tests![
@@ -15,6 +17,8 @@ tests![
     the_uploads_of_the_version_before_are_given_their_key_in_steps,
     the_server_ends_a_statement_that_takes_too_long,
     a_migration_may_take_longer_than_a_request,
+    without_the_right_to_alter_reads_go_on_and_what_to_do_is_said,
+    a_long_statement_delays_expiry_and_stops_nothing_else,
 ];
 
 /// Uploads, of two keys each, a thousand in each batch.
@@ -168,6 +172,48 @@ async fn back_to_speed(case: &Case, table: &str) {
     case.db.execute(&format!("ALTER TABLE {table}_table RENAME TO {table}")).await;
 }
 
+async fn without_the_right_to_alter_reads_go_on_and_what_to_do_is_said(case: &Case) {
+    let first = case.gateway().await;
+    let keys = first.client("DE").upload_new("a", 2, case.clock.now()).await;
+    let day = case.today();
+    first.form().await;
+    case.stop(&first).await;
+    let server = case.server.as_ref().unwrap();
+    server.as_root("REVOKE ALTER ON `efgs\\_%`.* FROM app@'%'").await;
+    // A week with a gateway that could not add days.
+    case.clock.set(case.clock.now() + TimeDelta::days(8));
+    let second = case.gateway().await;
+    assert_eq!(second.client("NL").download(day, None).await.expect(200).keys(), keys);
+    let client = second.client("DE");
+    let new = crate::client::keys(country("DE"), 2, case.clock.now());
+    client.upload("b", &new).await.refused(503, "unavailable");
+    let (status, body) = ready(&second).await;
+    assert_eq!(status, 503, "{body}");
+    assert!(body["reasons"].to_string().contains("no partition for today"), "{body}");
+    let warnings = body["warnings"].to_string();
+    assert!(warnings.contains("ALTER command denied") && warnings.contains("efgs-gateway migrate"), "{body}");
+    server.as_root("GRANT ALTER ON `efgs\\_%`.* TO app@'%'").await;
+    case.stop(&second).await;
+    let third = case.gateway().await;
+    third.client("DE").upload("b", &new).await.expect(201);
+    until("ready", async || (ready(&third).await.0 == 200).then_some(())).await;
+}
+
+async fn a_long_statement_delays_expiry_and_stops_nothing_else(case: &Case) {
+    let gateway = case.gateway_with(|config| config.retention.days = 3).await;
+    gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
+    gateway.form().await;
+    case.clock.set(case.clock.now() + TimeDelta::days(4));
+    gateway.app.store.add_days(gateway.app.chain.oldest(), case.today()).await.unwrap();
+    let reader = case.db.reader_of("SELECT COUNT(*) FROM diagnosis_key").await;
+    let refused = gateway.app.expiry.expire_now().await.unwrap_err().to_string();
+    assert!(refused.contains("a long statement, such as a dump"), "{refused}");
+    gateway.client("DE").upload_new("b", 2, case.clock.now()).await;
+    assert_eq!(case.db.counts().await, [2, 4, 1]);
+    reader.commit().await.unwrap();
+    assert_eq!(gateway.app.expiry.expire_now().await.unwrap().keys, 2);
+}
+
 fn hurried(case: &Case) -> std::sync::Arc<App> {
     let mut config = case.config();
     config.database.timeout = Duration::from_secs(2);
@@ -196,12 +242,13 @@ async fn the_server_ends_a_statement_that_takes_too_long(case: &Case) {
 async fn a_migration_may_take_longer_than_a_request(case: &Case) {
     let gateway = case.gateway().await;
     gateway.client("DE").upload_new("a", 2, case.clock.now()).await;
+    gateway.form().await;
     case.stop(&gateway).await;
     to_the_schema_before(case).await;
-    slow_down(case, "diagnosis_key", "position = 0 AND SLEEP(3) = 0").await;
+    slow_down(case, "batch", "SLEEP(3) = 0").await;
     let app = hurried(case);
     app.store.migrate().await.unwrap();
-    back_to_speed(case, "diagnosis_key").await;
+    back_to_speed(case, "batch").await;
     assert_eq!(app.store.keys_in_use().await.unwrap(), [1]);
     app.store.clone().close().await;
 }

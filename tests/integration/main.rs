@@ -27,6 +27,7 @@ mod client;
 mod collector;
 mod database;
 mod deny_file;
+mod days;
 mod download;
 mod downloader;
 mod encryption;
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         file("callback", callback::TESTS),
         file("callback_failures", callback_failures::TESTS),
         file("deny_file", deny_file::TESTS),
+        file("days", days::TESTS),
         file("download", download::TESTS),
         file("downloader", downloader::TESTS),
         file("encryption", encryption::TESTS),

@@ -33,6 +33,7 @@ pub struct Health {
     certificates: RwLock<Arc<[WatchedCertificate]>>,
     waiting: RwLock<Waiting>,
     troubles: Mutex<BTreeMap<Trouble, String>>,
+    database: RwLock<DatabaseState>,
 }
 
 /// Keeps the record of one job; clones share it.
@@ -208,6 +209,15 @@ pub struct Waiting {
     pub newest_batch: Option<DateTime<Utc>>,
 }
 
+/// What an operator has to prepare in the database in time.
+#[derive(Clone, Debug, Default)]
+pub struct DatabaseState {
+    /// How many days after today the database can store keys of; none if that is not known yet.
+    pub days_ahead: Option<i64>,
+    /// Settings of its server that are too small for what is stored, and what to do.
+    pub too_small: Vec<String>,
+}
+
 impl Health {
     /// Nothing is known yet. `shortest` is `database.timeout`.
     pub fn new(clock: Clock, shortest: Duration) -> Self {
@@ -219,6 +229,7 @@ impl Health {
             certificates: RwLock::new([].into()),
             waiting: RwLock::default(),
             troubles: Mutex::default(),
+            database: RwLock::default(),
         }
     }
 
@@ -282,6 +293,16 @@ impl Health {
             None => all.remove(&what),
         };
         before != why
+    }
+
+    /// The database as it was last looked at.
+    pub fn database(&self) -> DatabaseState {
+        self.database.read().clone()
+    }
+
+    /// Notes how the database is.
+    pub fn set_database(&self, state: DatabaseState) {
+        *self.database.write() = state;
     }
 
     /// What waits for a batch.

@@ -63,22 +63,31 @@ impl Store {
         self.db.rows(sql, values![table]).await
     }
 
-    /// Changes a table's definition.
+    /// Changes a table's definition. While it waits for a long statement, all others on the table wait behind it, so it
+    /// does not wait long and is not repeated at once.
     async fn alter(&self, sql: &str) -> Result<(), Failure> {
-        Ok(self.patient.execute_unprepared(sql).await.map(|_| ())?)
+        match self.patient.execute_unprepared(sql).await.map_err(Failure::from) {
+            Ok(_) => Ok(()),
+            Err(Failure::Transient(reason)) if reason.starts_with("error 1205") => {
+                let why = "a long statement, such as a dump, uses the table; this is tried again later";
+                Err(Failure::InUse(format!("{reason}: {why}")))
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
-    /// How many days after `today` can be written to: less than 0 when today cannot. None on SQLite, where all can.
-    pub async fn days_ahead(&self, today: NaiveDate) -> Result<Option<i64>, StoreError> {
+    /// How many days after `today` keys can be stored in: less than 0 when today they cannot. SQLite has no limit, which
+    /// counts as a week.
+    pub async fn days_ahead(&self, today: NaiveDate) -> Result<i64, StoreError> {
         if self.backend() == DatabaseBackend::Sqlite {
-            return Ok(None);
+            return Ok(AHEAD as i64);
         }
         self.repeat("look at partitions", || async {
             let mut last = u16::MAX;
             for table in [KEYS, HASHES] {
                 last = last.min(self.partitions(table).await?.last().copied().unwrap_or_default());
             }
-            Ok(Some(i64::from(last) - i64::from(number(today))))
+            Ok(i64::from(last) - i64::from(number(today)))
         })
         .await
     }
@@ -91,10 +100,10 @@ impl Store {
         outcome: Result<T, Failure>,
     ) -> Result<T, Failure> {
         match outcome {
-            Err(Failure::NoPartition(reason)) => {
-                self.add_partitions(day, day).await?;
-                Err(Failure::Transient(reason))
-            }
+            Err(Failure::NoPartition(reason)) => match self.add_partitions(day, day).await {
+                Ok(()) | Err(Failure::InUse(_)) => Err(Failure::Transient(reason)),
+                Err(failure) => Err(failure),
+            },
             outcome => outcome,
         }
     }
@@ -130,16 +139,7 @@ impl Store {
                     return Err(Failure::Transient("an upload that is to expire waits for a batch".into()));
                 }
                 let names: Vec<_> = old.iter().map(|day| format!("p{day}")).collect();
-                match self.alter(&format!("ALTER TABLE {table} DROP PARTITION {}", names.join(", "))).await {
-                    // While an attempt waits, all statements on the table wait behind it: the next one is the job's
-                    // next turn.
-                    Err(Failure::Transient(reason)) => {
-                        let why =
-                            "it waits for a long statement on the table, such as a dump, and is tried again";
-                        Err(Failure::Permanent(format!("{reason}: {why}")))
-                    }
-                    outcome => outcome,
-                }
+                self.alter(&format!("ALTER TABLE {table} DROP PARTITION {}", names.join(", "))).await
             })
             .await?;
         }

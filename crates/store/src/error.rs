@@ -102,6 +102,8 @@ pub(super) enum Failure {
     LeaseLost,
     /// The day has no partition.
     NoPartition(String),
+    /// A table whose definition is to change is in use. An immediate retry does not help.
+    InUse(String),
     /// See [`StoreError::Denied`].
     Denied(String),
     /// See [`StoreError::CannotWrite`]. An immediate retry does not help.
@@ -122,7 +124,7 @@ const TRANSIENT: [u16; 28] = [
 impl Failure {
     pub(super) fn into_error(self, operation: &'static str) -> StoreError {
         match self {
-            Self::Transient(reason) | Self::Unreachable(reason) => {
+            Self::Transient(reason) | Self::Unreachable(reason) | Self::InUse(reason) => {
                 StoreError::Unavailable { operation, reason }
             }
             Self::Duplicate => StoreError::Refused { operation, reason: "a unique key is taken".into() },

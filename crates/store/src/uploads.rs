@@ -331,8 +331,8 @@ impl Store {
         if !self.keys_before_days.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let sql = "SELECT rolling_day FROM key_hash WHERE rolling_day = ? LIMIT 1";
-        if tx.row::<u16>(sql, values![BEFORE_DAYS]).await?.is_none() {
+        let sql = "SELECT 1 FROM key_hash WHERE rolling_day = ? LIMIT 1";
+        if tx.row::<i64>(sql, values![BEFORE_DAYS]).await?.is_none() {
             self.keys_before_days.store(false, Ordering::Relaxed);
             return Ok(false);
         }

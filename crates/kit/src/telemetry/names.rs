@@ -101,6 +101,7 @@ metrics! {
     gauge JOB_INTERVAL = "efgs_job_interval_seconds", Seconds, "how often the job has to make progress";
     gauge JOB_OVERDUE = "efgs_job_overdue_seconds", Seconds,
         "for how long the job has been due without any instance having done it; 0 when it is not due";
+    gauge DATABASE_DAYS_AHEAD = "efgs_database_days_ahead", Count, "how many days after today the database has partitions for; 7 on SQLite, which needs none";
     gauge DATABASE_UP = "efgs_database_up", Count, "1 when the database answers, else 0";
     gauge DATABASE_CONNECTIONS = "efgs_database_connections", Count, "connections to the database: busy or idle";
     gauge DATABASE_CONNECTIONS_MAX = "efgs_database_connections_max", Count, "connections that there may be";
