@@ -37,6 +37,8 @@ use crate::{
 
 /// The longest duration of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Bytes that are encrypted and written at once: as many as rustls takes, four TLS records.
+const WRITE_BUFFER: usize = 64 << 10;
 /// The longest wait before a handshake, for an address that opens too many connections.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -94,6 +96,7 @@ where
         .client_request_timeout(app.config.server.request_timeout)
         .client_disconnect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
+        .h1_write_buffer_size(WRITE_BUFFER)
         .on_connect_ext(move |connection: &T, extensions: &mut Extensions| {
             prepare(&app, connection, extensions);
         })
