@@ -36,6 +36,7 @@ tests![
     half_an_upload_is_never_served,
     keys_are_read_from_a_replica_that_has_them_and_else_from_the_primary,
     the_next_batch_is_ready_before_it_is_asked_for,
+    a_batch_on_disk_needs_no_database_and_goes_with_a_withdrawal,
 ];
 
 async fn what_comes_in_one_format_goes_out_in_the_other_in_the_same_order(case: &Case) {
@@ -491,4 +492,47 @@ async fn the_next_batch_is_ready_before_it_is_asked_for(case: &Case) {
     assert_eq!(reader.download(case.today(), Some(&names[1])).await.expect(200).keys().len(), 5);
     case.db.execute("ALTER TABLE renamed RENAME TO diagnosis_key").await;
     assert_eq!(reader.download(case.today(), Some(&names[2])).await.expect(200).keys().len(), 5);
+}
+
+async fn a_batch_on_disk_needs_no_database_and_goes_with_a_withdrawal(case: &Case) {
+    let folder = case.folder.path().join("disk-cache");
+    let start = async || {
+        let folder = folder.clone();
+        let with = |config: &mut Config| {
+            config.download.disk_cache = bytesize::ByteSize::mib(10);
+            config.download.disk_folder = folder;
+        };
+        case.gateway_with(with).await
+    };
+    let files = || {
+        let all = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.extension().is_none()).collect::<Vec<_>>()
+    };
+    let gateway = start().await;
+    let keys = gateway.client("DE").upload_new("a", 5, case.clock.now()).await;
+    gateway.client("IT").upload_new("b", 5, case.clock.now()).await;
+    gateway.form().await;
+    let download = async |gateway: &Running| gateway.client("IT").download(case.today(), None).await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    until("it is on disk", async || (files().len() == 1).then_some(())).await;
+    case.stop(&gateway).await;
+    // Another start has nothing in memory.
+    case.db.execute("ALTER TABLE diagnosis_key RENAME TO renamed").await;
+    let gateway = start().await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    case.db.execute("ALTER TABLE renamed RENAME TO diagnosis_key").await;
+    // A file that was altered is made again.
+    std::fs::write(&files()[0], "altered").unwrap();
+    let gateway = start().await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    until("it is whole again", async || (files().first()?.metadata().unwrap().len() > 100).then_some(()))
+        .await;
+    let before = files();
+    gateway.client("DE").send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    assert_eq!(download(&gateway).await.expect(200).keys().len(), 0);
+    until("the new file", async || (files().len() == 1 && files() != before).then_some(())).await;
+    // The files go with the retention.
+    case.clock.set(case.clock.now() + Days::new(15));
+    gateway.app.body_cache.forget_before(gateway.app.chain.oldest()).await;
+    assert_eq!(files().len(), 0);
 }
