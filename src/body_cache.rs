@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
+    config::{ConfigError, Download},
     http::{Defect, Error},
     intake::Keyring,
     limits::{Kind, Limits},
@@ -22,11 +23,14 @@ use crate::{
     workers::Workers,
 };
 
+mod disk;
 mod encoding;
 #[cfg(test)]
 mod tests;
 
 pub use encoding::{Encoding, negotiate};
+
+use disk::{Disk, Name};
 
 /// Keys whose rows are in memory at once while a batch is built.
 const PAGE_KEYS: u32 = 2500;
@@ -81,19 +85,21 @@ pub struct BodyCache {
     keyring: Arc<Keyring>,
     limits: Arc<Limits>,
     workers: Workers,
+    disk: Option<Arc<Disk>>,
     /// The countries for which a body is being built ahead.
     ahead: Arc<Mutex<HashSet<Country>>>,
 }
 
 impl BodyCache {
-    /// A cache of about `bytes` bytes.
+    /// A cache with these settings. Fails if the disk cache's folder cannot be used.
     pub fn new(
-        bytes: u64,
+        settings: &Download,
         store: Store,
         keyring: Arc<Keyring>,
         limits: Arc<Limits>,
         workers: Workers,
-    ) -> Self {
+    ) -> Result<Self, ConfigError> {
+        let disk = Disk::open(settings, keyring.clone())?.map(Arc::new);
         let weigh = |_: &CacheKey, cached: &Cached| {
             let bytes: usize = match cached {
                 Cached::Segments(segments) => segments.memory + size_of_val(&*segments.all),
@@ -101,8 +107,8 @@ impl BodyCache {
             };
             u32::try_from(bytes + 256).unwrap_or(u32::MAX)
         };
-        let cache = Cache::builder().max_capacity(bytes).weigher(weigh).build();
-        Self { cache, store, keyring, limits, workers, ahead: Arc::default() }
+        let cache = Cache::builder().max_capacity(settings.cache.as_u64()).weigher(weigh).build();
+        Ok(Self { cache, store, keyring, limits, workers, disk, ahead: Arc::default() })
     }
 
     /// The number of entries and their size in bytes.
@@ -110,6 +116,11 @@ impl BodyCache {
         // The cache updates its counts lazily.
         self.cache.run_pending_tasks().await;
         (self.cache.entry_count(), self.cache.weighted_size())
+    }
+
+    /// Bytes of the files on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk.as_ref().map_or(0, |disk| disk.bytes())
     }
 
     /// Drops batches that are no longer served.
@@ -120,6 +131,7 @@ impl BodyCache {
                 self.forget(batch).await;
             }
         }
+        self.on_disk(move |disk| disk.forget_before(oldest)).await;
     }
 
     /// Drops a batch that has lost an upload.
@@ -128,6 +140,15 @@ impl BodyCache {
             self.cache.iter().map(|(key, _)| *key).filter(|key| key.batch() == batch).collect();
         for key in &keys {
             self.cache.invalidate(key).await;
+        }
+        self.on_disk(move |disk| disk.forget(batch)).await;
+    }
+
+    async fn on_disk(&self, work: impl FnOnce(&Disk) + Send + 'static) {
+        if let Some(disk) = self.disk.clone()
+            && let Err(error) = self.workers.block(move || work(&disk)).await
+        {
+            tracing::error!(%error, "the disk cache could not be tidied");
         }
     }
 
@@ -224,11 +245,39 @@ impl BodyCache {
     ) -> Result<Segments, Error> {
         let build = async {
             let (cache, batch) = (self.clone(), batch.clone());
-            let read = async move { cache.build(&batch, format, caller).await };
+            let read = async move { cache.read_or_build(&batch, format, caller).await };
             self.workers.run(read).await?.map(Cached::Segments)
         };
         let key = CacheKey::Segments(batch.id, batch.withdrawn, format);
         self.get_or_build_segments(key, build).await
+    }
+
+    /// From the disk cache, or from the database and then into the disk cache.
+    async fn read_or_build(
+        &self,
+        batch: &BatchRecord,
+        format: Format,
+        caller: Country,
+    ) -> Result<Segments, Error> {
+        let Some(disk) = self.disk.clone() else { return self.build(batch, format, caller).await };
+        let name = Name { batch: batch.id, withdrawn: batch.withdrawn, format };
+        let read = {
+            let disk = disk.clone();
+            move || disk.read(name)
+        };
+        if let Some(segments) = self.workers.compute(caller, Kind::Downloads, read).await? {
+            return Ok(segments);
+        }
+        let built = self.build(batch, format, caller).await?;
+        let (workers, segments) = (self.workers.clone(), built.clone());
+        // The request does not wait for it.
+        self.workers.spawn(async move {
+            let write = move || disk.write(name, &segments);
+            if let Err(error) = workers.compute(caller, Kind::Downloads, write).await {
+                tracing::debug!(%error, "a batch was not written to the disk cache");
+            }
+        });
+        Ok(built)
     }
 
     /// Reads, decrypts and encodes the keys of a batch. The turn to read is kept until the end: it bounds the memory of

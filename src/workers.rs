@@ -38,6 +38,14 @@ impl Workers {
         self.runtime.spawn(work.in_current_span());
     }
 
+    /// Runs something that blocks, on a thread of its own.
+    pub async fn block<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Defect> {
+        self.runtime.spawn_blocking(work).await.map_err(|e| Defect(e.to_string()))
+    }
+
     /// Runs something that computes for long, for a country when it is its turn, on a thread of its own.
     pub async fn compute<T: Send + 'static>(
         &self,

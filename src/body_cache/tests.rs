@@ -17,7 +17,7 @@ fn country(code: &str) -> Country {
     Country::new(code).unwrap()
 }
 
-fn keyring() -> Keyring {
+pub(super) fn keyring() -> Keyring {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("1.key");

@@ -95,9 +95,15 @@ impl BatchHeaders {
     }
 }
 
-/// A body of known length, in pieces that requests share and that are sent without a copy.
+/// Bytes that are given to a connection at once. It copies them into a buffer of its own: larger ones would take as
+/// much memory again for each request that is being answered.
+const CHUNK: usize = 32 << 10;
+
+/// A body of known length, in pieces that requests share.
 struct Chunks<T> {
     size: u64,
+    /// What is left of the current piece.
+    piece: Bytes,
     pieces: std::vec::IntoIter<Bytes>,
     /// What the request counts in until it is answered.
     _until_sent: T,
@@ -106,7 +112,7 @@ struct Chunks<T> {
 impl<T> Chunks<T> {
     fn new(pieces: Vec<Bytes>, until_sent: T) -> Self {
         let size = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { size, pieces: pieces.into_iter(), _until_sent: until_sent }
+        Self { size, piece: Bytes::new(), pieces: pieces.into_iter(), _until_sent: until_sent }
     }
 }
 
@@ -121,7 +127,33 @@ impl<T: Unpin> MessageBody for Chunks<T> {
         mut self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Bytes, Self::Error>>> {
-        // An empty piece would end the body.
-        std::task::Poll::Ready(self.pieces.find(|piece| !piece.is_empty()).map(Ok))
+        // An empty chunk would end the body.
+        if self.piece.is_empty() {
+            self.piece = self.pieces.find(|piece| !piece.is_empty()).unwrap_or_default();
+        }
+        let length = self.piece.len().min(CHUNK);
+        std::task::Poll::Ready((length > 0).then(|| Ok(self.piece.split_to(length))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::Pin, task::Poll};
+
+    use super::*;
+
+    #[test]
+    fn a_body_comes_whole_in_small_chunks() {
+        let sizes = [0, 1, CHUNK, 0, CHUNK + 1, 3 * CHUNK, 0];
+        let pieces: Vec<Bytes> = (1..).zip(sizes).map(|(byte, size)| vec![byte; size].into()).collect();
+        let mut body = Chunks::new(pieces.clone(), ());
+        assert_eq!(body.size(), BodySize::Sized(5 * CHUNK as u64 + 2));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut sent = Vec::new();
+        while let Poll::Ready(Some(Ok(chunk))) = Pin::new(&mut body).poll_next(&mut context) {
+            assert!((1..=CHUNK).contains(&chunk.len()));
+            sent.extend_from_slice(&chunk);
+        }
+        assert_eq!(sent, pieces.concat());
     }
 }

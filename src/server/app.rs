@@ -200,9 +200,13 @@ impl App {
         };
         let open = |settings| Journal::open(settings, &instance, sources.clone()).map(Arc::new);
         let journal = Recording::new(config.journal.as_ref().map(open).transpose()?);
-        let cache = config.download.cache.as_u64();
-        let body_cache =
-            BodyCache::new(cache, hurried.clone(), keyring.clone(), limits.clone(), workers.clone());
+        let body_cache = BodyCache::new(
+            &config.download,
+            hurried.clone(),
+            keyring.clone(),
+            limits.clone(),
+            workers.clone(),
+        )?;
         let downloaded = Arc::<Downloaded>::default();
         let formed = Arc::<Notify>::default();
         Ok(Arc::new(Self {

@@ -89,6 +89,7 @@ pub(super) async fn collect(app: &App) {
     let (entries, bytes) = app.body_cache.size().await;
     gauge!(CACHE_ENTRIES).set(entries as f64);
     gauge!(CACHE_BYTES).set(bytes as f64);
+    gauge!(DISK_BYTES).set(app.body_cache.disk_bytes() as f64);
     gauge!(CACHE_MAX_BYTES).set(app.config.download.cache.as_u64() as f64);
 
     for pool in app.store.pools() {

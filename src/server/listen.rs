@@ -34,6 +34,8 @@ use crate::{
 
 /// The longest duration of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Bytes that are encrypted and written at once: as many as rustls takes, four TLS records.
+const WRITE_BUFFER: usize = 64 << 10;
 /// The longest wait before a handshake, for an address that opens too many connections.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -77,6 +79,7 @@ pub(crate) fn national_server(
                 .keep_alive(KEEP_ALIVE)
                 .client_request_timeout(timeout)
                 .client_disconnect_timeout(Duration::from_secs(1))
+                .h1_write_buffer_size(WRITE_BUFFER)
                 .on_connect_ext(move |connection: &Connection, extensions: &mut Extensions| {
                     prepare(&connected, connection, extensions);
                 })

@@ -3,12 +3,17 @@
 use std::io::Read as _;
 
 use chrono::{Days, NaiveDate, TimeDelta};
-use efgs_gateway::config::{ChainScope, TagStyle};
+use efgs_gateway::{
+    config::{ChainScope, Config, Secret, TagStyle},
+    server::App,
+};
 use efgs_protocol::media::Format;
 
 use crate::{
     client::{Answer, Client, JSON, PROTOBUF, Request, join, keys, media},
-    harness::{Case, country, tests},
+    database::Kind,
+    free_port::free_port,
+    harness::{Case, Running, country, tests, until},
 };
 
 tests![
@@ -29,6 +34,9 @@ tests![
     a_participant_can_be_told_day_names,
     a_batch_of_another_major_version_is_skipped,
     half_an_upload_is_never_served,
+    keys_are_read_from_a_replica_that_has_them_and_else_from_the_primary,
+    the_next_batch_is_ready_before_it_is_asked_for,
+    a_batch_on_disk_needs_no_database_and_goes_with_a_withdrawal,
 ];
 
 async fn what_comes_in_one_format_goes_out_in_the_other_in_the_same_order(case: &Case) {
@@ -405,4 +413,126 @@ async fn half_an_upload_is_never_served(case: &Case) {
     answer.refused(500, "internal");
     case.db.execute("DELETE FROM diagnosis_key").await;
     case.db.execute("DELETE FROM upload").await;
+}
+
+fn config_with_replica(case: &Case) -> efgs_gateway::config::Database {
+    let read_urls = vec![Secret::new("mysql://a:b@c/d")];
+    efgs_gateway::config::Database { read_urls, ..case.config().database }
+}
+
+async fn keys_are_read_from_a_replica_that_has_them_and_else_from_the_primary(case: &Case) {
+    if case.db.kind == Kind::Sqlite {
+        // It has no replicas.
+        let config = Config { database: config_with_replica(case), ..case.config() };
+        let refused = App::new(config, case.clock.clone(), None).unwrap_err().to_string();
+        assert!(refused.contains("`database.read_urls`"), "{refused}");
+        case.prepare().await;
+        return;
+    }
+    // What the replica has not got yet, this test copies when it likes.
+    let replica = case.other_db().await;
+    let with = |url: &str| {
+        let url = Secret::new(url);
+        move |config: &mut Config| config.database.read_urls = vec![url]
+    };
+    let gateway = case.gateway_with(with(&replica.url)).await;
+    let fill = App::new(
+        {
+            let mut config = case.config();
+            config.database.url = Some(Secret::new(replica.url.as_str()));
+            config
+        },
+        case.clock.clone(),
+        None,
+    );
+    let fill = fill.unwrap();
+    fill.store.migrate().await.unwrap();
+    fill.store.clone().close().await;
+    let name = |url: &str| url.rsplit('/').next().unwrap().to_owned();
+    let (here, there) = (name(&case.db.url), name(&replica.url));
+    let keys = gateway.client("DE").upload_new("a", 30, case.clock.now()).await;
+    gateway.form().await;
+    let reader = |gateway: &Running| gateway.client("NL");
+    let download =
+        async |gateway: &Running| reader(gateway).download(case.today(), None).await.expect(200).keys();
+    // It lags behind: first it has nothing, then a part.
+    assert_eq!(download(&gateway).await, keys);
+    let copy = format!("INSERT INTO {there}.diagnosis_key SELECT * FROM {here}.diagnosis_key WHERE position");
+    replica.execute(&format!("{copy} < 29")).await;
+    let gateway = case.gateway_with(with(&replica.url)).await;
+    assert_eq!(download(&gateway).await, keys);
+    // It has all, and the primary is not asked: there the keys are gone.
+    replica.execute(&format!("{copy} = 29")).await;
+    case.db.execute("DELETE FROM diagnosis_key").await;
+    let gateway = case.gateway_with(with(&replica.url)).await;
+    assert_eq!(download(&gateway).await, keys);
+    case.db.execute(&format!("INSERT INTO {here}.diagnosis_key SELECT * FROM {there}.diagnosis_key")).await;
+    // What it has cannot be opened.
+    replica.execute("UPDATE diagnosis_key SET payload = REVERSE(payload) WHERE position = 7").await;
+    let gateway = case.gateway_with(with(&replica.url)).await;
+    assert_eq!(download(&gateway).await, keys);
+    // It does not answer.
+    let port = free_port();
+    let gateway = case.gateway_with(with(&format!("mysql://nobody:nothing@127.0.0.1:{port}/{there}"))).await;
+    assert_eq!(download(&gateway).await, keys);
+}
+
+async fn the_next_batch_is_ready_before_it_is_asked_for(case: &Case) {
+    let gateway = case.gateway().await;
+    let mut names = Vec::new();
+    for tag in ["a", "b", "c"] {
+        gateway.client("DE").upload_new(tag, 5, case.clock.now()).await;
+        names.push(gateway.form().await.remove(0));
+    }
+    let reader = gateway.client("NL");
+    reader.download(case.today(), Some(&names[0])).await.expect(200);
+    // That one and the next, and nothing further.
+    until("two batches are ready", async || (gateway.app.body_cache.size().await.0 == 2).then_some(())).await;
+    case.db.execute("ALTER TABLE diagnosis_key RENAME TO renamed").await;
+    assert_eq!(reader.download(case.today(), Some(&names[1])).await.expect(200).keys().len(), 5);
+    case.db.execute("ALTER TABLE renamed RENAME TO diagnosis_key").await;
+    assert_eq!(reader.download(case.today(), Some(&names[2])).await.expect(200).keys().len(), 5);
+}
+
+async fn a_batch_on_disk_needs_no_database_and_goes_with_a_withdrawal(case: &Case) {
+    let folder = case.folder.path().join("disk-cache");
+    let start = async || {
+        let folder = folder.clone();
+        let with = |config: &mut Config| {
+            config.download.disk_cache = bytesize::ByteSize::mib(10);
+            config.download.disk_folder = folder;
+        };
+        case.gateway_with(with).await
+    };
+    let files = || {
+        let all = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.extension().is_none()).collect::<Vec<_>>()
+    };
+    let gateway = start().await;
+    let keys = gateway.client("DE").upload_new("a", 5, case.clock.now()).await;
+    gateway.client("IT").upload_new("b", 5, case.clock.now()).await;
+    gateway.form().await;
+    let download = async |gateway: &Running| gateway.client("IT").download(case.today(), None).await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    until("it is on disk", async || (files().len() == 1).then_some(())).await;
+    case.stop(&gateway).await;
+    // Another start has nothing in memory.
+    case.db.execute("ALTER TABLE diagnosis_key RENAME TO renamed").await;
+    let gateway = start().await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    case.db.execute("ALTER TABLE renamed RENAME TO diagnosis_key").await;
+    // A file that was altered is made again.
+    std::fs::write(&files()[0], "altered").unwrap();
+    let gateway = start().await;
+    assert_eq!(download(&gateway).await.expect(200).keys(), keys);
+    until("it is whole again", async || (files().first()?.metadata().unwrap().len() > 100).then_some(()))
+        .await;
+    let before = files();
+    gateway.client("DE").send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    assert_eq!(download(&gateway).await.expect(200).keys().len(), 0);
+    until("the new file", async || (files().len() == 1 && files() != before).then_some(())).await;
+    // The files go with the retention.
+    case.clock.set(case.clock.now() + Days::new(15));
+    gateway.app.body_cache.forget_before(gateway.app.chain.oldest()).await;
+    assert_eq!(files().len(), 0);
 }

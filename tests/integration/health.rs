@@ -85,7 +85,10 @@ async fn work_that_no_instance_does_makes_the_gateway_unready(case: &Case) {
 }
 
 async fn a_gateway_is_ready_when_it_has_loaded_the_chain(case: &Case) {
-    case.prepare().await;
+    let gateway = case.gateway().await;
+    gateway.client("DE").upload_new("a", 1, case.clock.now()).await;
+    gateway.form().await;
+    case.stop(&gateway).await;
     // The chain asks for withdrawals, and nothing else does that a start needs.
     case.db.execute("ALTER TABLE withdrawal RENAME TO withdrawal_renamed").await;
     let process = Process::start(&case.write_config(&case.config_text()));

@@ -305,11 +305,19 @@ pub enum ChainScope {
 pub struct Download {
     /// Memory for batches that are ready to send.
     pub cache: ByteSize,
+    /// Disk space for batches that are ready to send, sealed; 0: none.
+    pub disk_cache: ByteSize,
+    /// Where they are: a folder of this instance alone.
+    pub disk_folder: PathBuf,
 }
 
 impl Default for Download {
     fn default() -> Self {
-        Self { cache: ByteSize::mib(96) }
+        Self {
+            cache: ByteSize::mib(96),
+            disk_cache: ByteSize::b(0),
+            disk_folder: PathBuf::from("download-cache"),
+        }
     }
 }
 

@@ -457,7 +457,7 @@ fn is_remote(url: &str) -> bool {
 }
 
 fn absolute(config: &mut Config, folder: &Path) {
-    let mut paths = vec![&mut config.trust.anchor];
+    let mut paths = vec![&mut config.trust.anchor, &mut config.download.disk_folder];
     if let Some(tls) = &mut config.tls {
         paths.extend([&mut tls.certificate, &mut tls.private_key]);
         paths.extend(tls.client_ca.as_mut());

@@ -127,6 +127,8 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
     }
     let replaced = |from: &str, to: &str| complaint(parsed(&MINIMAL.replace(from, to), &[]));
     assert!(replaced("url = \"mysql", "url_file = \"x\"\nurl = \"mysql").contains("not both"));
+    let both = "read_urls = [\"mysql://a\"]\nread_urls_file = \"x\"\nurl = \"mysql";
+    assert!(replaced("url = \"mysql", both).contains("`database.read_urls_file`, not both"));
     assert!(replaced("url = \"mysql://app:hunter2@db:3306/efgs\"", "").contains("`database.url` is missing"));
     assert!(replaced("[{ id = 1, file = \"1.key\" }]", "[]").contains("openssl rand -base64 32"));
     let twice = replaced("[{ id = 1,", "[{ id = 1, file = \"2.key\" }, { id = 1,");

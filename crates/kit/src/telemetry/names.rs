@@ -89,6 +89,9 @@ metrics! {
         "downloads and parts of downloads that are ready to send";
     counter CACHE_LOOKUPS = "efgs_download_cache_lookups_total", Count,
         "downloads and parts of downloads that were needed: ready, or built";
+    gauge DISK_BYTES = "efgs_download_disk_cache_bytes", Bytes, "disk space of downloads that are ready to send";
+    counter DISK_LOOKUPS = "efgs_download_disk_cache_lookups_total", Count,
+        "looks into the disk cache for a download that is not in memory: read, missing, or unusable";
     counter CALLBACKS = "efgs_callbacks_total", Count,
         "calls to countries by this instance: delivered, failed, and paused after too many failures";
     gauge CALLBACKS_PAUSED = "efgs_callbacks_paused", Count,
