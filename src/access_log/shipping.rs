@@ -80,7 +80,9 @@ pub(super) async fn run(
         }
     }
     while spool.waiting() > 0 && shipper.ship().await.is_ok() {}
-    shipper.stated.sign(&shipper.shipped).await;
+    if spool.waiting() == 0 {
+        shipper.stated.end(&shipper.shipped).await;
+    }
     stop_syncing.send_replace(true);
     drop(syncing.await);
     spool.close();
