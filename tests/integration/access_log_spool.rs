@@ -53,7 +53,7 @@ async fn ship_all(case: &Case, config: &Path) {
     let process = Process::start(config);
     until("only one folder is there", async || (folders(case).len() == 1).then_some(())).await;
     process.stop().await;
-    assert_eq!(folders(case), [PathBuf::new(); 0]);
+    assert!(folders(case).is_empty());
 }
 
 async fn kill_9_between_an_answer_and_the_database_leaves_each_answer_recorded_once(case: &Case) {

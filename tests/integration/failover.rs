@@ -39,7 +39,9 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
         let (mut reads, mut slowest) = (0, Duration::ZERO);
         while !stop.load(Ordering::Relaxed) {
             let asked = Instant::now();
-            for answer in [client.download(case.today(), Some(&batch)).await, client.audit(case.today(), &batch).await] {
+            for answer in
+                [client.download(case.today(), Some(&batch)).await, client.audit(case.today(), &batch).await]
+            {
                 assert_eq!(answer.status, 200, "{}", answer.text());
             }
             (reads, slowest) = (reads + 2, slowest.max(asked.elapsed()));
@@ -75,6 +77,10 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
     all_in_batches(case).await;
     for gateway in &zones {
         let downloaded = download_all(&gateway.client("NL"), case.today()).await;
-        assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys).chain([&read])), "{} keys", downloaded.len());
+        assert!(
+            downloaded == sorted(all.iter().map(|sent| &sent.keys).chain([&read])),
+            "{} keys",
+            downloaded.len()
+        );
     }
 }
