@@ -25,7 +25,9 @@ FROM debian:bookworm-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates libssl3 \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin efgs
+ && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin efgs \
+ # A new volume takes over the owner of the folder.
+ && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/efgs
 COPY --from=build /usr/local/bin/efgs-gateway /usr/local/bin/
 USER 10001:10001
 # National backends; the admin listener is not meant to be published.

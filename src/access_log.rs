@@ -340,6 +340,16 @@ impl<'a> Stated<'a> {
         catching_panics(&watch, signing).await;
     }
 
+    /// States that the chain ends here, because the gateway stops in order.
+    async fn end(&mut self, end: &ChainEnd) {
+        let stating = async {
+            if let Err(error) = self.log.state(StatementKind::End, &self.log.instance.id, end).await {
+                tracing::warn!(%error, "the end of the access log could not be recorded");
+            }
+        };
+        catching_panics(&self.watch, stating).await;
+    }
+
     /// States that the chain has this record, unless that is stated already.
     async fn state(&mut self, end: &ChainEnd) -> Result<(), StoreError> {
         if end.sequence > self.last {

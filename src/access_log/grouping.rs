@@ -94,7 +94,7 @@ pub(super) async fn run(
             }
         }
     }
-    stated.sign(&writer.end).await;
+    stated.end(&writer.end).await;
 }
 
 struct LogWriter<'a> {

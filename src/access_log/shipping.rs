@@ -80,7 +80,9 @@ pub(super) async fn run(
         }
     }
     while spool.waiting() > 0 && shipper.ship().await.is_ok() {}
-    shipper.stated.sign(&shipper.shipped).await;
+    if spool.waiting() == 0 {
+        shipper.stated.end(&shipper.shipped).await;
+    }
     stop_syncing.send_replace(true);
     drop(syncing.await);
     spool.close();
@@ -150,14 +152,23 @@ impl Shipper<'_> {
             self.left.extend(on_a_thread(move || Ok(spool.take_over())).await?);
             self.spool.set_left_behind(&self.left);
         }
-        // New records first: they are shipped in one go, and there may be many old ones.
-        if self.spool.waiting() > 0 {
+        // New records first: what is left may be much, or not readable.
+        while self.spool.waiting() > 0 {
             self.ship().await?;
+            if self.spool.waiting() < BATCH as i64 {
+                break;
+            }
         }
         if let Some(left) = self.left.last()
             && !self.shutdown.is_requested()
         {
-            self.ship_left(left).await?;
+            match self.ship_left(left).await {
+                Err(ShippingError::Spool(error)) => tracing::error!(
+                    folder = %left.folder.display(), %error,
+                    "what an instance has left in the spool cannot be read now; it is tried again within a minute"
+                ),
+                shipped => shipped?,
+            }
             self.left.pop();
             self.spool.set_left_behind(&self.left);
         }

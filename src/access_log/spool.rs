@@ -372,7 +372,7 @@ impl Spool {
             if files.len() > 1 { File::open(folder)?.sync_all() } else { Ok(()) }
         });
         match outcome.await {
-            Ok(()) => drop(self.synced.send_modify(|synced| synced.up_to = up_to)),
+            Ok(()) => self.synced.send_modify(|synced| synced.up_to = up_to),
             Err(error) => {
                 self.fail(&mut self.inner.lock(), &error);
                 self.synced.send_modify(|synced| synced.failed = up_to);
@@ -534,7 +534,9 @@ impl Spool {
                 let entry = entry?;
                 let Some(instance) = entry.file_name().to_str().map(str::to_owned) else { continue };
                 let folder = entry.path();
-                if instance == self.instance.id || instance == SET_ASIDE || !folder.is_dir() {
+                // A disk's own folders, such as lost+found, are none of ours.
+                let named = instance.len() == 16 && instance.bytes().all(|byte| byte.is_ascii_hexdigit());
+                if !named || instance == self.instance.id || !folder.is_dir() {
                     continue;
                 }
                 let lock = File::open(&folder)?;

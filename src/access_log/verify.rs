@@ -70,6 +70,15 @@ pub struct Uncovered {
     pub to: i64,
 }
 
+/// A chain that no statement ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OpenChain {
+    /// Whose chain.
+    pub instance: String,
+    /// The last record that a statement names; 0 when none does.
+    pub last: i64,
+}
+
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,6 +96,9 @@ pub struct VerificationReport {
     /// Records behind the last statement about their chain. Their gateway has not made one yet, or was killed: nothing
     /// proves that they are its own.
     pub uncovered: Vec<Uncovered>,
+    /// Chains that were begun and have not ended. Their gateway runs, or was killed, or its machine has crashed: then
+    /// records at the end may be missing.
+    pub open: Vec<OpenChain>,
     /// Deletions that the operator forced.
     pub forced: Vec<Forced>,
     /// Number of faults.
@@ -161,6 +173,8 @@ struct StatedChain {
     cut: Option<(i64, Hash)>,
     /// The first record that a statement names which is too young to be forgotten, and that statement.
     young: Option<(i64, i64)>,
+    /// Whether it was begun and has not ended.
+    open: bool,
 }
 
 impl StatedChain {
@@ -188,6 +202,9 @@ pub async fn verify(store: &Store, evidence: &Evidence) -> Result<VerificationRe
     report.chains = known.len() as u64;
     let mut changed = Vec::new();
     for (instance, known) in known {
+        if known.open && report.open.len() < MOST {
+            report.open.push(OpenChain { instance: instance.clone(), last: known.last });
+        }
         let (report, changed) = (&mut report, &mut changed);
         ChainWalk { store, evidence, instance: &instance, known, end: i64::MAX, report, changed }
             .run()

@@ -14,7 +14,7 @@ use super::{ConfigFile, Outcome, WorkArgs, clean, open_current, print, say};
 use crate::{
     access_log::{
         self, Key, SignedStatement,
-        verify::{Evidence, Forced, Uncovered},
+        verify::{Evidence, Forced, OpenChain, Uncovered},
     },
     store::RecordFilter,
 };
@@ -141,6 +141,13 @@ async fn verify(args: &VerifyArgs) -> Outcome {
             say(format!(
                 "instance {} records {from} to {to}: no statement covers them yet; if that gateway no longer runs, \
                  it was killed before it could make one, or others have added them",
+                clean(instance)
+            ))?;
+        }
+        for OpenChain { instance, last } in &report.open {
+            say(format!(
+                "instance {} has not ended its chain, of which record {last} is stated: its gateway runs, or it did not \
+                 stop in order and records at the end may be missing (docs/access-log.md)",
                 clean(instance)
             ))?;
         }

@@ -236,7 +236,6 @@ async fn unread_audits_of_padded_signatures_take_little_memory(case: &Case) {
         }
     }
     let resident = process.resident();
-    println!("{} audits unread, {} MiB resident", kept.len(), resident >> 20);
     assert!(kept.len() >= 8, "two of each country, which has a quarter of the memory");
     assert!(resident < 256 << 20, "{resident}");
     // Memory comes back when they have gone.

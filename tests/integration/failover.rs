@@ -27,6 +27,27 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
         })
         .collect();
     let uploads = all_at_once(uploading.iter().map(|uploading| uploading.until(&stop)));
+    // What is in memory is read all the time, and no reader notices.
+    let read = zones[0].client("DE").upload_new("read", 10, case.clock.now()).await;
+    let batch = until("a batch", async || {
+        let answer = zones[0].client("NL").download(case.today(), None).await;
+        (answer.status == 200).then(|| answer.tag())
+    })
+    .await;
+    let reading = all_at_once(zones.iter().map(async |zone| {
+        let client = zone.client("NL");
+        let (mut reads, mut slowest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let asked = Instant::now();
+            for answer in
+                [client.download(case.today(), Some(&batch)).await, client.audit(case.today(), &batch).await]
+            {
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            }
+            (reads, slowest) = (reads + 2, slowest.max(asked.elapsed()));
+        }
+        (reads, slowest)
+    }));
     let losing = async {
         for how in ["kill9", "freeze"] {
             for uploading in &uploading {
@@ -46,7 +67,8 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
         }
         stop.store(true, Ordering::Relaxed);
     };
-    let (sent, ()) = futures_util::future::join(uploads, losing).await;
+    let (sent, reads, ()) = futures_util::future::join3(uploads, reading, losing).await;
+    println!("reads, and the slowest: {reads:?}");
     let mut all = Vec::new();
     for (uploading, sent) in uploading.iter().zip(sent) {
         verify(case, &uploading.gateway.client(uploading.code), &sent).await;
@@ -55,6 +77,10 @@ async fn a_cluster_that_loses_the_server_written_to_loses_no_acknowledged_upload
     all_in_batches(case).await;
     for gateway in &zones {
         let downloaded = download_all(&gateway.client("NL"), case.today()).await;
-        assert!(downloaded == sorted(all.iter().map(|sent| &sent.keys)), "{} keys", downloaded.len());
+        assert!(
+            downloaded == sorted(all.iter().map(|sent| &sent.keys).chain([&read])),
+            "{} keys",
+            downloaded.len()
+        );
     }
 }

@@ -134,6 +134,7 @@ async fn it_says_whose_uploads_are_refused_and_what_else_a_country_does_not_noti
     ie.upload_new("most", 4, now).await;
     case.clock.set(now + TimeDelta::minutes(2));
     ie.upload("more", &keys(country("IE"), 2, now)).await.refused(429, "quota-exceeded");
+    case.recorded().await;
     for certificate in gateway.app.store.certificates().await.unwrap() {
         if (certificate.country.as_str(), certificate.kind.as_str()) == ("IT", "SIGNING") {
             let thumbprint = certificate.thumbprint.try_into().unwrap();

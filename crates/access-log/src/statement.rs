@@ -26,6 +26,8 @@ pub enum StatementKind {
     Start,
     /// The chain of an instance has this record and all before it.
     Head,
+    /// The same, and it has no other: its gateway has stopped in order.
+    End,
     /// The chain's records up to this one are deleted because of their age.
     Cut,
     /// The statements before the number `sequence` are deleted because of their age.
@@ -33,11 +35,17 @@ pub enum StatementKind {
 }
 
 impl StatementKind {
+    /// Whether it says which record a chain has.
+    pub fn is_head(self) -> bool {
+        matches!(self, Self::Head | Self::End)
+    }
+
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Start => "start",
             Self::Head => "head",
+            Self::End => "end",
             Self::Cut => "cut",
             Self::Trim => "trim",
         }

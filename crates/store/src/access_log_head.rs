@@ -124,7 +124,7 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<StoredStatement>, StoreError> {
-        let sql = "WHERE instance = ? AND kind = 'head' AND \
+        let sql = "WHERE instance = ? AND kind IN ('head', 'end') AND \
                    (sequence > ? OR (sequence = ? AND number > ?)) ORDER BY sequence, number LIMIT ?";
         self.statements(sql, values![instance, from, from, after, limit]).await
     }
@@ -143,7 +143,7 @@ impl Store {
 
     /// Whether a statement from number `from` on says that an instance's chain has begun or moved on.
     pub async fn is_named_from(&self, instance: &str, from: i64) -> Result<bool, StoreError> {
-        let sql = "WHERE instance = ? AND number >= ? AND kind IN ('start', 'head') LIMIT 1";
+        let sql = "WHERE instance = ? AND number >= ? AND kind IN ('start', 'head', 'end') LIMIT 1";
         Ok(!self.statements(sql, values![instance, from]).await?.is_empty())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use super::{
-    super::{Hash, SignedStatement, Statement, StatementKind, digest},
+    super::{Hash, SignedStatement, Statement, digest},
     Evidence, MOST, StatedChain, VerificationReport,
 };
 
@@ -69,7 +69,7 @@ impl Evidence {
             Entry::Occupied(_) => {}
             Entry::Vacant(free) => drop(free.insert((hash, young))),
         }
-        if young && statement.kind == StatementKind::Head {
+        if young && statement.kind.is_head() {
             let first = self.kept.young.entry(statement.instance).or_insert((statement.sequence, number));
             *first = (*first).min((statement.sequence, number));
         }

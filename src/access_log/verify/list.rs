@@ -26,7 +26,7 @@ impl StatedDeletions {
                 self.cut(statement.instance.clone(), (statement.sequence, parse(&statement.hash)))
             }
             StatementKind::Trim => self.trimmed = self.trimmed.max(statement.sequence),
-            StatementKind::Start | StatementKind::Head => {}
+            StatementKind::Start | StatementKind::Head | StatementKind::End => {}
         }
     }
 
@@ -124,8 +124,13 @@ pub(super) async fn walk(
             report.forced.push(Forced { number, instance, sequence, because });
         }
         if statement.kind != StatementKind::Trim {
-            let young = statement.kind == StatementKind::Head && evidence.is_young(&statement);
+            let young = statement.kind.is_head() && evidence.is_young(&statement);
             let chain = known.entry(statement.instance).or_default();
+            chain.open = match statement.kind {
+                StatementKind::Start => true,
+                StatementKind::End => false,
+                _ => chain.open,
+            };
             chain.last = chain.last.max(statement.sequence);
             if young {
                 chain.note_young(statement.sequence, number);

@@ -91,7 +91,9 @@ pub(in crate::access_log) async fn walk(
         };
         match statement.kind {
             StatementKind::Cut => chain.from = number,
-            StatementKind::Head => chain.head = Some((number, statement.sequence, parse(&statement.hash))),
+            StatementKind::Head | StatementKind::End => {
+                chain.head = Some((number, statement.sequence, parse(&statement.hash)));
+            }
             StatementKind::Start | StatementKind::Trim => {}
         }
     }
@@ -126,7 +128,7 @@ impl OldStatements {
         if chain.is_none() && cut.is_none() && !is_young {
             report.fault(Some(instance), 0, "no statement with a known signature names this chain");
         }
-        let known = StatedChain { last: end.sequence, cut, young: None };
+        let known = StatedChain { last: end.sequence, cut, ..StatedChain::default() };
         let said = cut.is_some_and(|(cut, _)| cut >= end.sequence);
         let (end_of_walk, mut changed) = (end.sequence, Vec::new());
         let walk =

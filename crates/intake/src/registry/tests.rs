@@ -378,6 +378,50 @@ async fn a_registry_counts_for_one_refresh_after_it_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reads_are_decided_by_the_last_registry_for_the_grace_unless_the_database_refuses() {
+    let grace = REFRESH * 10;
+    let trust = trust().with_read_grace(grace);
+    assert!(trust.registry_for_reads().is_err(), "it was never read");
+    trust.take(vec![row(1, &good("DE", Signing).bundle)], Instant::now());
+    tokio::time::advance(grace).await;
+    assert_eq!(trust.registry().err(), Some(RegistryUnavailable));
+    assert!(trust.registry_for_reads().is_ok());
+    trust.failed(true);
+    assert!(trust.registry_for_reads().is_err());
+    trust.failed(false);
+    assert!(trust.registry_for_reads().is_ok());
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(trust.registry_for_reads().is_err());
+    // A grace that is shorter than the refresh, or none, changes nothing.
+    let trust = self::trust();
+    trust.take(Vec::new(), Instant::now());
+    assert!(trust.registry_for_reads().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_certificate_is_not_accepted_whatever_is_loaded_later() {
+    let trust = trust();
+    let identity = good("DE", Signing);
+    let (certificate, thumbprint) = (&identity.certificate, identity.certificate.thumbprint());
+    let rows = vec![row(1, &identity.bundle)];
+    let state = || {
+        let registry = trust.registry().unwrap();
+        let active = registry.active(thumbprint, Signing, now()).err();
+        assert_eq!(registry.admit(certificate, Signing, now()).err(), active);
+        active
+    };
+    trust.take(rows.clone(), Instant::now());
+    assert_eq!(state(), None);
+    trust.deny(HashSet::from([thumbprint]));
+    assert_eq!(state(), Some(Inactive::Denied));
+    trust.take(Vec::new(), Instant::now());
+    trust.take(rows, Instant::now());
+    assert_eq!(state(), Some(Inactive::Denied));
+    trust.deny(HashSet::new());
+    assert_eq!(state(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn rows_are_verified_again_only_when_one_has_changed() {
     let trust = trust();
     let first = row(1, &good("DE", Signing).bundle);

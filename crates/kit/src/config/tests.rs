@@ -101,6 +101,9 @@ fn what_cannot_be_right_is_refused_by_the_name_of_its_key() {
         ("[batching]\nmax_keys = 0", "batching.max_keys"),
         ("[retention]\ndays = 0", "retention.days"),
         ("[access_log]\nretention = \"0s\"", "access_log.retention"),
+        ("[access_log]\nsync = \"0s\"", "access_log.sync"),
+        ("[access_log]\nsync = \"often\"", "always"),
+        ("[access_log]\nspool_max = \"1KiB\"", "access_log.spool_max"),
         ("[server]\nworkers = 0", "server.workers"),
         ("[server]\nrequest_timeout = \"0s\"", "server.request_timeout"),
         ("[batching]\ntags = \"uuid\"", "object-id"),
@@ -259,4 +262,14 @@ fn a_participant_has_the_common_limits_but_for_its_own() {
         ..common
     };
     assert_eq!(own, changed);
+}
+
+#[test]
+fn the_access_log_has_a_spool_unless_its_folder_is_empty() {
+    let log = |more: &str| with(&format!("[access_log]\n{more}")).unwrap().access_log;
+    let standard = log("");
+    assert_eq!(standard.spool(), Some(Path::new("spool")));
+    assert_eq!(standard.sync, LogSync::Within(std::time::Duration::from_millis(50)));
+    assert_eq!(log("sync = \"always\"").sync, LogSync::Always);
+    assert_eq!(log("spool = \"\"").spool(), None);
 }
