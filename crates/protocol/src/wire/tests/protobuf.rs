@@ -125,6 +125,36 @@ fn any_field() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
+fn a_known_field_of_another_wire_type_is_refused() {
+    let values = [varint(7), vec![0; 8], vec![0], tag(1, 4), vec![], vec![0; 4]];
+    for field in 1..=8 {
+        for (wire_type, value) in (0..).zip(&values) {
+            let expected = if matches!(field, 1 | 5 | 6) { 2 } else { 0 };
+            let body = key_with(&[&tag(field, wire_type)[..], value].concat());
+            let decoded = decode(Format::Protobuf, &body, usize::MAX);
+            let malformed = matches!(decoded, Err(DecodeError::Malformed(_)));
+            assert_eq!(malformed, wire_type != expected, "field {field}, type {wire_type}: {decoded:?}");
+            assert_like_prost(&body).unwrap();
+        }
+    }
+}
+
+#[test]
+fn unknown_fields_of_every_wire_type_are_passed_over() {
+    let group = [tag(9, 3), tag(1, 0), varint(300), tag(9, 4)].concat();
+    for unknown in [
+        [tag(9, 0), varint(u64::MAX)].concat(),
+        [tag(9, 1), vec![0xff; 8]].concat(),
+        delimited(9, &[0xff; 300]),
+        group,
+        [tag(9, 5), vec![0xff; 4]].concat(),
+    ] {
+        let decoded = decode(Format::Protobuf, &key_with(&unknown), usize::MAX).unwrap();
+        assert_eq!(ProstKey::from(decoded.get(0)), ProstKey::from(three_keys().get(0)), "{unknown:?}");
+    }
+}
+
+#[test]
 fn empty_messages_fail_at_the_first_key() {
     let (index, reason) = index_and_reason(decode(Format::Protobuf, &[0x0a, 0].repeat(1000), usize::MAX));
     assert_eq!((index, reason), (0, InvalidReason::KeyDataLength { found: 0 }));
