@@ -7,6 +7,7 @@
 //! thousands of batches costs no queries.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,7 +21,7 @@ use efgs_protocol::{
     country::Country,
     media::SUPPORTED,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tracing::{Instrument as _, trace_span};
 
 use crate::{
@@ -106,6 +107,9 @@ pub struct Chain {
     workers: Workers,
     config: Arc<Config>,
     batches: RwLock<Arc<Vec<Arc<BatchRecord>>>>,
+    /// The uploads that are withdrawn, and those of them that the database no longer calls so.
+    withdrawn: Mutex<HashSet<i64>>,
+    undone: Mutex<Vec<i64>>,
     loaded: AtomicBool,
     asked: AtomicU64,
     answered: tokio::sync::Mutex<u64>,
@@ -130,6 +134,8 @@ impl Chain {
             workers,
             config,
             batches: RwLock::default(),
+            withdrawn: Mutex::default(),
+            undone: Mutex::default(),
             loaded: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             answered: tokio::sync::Mutex::new(0),
@@ -198,11 +204,22 @@ impl Chain {
         Ok(Link { batch, next })
     }
 
+    /// The uploads that had been withdrawn and are not any more: nobody can undo that, so somebody changed the database.
+    pub fn undone_withdrawals(&self) -> Vec<i64> {
+        self.undone.lock().clone()
+    }
+
     /// Removes newly withdrawn uploads from the batches in memory. Returns the batches that lost one.
     pub async fn refresh_withdrawals(&self) -> Result<Vec<ObjectId>, StoreError> {
         // The lock keeps new batches from being added meanwhile.
         let _adding = self.answered.lock().await;
         let withdrawn = self.store.withdrawn_uploads().await?;
+        let missing: Vec<i64> = self.withdrawn.lock().difference(&withdrawn).copied().collect();
+        // Others have expired.
+        let undone = self.store.existing_uploads(&missing).await?;
+        let withdrawn: HashSet<i64> = withdrawn.into_iter().chain(undone.iter().copied()).collect();
+        self.withdrawn.lock().clone_from(&withdrawn);
+        *self.undone.lock() = undone;
         // Every withdrawal is applied, not only new ones: a batch may have been read from a replica that lagged
         // behind.
         if withdrawn.is_empty() {

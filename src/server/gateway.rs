@@ -151,7 +151,9 @@ async fn refresh_trust(app: Arc<App>, shutdown: Shutdown) {
         // Withdrawals first: if they cannot be read, the registry must grow stale so that nothing is served.
         let loading = async {
             app.withdrawals.refresh().await?;
-            trust::load(&app.trust, &app.store).await
+            trust::load(&app.trust, &app.store).await?;
+            app.watch_decisions();
+            Ok(())
         };
         loading.await.inspect_err(|error: &StoreError| app.trust.failed(!error.is_unreachable()))
     };

@@ -39,6 +39,23 @@ impl Readiness {
 const SHORT: Duration = Duration::from_secs(2);
 
 impl App {
+    /// Notes what the last reading of the registry and of the withdrawals has shown.
+    pub(super) fn watch_decisions(&self) {
+        let rejected = self.trust.rejected();
+        let text = (!rejected.is_empty()).then(|| rejected.join("; "));
+        self.health.set_trouble(Trouble::RegistryRows, text);
+        let mut undone = self.trust.undone();
+        undone.extend(
+            self.chain.undone_withdrawals().iter().map(|id| format!("the withdrawal of upload {id}")),
+        );
+        let text = (!undone.is_empty()).then(|| undone.join("; "));
+        if self.health.set_trouble(Trouble::Undone, text.clone())
+            && let Some(what) = text
+        {
+            tracing::error!(what, "{}", Trouble::Undone.text());
+        }
+    }
+
     /// Checks this instance. Waits for the database for at most `patience`.
     pub async fn readiness(&self, patience: Duration) -> Readiness {
         let mut readiness = Readiness::default();

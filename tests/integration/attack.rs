@@ -22,6 +22,7 @@ tests![
     connections_that_send_nothing_do_not_hold_up_others,
     a_body_that_is_framed_wrongly_is_400,
     what_an_unregistered_caller_does_is_a_few_lines_in_the_log,
+    a_revocation_or_withdrawal_that_is_removed_from_the_database_stays_in_force,
 ];
 
 /// A client whose certificate is not registered to call.
@@ -160,4 +161,40 @@ async fn what_an_unregistered_caller_does_is_a_few_lines_in_the_log(case: &Case)
     let lines = process.log().split_off(before);
     assert!(lines.len() < 12, "{} lines, for example {:?}", lines.len(), &lines[lines.len() - 5..]);
     process.stop().await;
+}
+
+async fn a_revocation_or_withdrawal_that_is_removed_from_the_database_stays_in_force(case: &Case) {
+    let gateway = case.gateway_with(|config| config.trust.refresh = Duration::from_millis(400)).await;
+    let (de, nl) = (gateway.client("DE"), gateway.client("NL"));
+    de.upload_new("a", 3, case.clock.now()).await;
+    de.upload_new("b", 2, case.clock.now()).await;
+    let batch = gateway.form().await.remove(0);
+    de.send(Request::new("DELETE", "/diagnosiskeys/upload/a")).await.expect(200);
+    let thumbprint = participant("IT").authentication.certificate.thumbprint();
+    assert_eq!(gateway.app.store.revoke_certificate(thumbprint, case.clock.now()).await.unwrap(), 1);
+    let it = gateway.client("IT");
+    until("IT is refused", async || (it.download(case.today(), None).await.status == 403).then_some(()))
+        .await;
+
+    let ready = async || {
+        let url = format!("http://127.0.0.1:{}/health/ready", gateway.admin);
+        let answer: serde_json::Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+        answer["warnings"].to_string()
+    };
+    assert!(!ready().await.contains("removed from the database"));
+    case.db.execute("UPDATE certificate SET revoked_at = NULL").await;
+    case.db.execute("DELETE FROM withdrawal").await;
+    let warned = async || {
+        let warnings = ready().await;
+        let both = warnings.contains("the revocation of") && warnings.contains("the withdrawal of upload");
+        both.then_some(warnings)
+    };
+    let warnings = until("both are warnings", warned).await;
+    assert!(warnings.contains(&thumbprint.to_string()), "{warnings}");
+    it.download(case.today(), None).await.refused(403, "forbidden");
+    assert_eq!(nl.download(case.today(), Some(&batch)).await.expect(200).keys().len(), 2);
+    // A row that does not verify is a warning too.
+    case.db.execute("UPDATE certificate SET country = 'FR' WHERE country = 'IE'").await;
+    until("rejected rows", async || ready().await.contains("certificate table are rejected").then_some(()))
+        .await;
 }

@@ -20,7 +20,7 @@ use efgs_protocol::{
     certificate::{Certificate, CertificateType, Thumbprint},
     country::Country,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 /// A registry row as it is in the database. It is untrusted until its signatures are verified, so nothing of it
@@ -230,6 +230,38 @@ fn verify_row(row: &StoredCertificate, anchor: &TrustAnchor) -> Result<Registere
 #[error("the certificate registry has not been loaded for longer than `trust.refresh`")]
 pub struct RegistryUnavailable;
 
+/// The revocations that this process has seen, by thumbprint and type.
+#[derive(Default)]
+struct Revocations {
+    seen: HashMap<(Vec<u8>, String), StoredCertificate>,
+    /// Those that the database no longer has.
+    undone: Vec<String>,
+}
+
+impl Revocations {
+    /// Remembers the revocations of these rows. Puts back those that were removed.
+    fn keep(&mut self, rows: &mut Vec<StoredCertificate>) {
+        self.undone.clear();
+        let mut missing = self.seen.clone();
+        for row in rows.iter_mut() {
+            let key = (row.thumbprint.clone(), row.kind.clone());
+            match (missing.remove(&key), row.revoked_at) {
+                (Some(revoked), None) => {
+                    self.undone.push(format!("the revocation of certificate {}", name(row)));
+                    row.revoked_at = revoked.revoked_at;
+                }
+                (None, Some(_)) => drop(self.seen.insert(key, row.clone())),
+                _ => {}
+            }
+        }
+        for row in missing.into_values() {
+            self.undone.push(format!("the revoked certificate {}", name(&row)));
+            rows.push(row);
+        }
+        self.undone.sort_unstable();
+    }
+}
+
 struct Loaded {
     rows: Vec<StoredCertificate>,
     registry: Arc<Registry>,
@@ -245,6 +277,7 @@ pub struct Trust {
     /// Whether the database has answered the last reading with a refusal.
     refused: AtomicBool,
     denied: RwLock<Arc<HashSet<Thumbprint>>>,
+    revocations: Mutex<Revocations>,
 }
 
 impl std::fmt::Debug for Trust {
@@ -263,6 +296,7 @@ impl Trust {
             loaded: RwLock::new(None),
             refused: AtomicBool::new(false),
             denied: RwLock::default(),
+            revocations: Mutex::default(),
         }
     }
 
@@ -320,9 +354,11 @@ impl Trust {
         self.loaded.read().as_ref().map(|loaded| loaded.at.elapsed())
     }
 
-    /// Takes the rows of the registry, read at this moment or later. Verifies them only if they have changed.
-    pub fn take(&self, rows: Vec<StoredCertificate>, at: Instant) {
+    /// Takes the rows of the registry, read at this moment or later. Verifies them only if they have changed. A
+    /// revocation that was seen before stays in force: see [`Trust::undone`].
+    pub fn take(&self, mut rows: Vec<StoredCertificate>, at: Instant) {
         self.refused.store(false, Ordering::Relaxed);
+        self.revocations.lock().keep(&mut rows);
         if let Some(loaded) = self.loaded.write().as_mut().filter(|loaded| loaded.rows[..] == rows) {
             loaded.at = at;
             return;
@@ -345,6 +381,16 @@ impl Trust {
         let mut loaded = self.loaded.write();
         let registry = Arc::new(registry.denying(self.denied.read().clone()));
         *loaded = Some(Loaded { rows, registry, at });
+    }
+
+    /// The revocations that the database no longer has: nobody can undo one, so somebody changed the database.
+    pub fn undone(&self) -> Vec<String> {
+        self.revocations.lock().undone.clone()
+    }
+
+    /// Why rows of the registry are rejected.
+    pub fn rejected(&self) -> Vec<String> {
+        self.loaded.read().as_ref().map(|loaded| loaded.registry.refused().to_vec()).unwrap_or_default()
     }
 
     /// How often to call [`Trust::take`], so that a single failed attempt does not make the registry stale.

@@ -110,6 +110,10 @@ pub enum Trouble {
     AccessLogSetAside,
     /// The list of denied certificates cannot be used.
     DenyFile,
+    /// Rows of the registry are rejected.
+    RegistryRows,
+    /// A revocation or a withdrawal is no longer in the database.
+    Undone,
 }
 
 impl Trouble {
@@ -125,13 +129,19 @@ impl Trouble {
             Self::EncryptionKeys => "the encryption keys were not taken over, the old ones stay in use",
             Self::AccessLogSetAside => "records of the access log could not be brought into the database",
             Self::DenyFile => "`trust.deny_file` was not taken over completely",
+            Self::RegistryRows => {
+                "rows of the certificate table are rejected, they may have been tampered with"
+            }
+            Self::Undone => {
+                "a revocation or a withdrawal was removed from the database; this instance still applies it"
+            }
         }
     }
 
     /// How bad it is.
     pub fn severity(self) -> Severity {
         match self {
-            Self::Writing | Self::DenyFile => Severity::Problem,
+            Self::Writing | Self::DenyFile | Self::RegistryRows | Self::Undone => Severity::Problem,
             Self::TlsCertificate
             | Self::CallbackCertificate
             | Self::Settings

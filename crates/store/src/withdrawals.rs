@@ -10,6 +10,7 @@ use super::{
     error::Failure,
     journal,
     row::{Bind, Cells, Row, Table, Utf8, values},
+    sql,
     tx::{Queries, unless_taken},
 };
 use chrono::{DateTime, Utc};
@@ -121,6 +122,15 @@ impl Store {
     pub async fn withdrawn_uploads(&self) -> Result<HashSet<i64>, StoreError> {
         let sql = "SELECT w.upload_id FROM withdrawal w JOIN upload u ON u.id = w.upload_id";
         Ok(self.rows("list withdrawals", sql, values![]).await?.into_iter().collect())
+    }
+
+    /// Those of these uploads that are stored.
+    pub async fn existing_uploads(&self, uploads: &[i64]) -> Result<Vec<i64>, StoreError> {
+        if uploads.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!("SELECT id FROM upload WHERE id IN ({})", sql::placeholders(uploads.len()));
+        self.rows("find uploads", &sql, uploads.iter().map(|id| id.bind()).collect()).await
     }
 
     /// The newest uploads of a country (or of all), with the tag given only that one.

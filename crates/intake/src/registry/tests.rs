@@ -280,6 +280,26 @@ fn a_certificate_with_an_entry_of_its_own_is_not_let_in_by_its_authority() {
     assert_eq!(registry.admit(&leaf.certificate, Authentication, now()), Err(Inactive::Revoked));
 }
 
+#[test]
+fn a_revocation_that_disappears_stays_in_force_and_is_reported() {
+    let (mine, other) = (row(1, &good("DE", Signing).bundle), row(2, &good("NL", Signing).bundle));
+    let revoked = StoredCertificate { revoked_at: Some(now()), ..mine.clone() };
+    let thumbprint = Thumbprint::from_bytes(mine.thumbprint.clone().try_into().unwrap());
+    let trust = Trust::new(PKI.anchor.anchor().clone(), Duration::from_secs(5));
+    let take = |rows: &[&StoredCertificate]| {
+        trust.take(rows.iter().copied().cloned().collect(), Instant::now());
+        let state = trust.registry().unwrap().active(thumbprint, Signing, now()).map(|entry| entry.id);
+        (state, trust.undone().len())
+    };
+    assert_eq!(take(&[&mine, &other]), (Ok(1), 0));
+    assert_eq!(take(&[&revoked, &other]), (Err(Inactive::Revoked), 0));
+    // The column is emptied, the row is deleted, the row is back.
+    assert_eq!(take(&[&mine, &other]), (Err(Inactive::Revoked), 1));
+    assert_eq!(take(&[&other]), (Err(Inactive::Revoked), 1));
+    assert!(trust.undone()[0].contains(&thumbprint.to_string()), "{:?}", trust.undone());
+    assert_eq!(take(&[&revoked, &other]), (Err(Inactive::Revoked), 0));
+}
+
 /// A value of DER.
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = (content.len() as u16).to_be_bytes();
