@@ -111,6 +111,7 @@ async fn a_changed_time_makes_no_statement_old(case: &Case) {
     case.clock.set(case.clock.now() + days(100));
     assert_refused(gateway.app.access_log.forget_now(None).await, "statement 1: the statement was changed");
     assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log_head WHERE number <= 4").await, 4);
+    case.stop(&gateway).await;
     forget_all(case).await;
 }
 

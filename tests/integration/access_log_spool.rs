@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytesize::ByteSize;
@@ -26,6 +26,7 @@ tests![
     a_damaged_file_costs_the_records_in_the_damage_and_is_kept,
     a_folder_that_is_gone_makes_the_gateway_unready,
     every_record_can_be_on_the_disk_before_its_answer,
+    a_thousand_downloads_cost_few_commits,
 ];
 
 fn spool(case: &Case) -> PathBuf {
@@ -216,4 +217,41 @@ async fn every_record_can_be_on_the_disk_before_its_answer(case: &Case) {
     assert!(answers.iter().all(|answer| answer.status == 404));
     case.recorded().await;
     assert_eq!(case.db.number("SELECT COUNT(*) FROM access_log").await, 40);
+}
+
+#[expect(clippy::print_stdout, reason = "docs/access-log.md says how many there are")]
+async fn a_thousand_downloads_cost_few_commits(case: &Case) {
+    case.prepare().await;
+    let process = Process::start(&case.write_config(&case.config_text()));
+    let commits = async || {
+        let metrics = process.metrics().await;
+        let count = "efgs_store_operation_duration_seconds_count{operation=\"access log\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(count)?.parse::<u64>().ok());
+        line.unwrap_or(0)
+    };
+    let raw = Client::download_request(now().date_naive(), None).raw();
+    let begun = Instant::now();
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut connection, raw) = (process.client("DE").connect(), raw.clone());
+            std::thread::spawn(move || {
+                for _ in 0..125 {
+                    connection.write(&raw).unwrap();
+                    assert_eq!(connection.answer().status, 404);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let took = begun.elapsed();
+    until("all are in the database", async || {
+        (case.db.number("SELECT COUNT(*) FROM access_log").await == 1000).then_some(())
+    })
+    .await;
+    // One every 200 ms, or for 256 records.
+    let most = took.as_millis() as u64 / 200 + 1000 / 256 + 3;
+    let commits = commits().await;
+    assert!((1..=most).contains(&commits), "{commits} in {took:?}");
+    println!("{commits} commits for 1000 downloads in {took:.1?}");
+    process.stop().await;
 }
