@@ -83,7 +83,6 @@ pub(super) async fn collect(app: &App) {
     gauge!(DENY_FILE_UP).set(u8::from(!troubles.contains_key(&Trouble::DenyFile)));
     let undone = app.trust.undone().len() + app.chain.undone_withdrawals().len();
     gauge!(DECISIONS_UNDONE).set(undone as f64);
-    gauge!(REGISTRY_ROWS_REJECTED).set(app.trust.rejected().len() as f64);
     gauge!(SPOOL_SET_ASIDE).set(u8::from(troubles.contains_key(&Trouble::AccessLogSetAside)));
     if let Some(days) = app.health.database().days_ahead {
         gauge!(DATABASE_DAYS_AHEAD).set(days as f64);

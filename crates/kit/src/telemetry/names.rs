@@ -33,8 +33,6 @@ metrics! {
         "0 while trust.deny_file cannot be read or has a malformed line, else 1";
     gauge DECISIONS_UNDONE = "efgs_decisions_undone", Count,
         "Revocations and withdrawals that were removed from the database while this instance runs";
-    gauge REGISTRY_ROWS_REJECTED = "efgs_registry_rows_rejected", Count,
-        "Rows of the certificate table that are rejected because they do not verify";
     gauge SPOOL_BYTES = "efgs_log_spool_bytes", Bytes, "files of the access log's spool";
     gauge SPOOL_MAX_BYTES = "efgs_log_spool_max_bytes", Bytes, "access_log.spool_max";
     gauge SPOOL_RECORDS = "efgs_log_spool_records", Count,
