@@ -1,4 +1,4 @@
-//! The same rows as an upload's, inserted by the bare database driver: prepared inserts of 1,000 keys and 5,000 hashes, in
+//! The same rows as an upload's, inserted by the bare database driver: prepared inserts of 500 keys and 2,500 hashes, in
 //! one durable transaction.
 
 use std::{sync::Arc, time::Instant};
@@ -9,9 +9,9 @@ use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
 use crate::{Outcome, load::Round, uploads::Upload};
 
 /// Keys of one insert.
-const ROWS: usize = 1000;
+const ROWS: usize = 500;
 /// Hashes of one insert.
-const HASHES: usize = 5000;
+const HASHES: usize = 2500;
 
 /// Inserts all uploads on as many connections at once.
 pub(crate) async fn insert_all(pool: &Pool, connections: usize, uploads: Arc<Vec<Upload>>) -> Outcome<Round> {

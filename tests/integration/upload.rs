@@ -148,11 +148,10 @@ async fn a_key_that_repeats_is_a_conflict_of_the_later_one(case: &Case) {
 async fn a_conflict_in_the_last_of_2500_keys_stores_nothing(case: &Case) {
     let gateway = case.gateway().await;
     let client = gateway.client("DE");
-    // Rows are written in the order of their hashes, about a thousand in one INSERT: the key with the largest hash
-    // is in the last INSERT.
+    // Hashes are written in the order of the keys' days, 2,500 in one INSERT: the largest is in the last INSERT.
     let all = keys(country("DE"), 2501, case.clock.now());
     let hashes = CanonicalKeys::of(&all).payload_hashes();
-    let last = (0..all.len()).max_by_key(|i| hashes[*i]).unwrap();
+    let last = (0..all.len()).max_by_key(|i| (all.get(*i).rolling_day(), hashes[*i])).unwrap();
     let there = pick(&all, [last]);
     let new = pick(&all, (0..all.len()).filter(|i| *i != last));
     client.upload("a", &there).await.expect(201);
