@@ -237,7 +237,7 @@ async fn unread_audits_of_padded_signatures_take_little_memory(case: &Case) {
     }
     let resident = process.resident();
     assert!(kept.len() >= 8, "two of each country, which has a quarter of the memory");
-    assert!(resident < 256 << 20, "{resident}");
+    assert!(resident < 256 << 20, "{} MiB", resident >> 20);
     // Memory comes back when they have gone.
     drop(kept);
     let batch = formed[16].id.to_string();

@@ -1,6 +1,9 @@
 //! The operator's page: what it says, and how it behaves in a real browser.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
+use efgs_gateway::{config::Config, store::Job};
 use efgs_protocol::batch_tag::ObjectId;
 use reqwest::header::CONTENT_SECURITY_POLICY;
 use serde_json::Value;
@@ -38,7 +41,8 @@ fn of<'a>(overview: &'a Value, list: &str, key: &str, name: &str) -> &'a Value {
 }
 
 async fn it_says_how_each_country_is_served(case: &Case) {
-    let gateway = case.gateway().await;
+    let hourly = |config: &mut Config| config.batching.interval = Duration::from_secs(3600);
+    let gateway = case.gateway_with(hourly).await;
     let now = case.clock.now();
     gateway.client("DE").upload_new("a", 7, now).await;
     gateway.form().await;
@@ -92,6 +96,8 @@ async fn it_says_how_each_country_is_served(case: &Case) {
     // An instance that was killed, a callback that is paused, an upload that waits too long.
     case.db.execute("INSERT INTO instance (id, host, version, started_at, seen_at) SELECT 'dead000000000000', 'elsewhere', '0', seen_at - 200000, seen_at - 120000 FROM instance").await;
     gateway.app.store.hold_subscription(country("NL"), "notify").await.unwrap();
+    // As long as this test has the lease.
+    let lease = gateway.app.store.acquire_lease(Job::Batching).await.unwrap().unwrap();
     case.clock.set(now + TimeDelta::hours(4));
     let overview = json(&gateway).await;
     let warnings = overview["warnings"].to_string();
@@ -108,6 +114,7 @@ async fn it_says_how_each_country_is_served(case: &Case) {
         (&nl["callbacks"], &nl["callbacksPaused"], &nl["callbacksHeld"]),
         (&0.into(), &0.into(), &1.into())
     );
+    gateway.app.store.release_lease(lease).await.unwrap();
     gateway.form().await;
 }
 

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// How long names of an unknown form are remembered: one day longer than batches are served.
 const REMEMBERED_DAYS: u64 = 15;
-/// How many of them at most; at one batch every five minutes 15 days have less than half as many.
-const MOST_REMEMBERED: usize = 10_000;
+/// How many of them at most. At one batch each minute 15 days have 21,600.
+const MOST_REMEMBERED: usize = 50_000;
 /// The longest name.
 const LONGEST: usize = 64;
 
