@@ -276,18 +276,9 @@ impl Uploads {
                     SignaturePolicy { allow_sha1: shared.config.participant(country).allow_sha1_signatures };
                 let Caller { country, certificate_id, thumbprint } = caller;
                 let uploader = Uploader { country, certificate_id, thumbprint };
-                let (body_bytes, at) = (body.len() as u64, shared.clock.now());
+                let at = shared.clock.now();
                 let keep_encoding = shared.journal.journal().is_some();
-                let upload = SignedUpload {
-                    uploader,
-                    tag,
-                    media,
-                    batch_signature,
-                    keys,
-                    body_bytes,
-                    at,
-                    keep_encoding,
-                };
+                let upload = SignedUpload { uploader, tag, media, batch_signature, keys, at, keep_encoding };
                 Ok::<_, UploadError>(upload.verify(&registry, policy, &shared.keyring)?)
             };
             self.workers.compute(country, Kind::Uploads, verify).await??

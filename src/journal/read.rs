@@ -376,8 +376,6 @@ fn verify(
         media: MediaType { format, version: Version { major: row.format_major, minor: row.format_minor } },
         batch_signature: row.batch_signature,
         keys,
-        // The journal has the keys as protobuf, in whatever format they were uploaded.
-        body_bytes: encoding.len() as u64,
         at: row.uploaded_at,
         keep_encoding: false,
     };

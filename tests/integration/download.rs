@@ -447,6 +447,7 @@ async fn keys_are_read_from_a_replica_that_has_them_and_else_from_the_primary(ca
     );
     let fill = fill.unwrap();
     fill.store.migrate().await.unwrap();
+    fill.store.add_days(fill.chain.oldest(), case.today()).await.unwrap();
     fill.store.clone().close().await;
     let name = |url: &str| url.rsplit('/').next().unwrap().to_owned();
     let (here, there) = (name(&case.db.url), name(&replica.url));

@@ -69,7 +69,6 @@ fn upload(keys: KeyBatch, batch_signature: String) -> SignedUpload {
         media: MediaType::from_content_type("application/json; version=1.0").unwrap(),
         batch_signature,
         keys,
-        body_bytes: 1234,
         at: now(),
         keep_encoding: false,
     }

@@ -13,7 +13,7 @@ use super::{Config, Network};
 pub struct Limits {
     /// Keys accepted from one country on one UTC day, by all instances together.
     pub keys_per_day: u64,
-    /// The same in bytes of request bodies.
+    /// The same in bytes that they occupy in the database.
     pub bytes_per_day: ByteSize,
     /// Requests per second of one country; faster ones wait.
     pub requests_per_second: f64,
@@ -42,7 +42,7 @@ impl Default for Limits {
         Self {
             // The specification's upper bound, at its 200 bytes for a key (spec §5.5.1).
             keys_per_day: 5_000_000,
-            bytes_per_day: ByteSize::gb(1),
+            bytes_per_day: ByteSize::gb(2),
             requests_per_second: 100.0,
             burst: 200,
             concurrent_uploads: 4,

@@ -253,7 +253,7 @@ fn a_participant_has_the_common_limits_but_for_its_own() {
             .unwrap();
     let common = config.limits_of("DE".parse().unwrap());
     let own = config.limits_of("NL".parse().unwrap());
-    assert_eq!((common.keys_per_day, common.bytes_per_day, common.burst), (5_000_000, 1_000_000_000, 7));
+    assert_eq!((common.keys_per_day, common.bytes_per_day, common.burst), (5_000_000, 2_000_000_000, 7));
     let changed = CountryLimits {
         keys_per_day: 3,
         bytes_per_day: 1000,
