@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
+use efgs_protocol::key::OLDEST_DAYS;
 use mysql_async::{Pool, TxOpts, prelude::Queryable};
 
 use crate::{
@@ -18,7 +19,7 @@ const CONNECTIONS: usize = 2;
 /// Uploads in one transaction.
 const TRANSACTION: usize = 40;
 /// The gateway keeps the hashes of keys that began this many days before today, or later.
-const HASH_DAYS: u16 = 16;
+const HASH_DAYS: u64 = OLDEST_DAYS + 1;
 
 /// When an upload was made and what its batch is called. Each upload is a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,7 +79,7 @@ pub(crate) async fn fill(
     report: &Report,
 ) -> Outcome<usize> {
     let plan = plan(keys.div_ceil(KEYS), today);
-    let first_hashes = (today - NaiveDate::default()).num_days() as u16 - HASH_DAYS;
+    let first_hashes = (today - NaiveDate::default()).num_days() as u16 - HASH_DAYS as u16;
     let (begun, mut done, mut said) = (Instant::now(), 0, 0);
     for uploads in plan.chunks(TRANSACTION * CONNECTIONS) {
         let mut tasks = Vec::new();

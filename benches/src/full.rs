@@ -36,10 +36,10 @@ const WRITERS: usize = 2;
 const ROUND: usize = 24;
 /// Connections that download the same again and again.
 const READERS: usize = 8;
-/// Batches that each connection reads which catches up.
-const CATCH_UP: usize = 250;
-/// Days that expire while a country uploads.
-const EXPIRIES: u64 = 5;
+/// Batches that each connection reads which catches up: in JSON more than twice what the cache holds.
+const CATCH_UP: usize = 200;
+/// Days that expire while countries upload. One more warms up, and one expires alone: all but one of the filled days.
+const EXPIRIES: u64 = fill::DAYS - 3;
 /// Until then the records of requests are in the database.
 const SHIPPED: Duration = Duration::from_secs(2);
 
@@ -182,7 +182,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// What cached downloads cost the database. Whatever else the two gateways do is counted too.
+    /// What cached downloads cost the database, beside what the two idle gateways do in the same time.
     async fn commits(&self, gateway: &Gateway, tags: &[String], report: &mut Report) -> Outcome {
         let tls = self.site.reader(true)?;
         let request = download(self.day, &tags[0], PROTOBUF);
@@ -192,18 +192,21 @@ impl Bench<'_> {
         tokio::time::sleep(SHIPPED).await;
         let names = ["Handler_commit", "Com_commit"];
         let count = || names.map(|name| self.counter(name));
-        let before = count();
+        let (begun, before) = (Instant::now(), count());
         let mut turns = Turns::new(self.time);
         while turns.another() {
             side.turn().await?;
         }
         tokio::time::sleep(SHIPPED).await;
+        let (took, between) = (begun.elapsed(), count());
+        tokio::time::sleep(took).await;
         let thousands = side.side.figures().requests as f64 / 1000.0;
-        for ((name, before), after) in names.into_iter().zip(before).zip(count()) {
+        for (((name, before), between), after) in names.into_iter().zip(before).zip(between).zip(count()) {
+            let (before, between, after) = (before?, between?, after?);
             report.full(FullLine {
-                what: format!("commits for 1,000 cached downloads, {name}"),
-                baseline: None,
-                full: (after? - before?) as f64 / thousands,
+                what: format!("{name} for 1,000 cached downloads, baseline: idle"),
+                baseline: Some((after - between) as f64 / thousands),
+                full: (between - before) as f64 / thousands,
                 unit: "",
                 ratio: None,
                 aim: "<= 20",
@@ -263,9 +266,19 @@ impl Bench<'_> {
 
     /// The memory of a gateway while three countries read today's batches in JSON and two others upload.
     async fn catch_up(&self, report: &mut Report) -> Outcome {
-        let gateway = self.start(self.full)?;
-        let mut tags = chain_of(self.site, &gateway, self.day, ROUND).await?;
+        let mut tags = Vec::new();
+        {
+            // Another process, so that the memory is that of one that has only begun.
+            let gateway = self.start(self.full)?;
+            let mut uploader = self.uploader(&gateway)?;
+            while tags.len() < CATCH_UP {
+                uploader.round(&mut Side::new(uploader.processes), ROUND, Arc::default()).await?;
+                tags = chain_of(self.site, &gateway, self.day, tags.len().max(1)).await?;
+            }
+        }
         tags.truncate(CATCH_UP);
+        let gateway = self.start(self.full)?;
+        chain_of(self.site, &gateway, self.day, CATCH_UP).await?;
         let mut open = Vec::new();
         for participant in &self.site.participants[WRITERS..] {
             let tls = connection::client(&self.site.pki, &participant.authentication, true)?;
@@ -348,13 +361,18 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Makes so many of the filled days expire; how many seconds that took.
+    /// Makes the oldest of the filled days expire, so that so many are gone; how many seconds that took.
     fn expire(&self, days: u64) -> Outcome<f64> {
         let more = format!("{}[retention]\ndays = {}\n", Self::settings(self.full), fill::DAYS - days);
         self.site.configure(self.full, &more)?;
         let begun = Instant::now();
-        self.site.run_on(self.full, &["expire"])?;
-        Ok(begun.elapsed().as_secs_f64())
+        let said: serde_json::Value =
+            serde_json::from_str(&self.site.run_on(self.full, &["expire", "--json"])?)?;
+        let took = begun.elapsed().as_secs_f64();
+        if said["keys"].as_u64().is_none_or(|keys| keys == 0) {
+            return Err(format!("no keys expired: {said}").into());
+        }
+        Ok(took)
     }
 }
 
@@ -390,9 +408,7 @@ fn compared(what: &str, [empty, full]: [f64; 2], unit: &'static str, aim: &'stat
 /// Reports the rates of both sides, the empty database's first.
 fn add(report: &mut Report, name: &str, connections: usize, sides: &[Side], aim: &'static str) {
     let [empty, full] = sides else { return };
-    report.add(
-        Line::new(format!("full: {name}"), connections, full).with_keys(KEYS).beside("empty", empty, full),
-    );
+    report.add(Line::new(format!("full: {name}"), connections, full).beside("empty", empty, full));
     let rates = [empty, full].map(|side| side.figures().requests_per_second);
     report.full(FullLine {
         ratio: Some(full.ratio_to(empty)),
