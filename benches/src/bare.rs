@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use chrono::{Datelike, NaiveDate, Timelike};
-use mysql_async::{Conn, Params, Pool, TxOpts, Value, prelude::Queryable};
+use mysql_async::{Conn, Params, Pool, Transaction, TxOpts, Value, prelude::Queryable};
 
 use crate::{Outcome, load::Round, uploads::Upload};
 
@@ -43,6 +43,12 @@ pub(crate) async fn insert_all(pool: &Pool, connections: usize, uploads: Arc<Vec
 
 async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
     let mut tx = connection.start_transaction(TxOpts::default()).await?;
+    insert_in(&mut tx, upload, 0).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Inserts an upload's rows, of the hashes only those of keys of `first_hashes` or later: as the gateway keeps them.
+pub(crate) async fn insert_in(tx: &mut Transaction<'_>, upload: &Upload, first_hashes: u16) -> Outcome {
     let (day, time) = (upload.at.date_naive(), upload.at.time());
     let row: Vec<Value> = vec![
         upload.country.as_str().into(),
@@ -67,17 +73,18 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
             time.second() as u8,
             time.nanosecond() / 1000,
         ),
+        upload.batch.into(),
     ];
     tx.exec_drop(
         "INSERT INTO upload (country, upload_tag, format, format_major, format_minor, amount, payload_bytes, \
          content_hash, batch_signature, uploader_certificate_id, uploader_thumbprint, signing_certificate_id, \
-         signing_thumbprint, uploaded_at, key_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+         signing_thumbprint, uploaded_at, batch_id, key_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
         Params::Positional(row),
     )
     .await?;
     let id = tx.last_insert_id().ok_or("the database gave an upload no number")?;
-    let mut hashes: Vec<_> =
-        upload.rows.iter().map(|row| (row.rolling_day, &row.payload_hash[..16])).collect();
+    let kept = upload.rows.iter().filter(|row| row.rolling_day >= first_hashes);
+    let mut hashes: Vec<_> = kept.map(|row| (row.rolling_day, &row.payload_hash[..16])).collect();
     hashes.sort_unstable();
     for hashes in hashes.chunks(HASHES) {
         let values = hashes.iter().flat_map(|(day, hash)| [(*day).into(), (*hash).into()]).collect();
@@ -104,6 +111,5 @@ async fn insert(connection: &mut Conn, upload: &Upload) -> Outcome {
         );
         tx.exec_drop(sql, Params::Positional(values)).await?;
     }
-    tx.commit().await?;
     Ok(())
 }

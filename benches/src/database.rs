@@ -1,6 +1,10 @@
 //! A schema of its own for each measurement, in the database servers that `cargo xtask bench` starts.
 
-use std::{env, fs, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use clap::ValueEnum;
 use mysql_async::{Opts, OptsBuilder, Pool, PoolConstraints, PoolOpts, SslOpts, prelude::Queryable};
@@ -44,6 +48,19 @@ impl Kind {
     }
 }
 
+/// Runs a statement as the server's root, and gives what it prints. The other accounts cannot change settings.
+pub(crate) fn as_root(kind: Kind, sql: &str) -> Outcome<String> {
+    let (Ok(script), Some(folder)) = (env::var("EFGS_TEST_DB_SCRIPT"), kind.variable("_DIR")) else {
+        return Err("this part needs a database server of `cargo xtask bench`".into());
+    };
+    let output = Command::new("bash").args([&script, "sql", &folder, "-Ne", sql]).output()?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into())
+    }
+}
+
 /// An empty schema; [`Schema::remove`] drops it.
 pub(crate) struct Schema {
     kind: Kind,
@@ -64,6 +81,12 @@ impl Schema {
         let schema = Self { kind, url, tls_ca, name };
         schema.server_statement("CREATE DATABASE").await?;
         Ok(schema)
+    }
+
+    /// Where the server keeps its files.
+    pub(crate) fn files(&self) -> Outcome<PathBuf> {
+        let folder = self.kind.variable("_DIR").ok_or("the server's folder is not known")?;
+        Ok(Path::new(&folder).join("data").join(&self.name))
     }
 
     pub(crate) async fn remove(self) -> Outcome {

@@ -94,6 +94,16 @@ pub(crate) async fn fill(site: &Site, gateway: &Gateway) -> Outcome {
 
 /// The names of all batches, once they are formed. Nothing is read: each answer is 304.
 pub(crate) async fn chain(site: &Site, gateway: &Gateway, day: NaiveDate) -> Outcome<Vec<String>> {
+    chain_of(site, gateway, day, BATCHES).await
+}
+
+/// The same of a day on which at least so many batches are formed.
+pub(crate) async fn chain_of(
+    site: &Site,
+    gateway: &Gateway,
+    day: NaiveDate,
+    batches: usize,
+) -> Outcome<Vec<String>> {
     let mut connection = Connection::open(gateway.port, &site.reader(true)?)?;
     let patience = Instant::now() + PATIENCE;
     loop {
@@ -111,18 +121,18 @@ pub(crate) async fn chain(site: &Site, gateway: &Gateway, day: NaiveDate) -> Out
                 _ => break,
             }
         }
-        if tags.len() == BATCHES {
+        if tags.len() >= batches {
             return Ok(tags);
         }
         if Instant::now() > patience {
-            return Err(format!("{} batches were formed instead of {BATCHES}", tags.len()).into());
+            return Err(format!("{} batches were formed instead of {batches}", tags.len()).into());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 /// Downloads batches, one after the other; the round, and the last body.
-async fn read(
+pub(crate) async fn read(
     site: &Site,
     port: u16,
     day: NaiveDate,
@@ -320,7 +330,7 @@ impl Repeated {
     }
 }
 
-fn expect(status: u16, head: &Head) -> Outcome {
+pub(crate) fn expect(status: u16, head: &Head) -> Outcome {
     if head.status() == status { Ok(()) } else { Err(format!("unexpected answer: {head:?}").into()) }
 }
 

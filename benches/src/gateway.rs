@@ -80,21 +80,22 @@ impl Site {
         fs::write(folder.path().join("payload-1.key"), format!("{}=\n", "A".repeat(43)))?;
         let schema = Schema::create(kind, folder.path()).await?;
         let site = Self { program: program.to_owned(), folder, pki, participants, schema };
-        let config = site.config("gateway.toml", &site.schema, "")?;
-        let mut bundles = Vec::new();
-        for participant in &site.participants {
+        site.register(&site.schema)?;
+        Ok(site)
+    }
+
+    /// Sets up the gateway's tables in a schema and registers the countries' certificates there.
+    pub(crate) fn register(&self, schema: &Schema) -> Outcome {
+        self.configure(schema, "")?;
+        let mut arguments = vec!["certificate".to_owned(), "import".to_owned()];
+        for participant in &self.participants {
             for name in ["authentication", "signing"] {
-                bundles.push(format!(
-                    "{}/{}/{name}.bundle",
-                    site.folder.path().display(),
-                    participant.country
-                ));
+                let folder = self.folder.path().display();
+                arguments.push(format!("{folder}/{}/{name}.bundle", participant.country));
             }
         }
-        let mut arguments = vec!["certificate", "import", "--config", &config];
-        arguments.extend(bundles.iter().map(String::as_str));
-        site.run(&arguments)?;
-        Ok(site)
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.run_on(schema, &arguments).map(drop)
     }
 
     /// Writes a configuration with the gateway's defaults and, at its end, `more`. The limits are wide unless
@@ -115,19 +116,13 @@ impl Site {
         Ok(path.display().to_string())
     }
 
-    fn run(&self, arguments: &[&str]) -> Outcome {
-        let output = Command::new(&self.program).args(arguments).output();
-        let output = output.map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
-    }
-
     /// Sets up the gateway's tables in another schema.
     pub(crate) fn migrate(&self, schema: &Schema) -> Outcome {
-        let config = self.config("bare.toml", schema, "")?;
-        self.run(&["migrate", "--config", &config])
+        self.configure(schema, "")?;
+        self.run_on(schema, &["migrate"]).map(drop)
     }
 
-    /// Writes the configuration for [`Site::run_on`] another schema.
+    /// Writes the configuration for [`Site::run_on`] a schema.
     pub(crate) fn configure(&self, schema: &Schema, more: &str) -> Outcome {
         self.config(&format!("{}.toml", schema.name), schema, more).map(drop)
     }
@@ -135,29 +130,13 @@ impl Site {
     /// Runs a command on a schema; what it prints.
     pub(crate) fn run_on(&self, schema: &Schema, arguments: &[&str]) -> Outcome<String> {
         let config = self.folder.path().join(format!("{}.toml", schema.name));
-        let output = Command::new(&self.program).args(arguments).arg("--config").arg(config).output()?;
+        let output = Command::new(&self.program).args(arguments).arg("--config").arg(config).output();
+        let output = output.map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into())
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into())
         }
-    }
-
-    /// Bytes of all files in a folder of the site's.
-    pub(crate) fn size_of(&self, folder: &str) -> Outcome<u64> {
-        let mut bytes = 0;
-        let mut left = vec![self.folder.path().join(folder)];
-        while let Some(folder) = left.pop() {
-            for entry in fs::read_dir(folder)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    left.push(entry.path());
-                } else {
-                    bytes += entry.metadata()?.len();
-                }
-            }
-        }
-        Ok(bytes)
     }
 
     /// Starts a gateway with the default settings and `more` of them.
@@ -176,7 +155,7 @@ impl Site {
     }
 
     fn start_program(&self, program: &Path, schema: &Schema, more: &str) -> Outcome<Gateway> {
-        let config = self.config("gateway.toml", schema, more)?;
+        let config = self.config(&format!("{}.toml", schema.name), schema, more)?;
         let (server, port) = Server::start(program, &["serve", "--config", &config], |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             line.get("admin_address")?;
@@ -195,6 +174,23 @@ impl Site {
     pub(crate) fn writer(&self, port: u16, country: &Participant) -> Outcome<Connection> {
         Connection::open(port, &connection::client(&self.pki, &country.authentication, true)?)
     }
+}
+
+/// Bytes of all files in a folder.
+pub(crate) fn size_of(folder: PathBuf) -> Outcome<u64> {
+    let mut bytes = 0;
+    let mut left = vec![folder];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                left.push(entry.path());
+            } else {
+                bytes += entry.metadata()?.len();
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// A gateway that runs.

@@ -14,7 +14,7 @@ use crate::{
     connection::Connection,
     database::{Kind, Schema},
     download::{PROTOBUF, get},
-    gateway::{Gateway, Site},
+    gateway::{Gateway, Site, size_of},
     load::{Side, Turns},
     report::{Line, Report},
     upload::send_all,
@@ -81,7 +81,10 @@ pub(crate) async fn measure(
         before.len()
     ));
     drop(gateway);
-    report.progress(format!("the journal has {:.1} MiB", site.size_of("journal")? as f64 / (1 << 20) as f64));
+    report.progress(format!(
+        "the journal has {:.1} MiB",
+        size_of(site.folder.path().join("journal"))? as f64 / (1 << 20) as f64
+    ));
     other.remove().await?;
     site.schema.remove().await
 }

@@ -112,6 +112,11 @@ impl Side {
         Self { processes, rounds: Vec::new() }
     }
 
+    /// From now on, the rounds are of another process.
+    pub(crate) fn continue_with(&mut self, processes: Processes) {
+        self.processes = processes;
+    }
+
     /// Runs a round and takes its figures in.
     pub(crate) async fn round(&mut self, work: impl Future<Output = Outcome<Round>>) -> Outcome {
         let before = self.processes.cpu_seconds();

@@ -12,7 +12,9 @@ mod connection;
 mod costs;
 mod database;
 mod download;
+mod fill;
 mod flood;
+mod full;
 mod gateway;
 mod journal;
 mod load;
@@ -52,6 +54,9 @@ struct Args {
     /// Keys that are replayed from the journal
     #[arg(long, default_value_t = 100_000)]
     journal_keys: usize,
+    /// Keys that the database of the part `full` holds
+    #[arg(long, default_value_t = 28_700_000)]
+    keys: usize,
     /// Measure this program instead of building the one of this repository
     #[arg(long, value_name = "PROGRAM")]
     gateway: Option<PathBuf>,
@@ -68,6 +73,8 @@ enum Part {
     Flood,
     /// What the access log and tracing cost a download; only when asked for, because it builds two more programs
     Costs,
+    /// A database with two weeks of keys beside an empty one; only when asked for, because it takes long
+    Full,
 }
 
 fn main() -> ExitCode {
@@ -129,6 +136,10 @@ async fn run(args: &Args) -> Outcome {
     }
     if args.only == Some(Part::Costs) {
         costs::measure(&program, first, seconds, &mut report).await?;
+    }
+    if args.only == Some(Part::Full) {
+        full::measure(&program, args.database.unwrap_or(Kind::MySql), seconds, args.keys, &mut report)
+            .await?;
     }
     println!("{report}");
     if let Some(path) = &args.json {

@@ -15,7 +15,22 @@ use crate::{
 pub(crate) struct Report {
     measurements: Vec<Line>,
     floods: Vec<FloodLine>,
+    full: Vec<FullLine>,
     memory: Vec<MemoryLine>,
+}
+
+/// A figure of a full database, beside what it is compared with and what it is to be.
+#[derive(Debug, Serialize)]
+pub(crate) struct FullLine {
+    pub(crate) what: String,
+    /// The same of an empty database, unless `what` says otherwise.
+    pub(crate) baseline: Option<f64>,
+    pub(crate) full: f64,
+    pub(crate) unit: &'static str,
+    /// The full database's to the baseline's.
+    pub(crate) ratio: Option<f64>,
+    /// Empty: there is none.
+    pub(crate) aim: &'static str,
 }
 
 /// What another country notices of a flood.
@@ -104,6 +119,11 @@ impl Report {
         self.floods.push(line);
     }
 
+    pub(crate) fn full(&mut self, line: FullLine) {
+        self.progress(format!("{}: {:.2} {}", line.what, line.full, line.unit));
+        self.full.push(line);
+    }
+
     pub(crate) fn memory(&mut self, when: String, memory: Memory) {
         self.memory.push(MemoryLine { when, memory });
     }
@@ -120,6 +140,16 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.full.is_empty() {
+            writeln!(f, "{:<58} {:>10} {:>10} {:<6} {:>6}  aim", "", "baseline", "full", "", "ratio")?;
+        }
+        for FullLine { what, baseline, full, unit, ratio, aim } in &self.full {
+            let (baseline, ratio) = (text(*baseline, 2), text(*ratio, 2));
+            writeln!(f, "{what:<58} {baseline:>10} {full:>10.2} {unit:<6} {ratio:>6}  {aim}")?;
+        }
+        if !self.full.is_empty() {
+            writeln!(f)?;
+        }
         if !self.floods.is_empty() {
             writeln!(
                 f,
@@ -194,7 +224,6 @@ fn row(
     keys: Option<f64>,
     ratio: Option<f64>,
 ) -> fmt::Result {
-    let text = |value: Option<f64>, digits: usize| value.map_or(String::new(), |it| format!("{it:.digits$}"));
     writeln!(
         f,
         "{name:<44} {connections:>4} {:>10.1} {:>9} {:>9.2} {:>9.2} {:>10.3} {:>10} {:>9} {:>6}",
@@ -207,6 +236,10 @@ fn row(
         mebibytes(figures.memory.resident),
         text(ratio, 2)
     )
+}
+
+fn text(value: Option<f64>, digits: usize) -> String {
+    value.map_or(String::new(), |it| format!("{it:.digits$}"))
 }
 
 fn mebibytes(bytes: u64) -> String {

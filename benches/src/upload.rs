@@ -1,6 +1,13 @@
 //! Uploads of 5,000 keys, beside bare inserts of the same rows in another schema of the same server.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{
     Outcome, bare,
@@ -74,8 +81,20 @@ pub(crate) async fn send_all(
     connections: Vec<Connection>,
     uploads: Arc<Vec<Upload>>,
 ) -> Outcome<(Vec<Connection>, Round)> {
+    send_until(connections, uploads, Arc::default()).await
+}
+
+/// The same until `over` is set: what is then left is not sent.
+pub(crate) async fn send_until(
+    connections: Vec<Connection>,
+    uploads: Arc<Vec<Upload>>,
+    over: Arc<AtomicBool>,
+) -> Outcome<(Vec<Connection>, Round)> {
     let all = connections.len();
     drive(connections, move |connection, at, turn| {
+        if over.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         let Some(upload) = uploads.get(turn * all + at) else { return Ok(false) };
         let mut body = Vec::new();
         let head = connection.exchange(&upload.request, |piece| body.extend_from_slice(piece))?;

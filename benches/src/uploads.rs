@@ -25,6 +25,8 @@ pub(crate) struct Upload {
     pub(crate) signature: String,
     pub(crate) content_hash: [u8; 32],
     pub(crate) at: DateTime<Utc>,
+    /// The id of the batch that a bare insert puts it into.
+    pub(crate) batch: Option<[u8; 12]>,
     /// Head and body.
     pub(crate) request: Vec<u8>,
     /// In the order of the request.
@@ -82,7 +84,7 @@ impl Maker {
             rows.push(Row { position, rolling_day, payload_hash, report_type, payload });
         }
         let (country, content_hash) = (self.country, rand::random());
-        Ok(Upload { country, tag, signature, content_hash, at, request, rows })
+        Ok(Upload { country, tag, signature, content_hash, at, batch: None, request, rows })
     }
 }
 

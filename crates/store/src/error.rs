@@ -234,6 +234,11 @@ mod tests {
         for code in [1114, 1030] {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::CannotWrite(_)), "{code}");
         }
+        assert!(matches!(Failure::from_mysql(1526, ""), Failure::NoPartition(_)));
+        for code in [1044, 1142] {
+            let error = Failure::from_mysql(code, "").into_error("upload");
+            assert!(error.is_temporary() && error.refuses_writing(), "{code}: answered 503 and reported");
+        }
         for code in [1064, 1406] {
             assert!(matches!(Failure::from_mysql(code, ""), Failure::Permanent(_)), "{code}");
         }
