@@ -332,7 +332,10 @@ async fn the_list_of_participants_shows_the_quota(case: &Case) {
         (&quota["keys"], &quota["keysLimit"], &quota["keysPercent"]),
         (&30.into(), &1000.into(), &3.0.into())
     );
-    assert_eq!((&quota["bytes"], &quota["bytesLimit"]), (&request.body.len().into(), &1_000_000.into()));
+    assert_eq!(
+        (&quota["bytes"], &quota["bytesLimit"]),
+        (&used(case, "NL").await.1.into(), &1_000_000.into())
+    );
     let table = list(&[]);
     let row = table.lines().find(|line| line.starts_with("NL")).unwrap();
     assert!(table.contains(" QUOTA ") && row.contains(" 3.0% "), "{table}");

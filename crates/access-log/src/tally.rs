@@ -77,43 +77,38 @@ impl Tally {
     pub fn count(&mut self, entry: &Entry) {
         let keys = u64::from(entry.keys.unwrap_or(0));
         let requests = u64::from(entry.requests.unwrap_or(1));
-        add(&mut self.requests, requests);
+        self.requests += requests;
         match (&*entry.operation, entry.status) {
             // Also when its sender did not wait for the answer: it is stored.
             (operation::UPLOAD, _) if keys > 0 => {
-                add(&mut self.uploads, 1);
-                add(&mut self.upload_keys, keys);
-                add(&mut self.upload_bytes, entry.request_bytes);
+                self.uploads += 1;
+                self.upload_keys += keys;
+                self.upload_bytes += entry.request_bytes;
                 self.last_upload_at = self.last_upload_at.max(Some(entry.at));
             }
             (operation::WITHDRAW, _) if keys > 0 => {
-                add(&mut self.withdrawals, 1);
-                add(&mut self.withdrawn_keys, keys);
+                self.withdrawals += 1;
+                self.withdrawn_keys += keys;
             }
             (operation::DOWNLOAD, 200) => {
-                add(&mut self.downloads, 1);
-                add(&mut self.download_keys, keys);
-                add(&mut self.download_bytes, entry.response_bytes);
+                self.downloads += 1;
+                self.download_keys += keys;
+                self.download_bytes += entry.response_bytes;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
             (operation::DOWNLOAD, 304) => {
-                add(&mut self.unchanged, 1);
+                self.unchanged += 1;
                 self.last_download_at = self.last_download_at.max(Some(entry.at));
             }
-            (operation::AUDIT, 200) => add(&mut self.audits, 1),
+            (operation::AUDIT, 200) => self.audits += 1,
             _ => {}
         }
         match entry.status {
-            400..=499 => add(&mut self.client_errors, requests),
-            500.. => add(&mut self.server_errors, requests),
+            400..=499 => self.client_errors += requests,
+            500.. => self.server_errors += requests,
             _ => {}
         }
     }
-}
-
-/// Whatever a record says, counting it does not fail.
-fn add(total: &mut u64, amount: u64) {
-    *total = total.saturating_add(amount);
 }
 
 /// What a batch of entries adds to the totals, in the order of their rows.
