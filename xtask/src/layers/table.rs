@@ -123,7 +123,8 @@ pub(super) const NAMES: &[names::Rule] = &[
             "hyper::*",
             "hyper_util::*",
             "reqwest::*",
-            "tokio_rustls::*",
+            "tokio_rustls::TlsConnector*",
+            "tokio_rustls::client::*",
             "efgs_client::*",
         ],
         reason: "the server opens connections only through the callback guard, which checks the address, and to what only \
