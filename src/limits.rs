@@ -283,7 +283,7 @@ impl Limits {
         }
     }
 
-    /// Waits until it is the turn of an answer to an unregistered caller, at most for [`PATIENCE`].
+    /// Waits until it is the turn of an answer to an unregistered caller, at most for a second.
     pub async fn delay_unregistered(&self) {
         let turn = self.unregistered.lock().take(Instant::now(), PATIENCE);
         tokio::time::sleep(turn.unwrap_or(PATIENCE)).await;
