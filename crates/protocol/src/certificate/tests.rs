@@ -271,6 +271,36 @@ fn rules_and_types_are_read_back_from_their_names() {
     assert!("AUTH".parse::<CertificateType>().is_err());
 }
 
+/// RSASSA-PSS with these parameters: hash, mask function, its hash, salt, trailer.
+fn pss(hash: &[u8], mask: &[u8], mask_hash: &[u8], salt: u8, trailer: u8) -> Result<Scheme, AlgorithmError> {
+    let der = |tag: u8, content: &[u8]| [&[tag, content.len() as u8], content].concat();
+    let algorithm = |oid: &[u8], parameters: &[u8]| der(0x30, &[&der(6, oid)[..], parameters].concat());
+    let parameters = [
+        der(0xa0, &algorithm(hash, &[])),
+        der(0xa1, &algorithm(mask, &algorithm(mask_hash, &[]))),
+        der(0xa2, &der(2, &[salt])),
+        der(0xa3, &der(2, &[trailer])),
+    ];
+    let whole = algorithm(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10], &der(0x30, &parameters.concat()));
+    Scheme::read(&AlgorithmIdentifier::from_der(&whole).unwrap().1, None)
+}
+
+#[test]
+fn the_parameters_of_rsassa_pss_are_checked() {
+    const SHA256: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
+    const SHA512: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 3];
+    const MGF1: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8];
+    assert_eq!(pss(SHA256, MGF1, SHA256, 32, 1), Ok(Scheme::RsaPss { hash: Hash::Sha256, salt: 32 }));
+    assert_eq!(pss(SHA512, MGF1, SHA512, 20, 1), Ok(Scheme::RsaPss { hash: Hash::Sha512, salt: 20 }));
+    for (refused, what) in [
+        (pss(SHA256, SHA256, SHA256, 32, 1), "another mask function"),
+        (pss(SHA256, MGF1, SHA512, 32, 1), "two different hashes"),
+        (pss(SHA256, MGF1, SHA256, 32, 2), "an unknown trailer"),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains(what), "{what}");
+    }
+}
+
 #[test]
 fn rsassa_pss_verifies_with_any_salt() {
     let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
