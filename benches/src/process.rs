@@ -71,6 +71,10 @@ impl Drop for Server {
 /// Reads to the end, so that the process never waits for a reader; keeps what it said at first.
 fn listen<R>(stderr: ChildStderr, said: &Mutex<Vec<String>>, mut ready: impl FnMut(&str) -> Option<R>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        // What goes wrong while something is measured explains the figures.
+        if line.contains("\"level\":\"ERROR\"") {
+            eprintln!("{line}");
+        }
         drop(ready(&line));
         if let Ok(mut said) = said.lock()
             && said.len() < 100

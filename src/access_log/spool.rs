@@ -351,21 +351,27 @@ impl Spool {
         self.sync_now().await;
     }
 
-    async fn sync_now(&self) {
+    async fn sync_now(self: &Arc<Self>) {
         let (files, up_to) = {
             let mut inner = self.inner.lock();
             let current = inner.parts.back().map(|part| part.file.clone());
             let files: Vec<_> = inner.unsynced.drain(..).chain(current).collect();
             (files, inner.end.sequence)
         };
-        let folder = self.folder.clone();
+        let spool = self.clone();
         let outcome = on_a_thread(move || {
             for file in &files {
-                is_linked(file)?;
+                if let Err(error) = is_linked(file) {
+                    if spool.inner.lock().parts.iter().any(|part| Arc::ptr_eq(&part.file, file)) {
+                        return Err(error);
+                    }
+                    // The database has all its records, so it was deleted.
+                    continue;
+                }
                 file.sync_data()?;
             }
             // A new file is found again only when its name is on the disk.
-            if files.len() > 1 { File::open(folder)?.sync_all() } else { Ok(()) }
+            if files.len() > 1 { File::open(&spool.folder)?.sync_all() } else { Ok(()) }
         });
         match outcome.await {
             Ok(()) => self.synced.send_modify(|synced| synced.up_to = up_to),
@@ -743,6 +749,27 @@ mod tests {
         }
         spool.close();
         assert!(!spool.folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_shipped_before_it_was_synced_is_no_failure() {
+        let root = TempDir::new().unwrap();
+        let spool = open(root.path());
+        while files(&spool) < 4 {
+            spool.append(entry(1)).unwrap();
+        }
+        while spool.waiting() > 0 {
+            let parcel = spool.next(256).await.unwrap();
+            spool.has_shipped(&parcel);
+        }
+        while files(&spool) > 2 {
+            tokio::task::yield_now().await;
+        }
+        spool.sync_now().await;
+        assert_eq!(spool.state().refusing, None);
+        let last = spool.append(entry(2)).unwrap();
+        spool.sync_now().await;
+        assert!(spool.synced(last).await);
     }
 
     #[tokio::test]
