@@ -103,7 +103,9 @@ fn an_upload_that_passes_says_what_was_verified() {
     assert_eq!(verified.uploader_thumbprint(), CALLER.certificate.thumbprint());
     assert_eq!(verified.signing_thumbprint(), SIGNER.certificate.thumbprint());
     assert_eq!(verified.uploaded_at(), now());
-    assert_eq!(verified.usage(), Usage { keys: 5, bytes: 1234 });
+    let signature = verified.batch_signature().len() as u64;
+    let bytes = verified.payload_bytes() + 5 * 200 + signature + 1024;
+    assert_eq!(verified.usage(), Usage { keys: 5, bytes });
     assert_eq!(verified.key_id(), 4);
     assert_eq!(verified.content_hash().as_slice(), Sha256::digest(signed_bytes(&keys)).as_slice());
     assert!(verified.repeats().is_empty());
