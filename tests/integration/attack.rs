@@ -26,14 +26,13 @@ tests![
 ];
 
 /// A client whose certificate is not registered to call.
-fn unregistered(case: &Case, port: u16) -> Client {
-    let _ = case;
+fn unregistered(port: u16) -> Client {
     Client::new(port, Some(&participant("DE").callback), participant("DE").signing.clone())
 }
 
 async fn requests_sent_behind_a_refusal_are_neither_served_nor_recorded(case: &Case) {
     let gateway = case.gateway().await;
-    let mut connection = unregistered(case, gateway.address).connect();
+    let mut connection = unregistered(gateway.address).connect();
     let request = Client::download_request(case.today(), None).raw();
     connection.write(&request.repeat(100)).unwrap();
     connection.answer().refused(403, "forbidden");
@@ -145,7 +144,7 @@ async fn what_an_unregistered_caller_does_is_a_few_lines_in_the_log(case: &Case)
     case.prepare().await;
     let process = Process::start(&case.write_config(&case.config_text()));
     let before = process.log().len();
-    let client = unregistered(case, process.port);
+    let client = unregistered(process.port);
     for path in ["/diagnosiskeys/download/2026-11-22", "/nowhere", "/diagnosiskeys/upload"] {
         for _ in 0..50 {
             let mut connection = client.connect();

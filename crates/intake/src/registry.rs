@@ -258,6 +258,8 @@ impl Revocations {
             self.undone.push(format!("the revoked certificate {}", name(&row)));
             rows.push(row);
         }
+        // In the order in which the database lists them: rows in another order would be verified again.
+        rows.sort_by_key(|row| row.id);
         self.undone.sort_unstable();
     }
 }
@@ -363,21 +365,18 @@ impl Trust {
             loaded.at = at;
             return;
         }
-        let registry = {
-            let registry = Registry::verify(&rows, &self.anchor);
-            for reason in registry.refused() {
-                tracing::error!(
-                    reason,
-                    "a row of the certificate table is rejected; it may have been tampered with"
-                );
-            }
-            tracing::info!(
-                certificates = registry.entries.len(),
-                refused = registry.refused.len(),
-                "the certificate registry has changed and was loaded"
+        let registry = Registry::verify(&rows, &self.anchor);
+        for reason in registry.refused() {
+            tracing::error!(
+                reason,
+                "a row of the certificate table is rejected; it may have been tampered with"
             );
-            registry
-        };
+        }
+        tracing::info!(
+            certificates = registry.entries.len(),
+            refused = registry.refused.len(),
+            "the certificate registry has changed and was loaded"
+        );
         let mut loaded = self.loaded.write();
         let registry = Arc::new(registry.denying(self.denied.read().clone()));
         *loaded = Some(Loaded { rows, registry, at });

@@ -14,7 +14,7 @@ use super::{
     sql, statistics,
     tx::Queries,
 };
-use efgs_access_log::{ChainEnd, Entry, NOBODY, ORIGIN, Record, hex};
+use efgs_access_log::{ChainEnd, Entry, NOBODY, ORIGIN, Record, hex, unhex};
 
 /// Rows that one statement of the retention deletes.
 pub(super) const STEP: i64 = 5000;
@@ -319,7 +319,7 @@ impl Table for Record {
             entry.at.timestamp_micros(),
             entry.request_id,
             entry.country,
-            entry.thumbprint.map(|digits| unhex(&digits)),
+            entry.thumbprint.and_then(|digits| unhex(&digits)),
             entry.operation,
             entry.method,
             entry.path,
@@ -373,13 +373,6 @@ impl Row for Record {
         };
         Ok(Self { instance, sequence, entry, previous: cells.next()?, hash: cells.next()? })
     }
-}
-
-/// The bytes that hexadecimal digits stand for; none when they are not that.
-fn unhex(digits: &str) -> Vec<u8> {
-    let pairs = digits.as_bytes().chunks(2);
-    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    pairs.map(byte).collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl StoreError {
 
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. }) || self.refuses_writing()
+        self.is_unreachable() || self.refuses_writing()
     }
 
     /// Whether the database cannot or may not write what it is told to.
